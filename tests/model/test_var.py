@@ -1,0 +1,169 @@
+"""The transformer: what it may see, what training drops, initialisation, sizes, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from uvar_tune.errors import ConfigError
+from uvar_tune.model import PRESETS, VAR, VQVAE, preset
+from uvar_tune.model.attention import MASKED_POSITIONS, PrefixAttention, prefix_mask
+from uvar_tune.model.scales import OFFICIAL_SCALES, SCALES_512, boundaries, positions
+
+PARAMETERS = {"d16": 310_283_520, "d20": 600_917_136, "d24": 1_033_399_360, "d30": 2_010_020_356, "d36-s": 2_353_893_904}
+
+
+def given(var, batch=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.arange(batch), torch.randn(batch, positions(var.scales) - 1, 16, generator=generator)
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2, 3, 4), OFFICIAL_SCALES[10], (13, 14)])
+def test_attention_is_the_masked_one(scales):
+    length = positions(scales)
+    q, k, v = torch.randn(3, 2, 2, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    q.requires_grad_()
+    found = PrefixAttention(scales)(q, k, v, 0.7)
+    scores = 0.7 * q @ k.transpose(-1, -2) + prefix_mask(scales).double()
+    wanted = scores.softmax(-1) @ v
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(out.square().sum(), q)[0] for out in (found, wanted)]
+    assert torch.allclose(*gradients, rtol=0, atol=1e-11)
+    assert (len(PrefixAttention(scales).bounds) > 1) == (length > MASKED_POSITIONS)
+
+
+def test_a_position_sees_its_own_and_coarser_scales_only(var):
+    labels_B, teacher_input = given(var)
+    before = var(labels_B, teacher_input)
+    for start, end in boundaries(var.scales)[1:]:
+        changed = teacher_input.clone()
+        changed[:, end - 2] += 1.0  # the last position of this scale; the first input belongs to position 1
+        moved = (var(labels_B, changed) - before).abs().amax((0, 2)) > 1e-7
+        assert not moved[:start].any() and moved[start:].all()
+
+
+def test_evaluation_mode_drops_nothing_and_training_follows_the_given_masks(var):
+    labels_B, teacher_input = given(var)
+    var.train()
+    try:
+        noise = {"label_drop_B": torch.tensor([True, False, False]), "path_keep": torch.ones(4, 3, dtype=torch.bool)}
+        dropped = VAR(**{**var.settings(), "drop_path": 0.0})
+        dropped.load_state_dict(var.state_dict())
+        unconditional = labels_B.clone()
+        unconditional[0] = var.num_classes
+        assert torch.equal(dropped(labels_B, teacher_input, **noise), dropped.eval()(unconditional, teacher_input))
+        noise["path_keep"][2, 1] = False  # attention of the second block, second image
+        kept = var(labels_B, teacher_input, **{**noise, "path_keep": torch.ones(4, 3, dtype=torch.bool)})
+        changed = (var(labels_B, teacher_input, **noise) - kept).abs().amax((1, 2)) > 0
+        assert changed.tolist() == [False, True, False]
+    finally:
+        var.eval()
+    assert torch.equal(var(labels_B, teacher_input, **noise), var(labels_B, teacher_input))
+    assert not torch.equal(var(unconditional, teacher_input), var(labels_B, teacher_input))
+
+
+def test_noise_belongs_to_the_image_and_has_the_right_rates():
+    var = VAR(depth=4, width=8, heads=2, scales=(1, 2), vocab_size=4, code_dim=2, num_classes=3, drop_path=0.3)
+    together = var.draw_noise([torch.Generator().manual_seed(i) for i in range(4000)])
+    alone = var.draw_noise([torch.Generator().manual_seed(17)])
+    assert together["label_drop_B"][17] == alone["label_drop_B"][0]
+    assert torch.equal(together["path_keep"][:, 17], alone["path_keep"][:, 0])
+    assert together["label_drop_B"].float().mean() == pytest.approx(0.1, abs=0.02)
+    kept = together["path_keep"].float().mean(1)
+    assert torch.allclose(kept, torch.tensor([1.0, 1.0, 0.9, 0.9, 0.8, 0.8, 0.7, 0.7]), atol=0.03)
+
+
+def test_drop_path_keeps_the_mean():
+    """A branch that is kept counts 1/(1-p): the block's output averaged over the masks is that without drop path."""
+    var = VAR(depth=2, width=8, heads=2, scales=(1,), vocab_size=4, code_dim=2, num_classes=1, drop_path=0.25)
+    _, gates = var._drop(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.bool),
+                         torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 1, 1]]).bool())
+    assert torch.allclose(gates.mean(1), torch.ones(4))
+
+
+def test_hidden_states_and_checkpointing_give_the_same_logits_and_gradients(var):
+    labels_B, teacher_input = given(var)
+    plain = var(labels_B, teacher_input)
+    assert torch.equal(var.head(var(labels_B, teacher_input, hidden=True)), plain)
+    gradients = []
+    for recompute in (False, True):
+        var.activation_checkpointing = recompute
+        gradients.append(torch.autograd.grad(var(labels_B, teacher_input).square().sum(), list(var.parameters())))
+    var.activation_checkpointing = False
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_autocast_stays_near_float32(var):
+    labels_B, teacher_input = given(var)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = var(labels_B, teacher_input)
+    plain = var(labels_B, teacher_input)
+    assert logits.dtype == torch.float32
+    assert (logits - plain).abs().max() < 0.1 * plain.std()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_initialisation(shared):
+    """Standard deviations in units of sqrt(1/(3·width)); gates near zero, but not the shared projection."""
+    torch.manual_seed(0)
+    var = VAR(depth=6, width=256, heads=4, scales=(1, 2, 3, 4, 5), vocab_size=512, code_dim=32, num_classes=200,
+              shared_aln=shared)
+    unit, width = math.sqrt(1 / (3 * 256)), 256
+    branch = 1 / math.sqrt(2 * 6)
+    wanted = {"pos_start": 1, "pos_1LC": 1, "word_embed.weight": 1, "class_emb.weight": 1, "lvl_embed.weight": 1,
+              "blocks.3.attn.mat_qkv.weight": 1, "blocks.3.attn.proj.weight": branch, "blocks.3.ffn.fc1.weight": 1,
+              "blocks.3.ffn.fc2.weight": branch, "head_nm.ada_lin.1.weight": 0.5, "head.weight": 0.02}
+    state = var.state_dict()
+    found = {key: state[key] for key in wanted}
+    if shared:
+        wanted |= {"shared_ada_lin.1.weight": 1, "gates": 1e-3 * math.sqrt(3), "rest": 0.5 * math.sqrt(3)}
+        found["shared_ada_lin.1.weight"] = state["shared_ada_lin.1.weight"]
+        found["gates"], found["rest"] = state["blocks.3.ada_gss"][:, :, :2], state["blocks.3.ada_gss"][:, :, 2:]
+    else:
+        wanted |= {"gates": 1e-3, "rest": 0.5}
+        found["gates"], found["rest"] = state["blocks.3.ada_lin.1.weight"].split([2 * width, 4 * width])
+    for key, ratio in wanted.items():
+        spread = 4 / math.sqrt(2 * found[key].numel())  # four standard errors of a standard deviation
+        assert float(found[key].std()) / unit == pytest.approx(ratio, rel=spread), key
+    assert all(not value.any() for key, value in state.items() if key.endswith("bias"))
+    assert float(state["blocks.3.attn.scale_mul_1H11"].unique()) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_official_sizes(name):
+    vqvae, var = preset(name)
+    with torch.device("meta"):
+        tokenizer, transformer = VQVAE(**vqvae), VAR(**var)
+    counts = [sum(parameter.numel() for parameter in module.parameters()) for module in (tokenizer, transformer)]
+    if name in PARAMETERS:
+        assert counts == [108_948_355, PARAMETERS[name]]
+        assert tokenizer.image_size == (512 if name == "d36-s" else 256)
+        assert transformer.scales == (SCALES_512 if name == "d36-s" else OFFICIAL_SCALES[10])
+        assert transformer.path_drop[-1] == pytest.approx(0.1 * var["depth"] / 24)
+    with torch.device("meta"):
+        small = VAR(**preset(name, vocab_size=2048, num_classes=7)[1])
+    assert small.head.weight.shape[0] == 2048 and small.class_emb.weight.shape[0] == 8
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="'d36'.*did you mean 'd36-s'"):
+        preset("d36")
+
+
+def test_settings_make_the_same_transformer_again(var):
+    again = VAR(**var.settings()).eval()
+    again.load_state_dict(var.state_dict())
+    assert torch.equal(again(*given(var)), var(*given(var)))
+
+
+def test_bad_labels_and_inputs_are_refused(var):
+    labels_B, teacher_input = given(var)
+    for wrong in (-1, 11):
+        with pytest.raises(ConfigError, match=f"label {wrong} is not one of 0 … 9"):
+            var(torch.tensor([0, wrong, 2]), teacher_input)
+    with pytest.raises(ConfigError, match="teacher input of shape"):
+        var(labels_B, teacher_input[:, 1:])
+    with pytest.raises(ConfigError, match="width 30 is not a multiple of heads 4"):
+        VAR(**{**var.settings(), "width": 30})

@@ -1,0 +1,105 @@
+"""A study end to end by the commands a user types: searched, told, shown, exported, repeated."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import TINY
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def study(root, doors, tmp_path_factory):
+    """(directory, printed text) of a finished study of three trials."""
+    path = tmp_path_factory.mktemp("space") / "space.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "run": {**TINY["run"], "root": str(root)}}))
+    done = doors("sweep", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "tiny", done.stdout, path
+
+
+def test_it_ends_with_table_export_picture_and_what_to_open(study):
+    directory, text, _ = study
+    assert "trial 0 (baseline)" in text and "verdict: unconfirmed" in text
+    assert "MLflow UI:" in text and "optuna-dashboard" in text and "CPU seconds" in text
+    assert (directory / "report" / "report.html").stat().st_size > 10_000
+    assert len(list((directory / "report").glob("*.png"))) >= 1
+    assert len(list((directory / "export").glob("tiny-*.yaml"))) == 1
+
+
+def test_each_trial_has_its_files(study):
+    directory, _, _ = study
+    for number in range(3):
+        trial = directory / "trials" / f"{number:05d}"
+        assert (trial / "config.yaml").exists() and (trial / "metrics.jsonl").exists()
+        assert list((trial / "checkpoints").glob("*/manifest.json")) and list((trial / "samples").glob("*.png"))
+    baseline = yaml.safe_load((directory / "trials" / "00000" / "config.yaml").read_text())
+    assert baseline["objective"]["lambda_1"] == 0 and baseline["objective"]["lambda_2"] == 0
+
+
+def test_mlflow_shows_a_parent_and_its_trials(study, root):
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        rows = database.execute("select r.name, r.status, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid "
+                                "where t.key = 'uvar.study' and t.value = 'tiny' ").fetchall()
+        children = database.execute("select r.status, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid "
+                                    "where t.key = 'uvar.trial' and t.value like 'tiny/%'").fetchall()
+        assert [status for status, _ in children] == ["FINISHED"] * 3
+        for _, run in children:
+            keys = {key for (key,) in database.execute("select distinct key from metrics where run_uuid = ?", (run,))}
+            assert {"loss/total", "loss/ce", "loss/second_order", "loss/semantic_entropy", "fid", "nll_token",
+                    "code_usage", "conditional_accuracy"} <= keys
+            repeated = database.execute("select count(*) - count(distinct key || '/' || step) from metrics where run_uuid = ?",
+                                        (run,)).fetchone()[0]
+            assert repeated == 0
+            params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
+            assert {"objective.lambda_1", "objective.reference", "training.images", "evaluation.samples"} <= set(params)
+    assert rows
+
+
+def test_the_same_command_prints_the_table_and_another_space_is_refused(study, doors):
+    _, _, path = study
+    again = doors("sweep", path)
+    assert again.returncode == 0 and "all trials have finished" in again.stdout and "exported to" in again.stdout
+    other = doors("sweep", path, "training.learning_rate=0.001")
+    assert other.returncode == 2
+    assert "training.learning_rate was 0.002, is 0.001" in other.stderr and len(other.stderr.strip().splitlines()) == 1
+
+
+def test_report_and_export_by_their_doors(study, doors, root, tmp_path):
+    told = doors("report", "--study", "tiny", "--root", str(root), "--out", str(tmp_path / "report"))
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "report" / "report.html").exists()
+    made = doors("export", "--study", "tiny", "--root", str(root), "--top", "2", "--out", str(tmp_path / "export"))
+    assert made.returncode == 0, made.stderr
+    files = [Path(line) for line in made.stdout.split()]
+    assert len(files) == 2
+    tree = yaml.safe_load(files[0].read_text())
+    assert tree["verdict"] == "unconfirmed" and "space" not in tree
+    assert {"source", "versions", "seeds", "mlflow_run", "data_sha256", "scores"} <= set(tree["provenance"])
+    assert tree["provenance"]["mlflow_run"]
+
+
+def test_a_replay_gives_the_same_numbers_and_a_final_run_runs(study, doors, root):
+    directory, _, _ = study
+    export = next((directory / "export").glob("*.yaml"))
+    replay = doors("train", export, "--replay")
+    assert replay.returncode == 0, replay.stdout + replay.stderr
+    assert "every number is the same, bit for bit" in replay.stdout
+    two = doors("train", export, "--name", "two-workers", "run.workers=2", "training.images=1920")
+    assert two.returncode == 0, two.stdout + two.stderr
+    assert "checkpoints in" in two.stdout
+
+
+def test_generate_from_a_trial(study, doors, tmp_path):
+    directory, _, _ = study
+    made = doors("generate", directory / "trials" / "00000", "--label", "3", "--count", "4", "--cfg-scale", "2",
+                 "--out", tmp_path / "three.png")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG") and "CFG 2" in made.stdout
+    wrong = doors("generate", directory / "trials" / "00000", "--label", "12", "--out", tmp_path / "x.png")
+    assert wrong.returncode == 2 and "label 12" in wrong.stderr

@@ -1,0 +1,118 @@
+import dataclasses
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_study import study
+
+from uvar_tune.errors import ConfigError
+from uvar_tune.reporting import facts, write_report
+from uvar_tune.reporting.figures import Values
+from uvar_tune.reporting.study_figure import _OFF, _axis, _height
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; collects links, scripts and text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.links, self.scripts, self.words, self.rows = [], [], 0, [], 0
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        self.scripts += tag == "script"
+        self.rows += tag == "tr"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(pages) -> Page:
+    return Page(pages["html"].read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    results = study(tmp_path_factory.mktemp("study"), 24)
+    for trial, width in ((results.best, 546), (results.baseline, 3000)):
+        (trial.directory / "samples").mkdir()
+        Image.fromarray(np.zeros((300, width, 3), np.uint8)).save(trial.directory / "samples" / "000000003200.png")
+    return results
+
+
+def test_the_page_holds_all_and_needs_no_network(results, tmp_path):
+    pages = write_report(results, tmp_path)
+    assert sorted(pages) == ["html", "png", "profile", "training"] and all(path.stat().st_size > 5000 for path in pages.values())
+    page, text = read(pages), pages["html"].read_text()
+    assert len(page.links) == 5 and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "http://" not in text and "https://" not in text and page.scripts == 1
+    words = " ".join(page.words)
+    for wanted in ("Do λ1 and λ2 lower the FID?", "Verdict: unconfirmed", facts.text(results.best.value), "feature network",
+                   "abc123", "samples a score", "Best: trial", "Baseline: trial 0"):
+        assert wanted in words
+    assert page.rows == 24 + 1 + 2 + 1  # trials and their head, phases and theirs
+
+
+def test_a_wide_grid_of_samples_is_made_smaller(results, tmp_path):
+    assert len(read(write_report(results, tmp_path)).links[-2]) < 60_000
+    assert Image.open(results.baseline.directory / "samples" / "000000003200.png").width == 3000
+
+
+def test_text_is_text_whatever_it_holds_and_passwords_stay_out(results, tmp_path):
+    hostile = '<script>alert("$x_{")</script>'
+    config = {**results.config, "study": {"question": hostile}}
+    reference = {"type": "categorical", "choices": [hostile, "normal", "uniform", "dataset", "semantic"]}
+    space = {**results.space, "objective.reference": reference}
+    last = results.trials[-1]
+    trials = (*results.trials[:-1], dataclasses.replace(last, params={**last.params, "objective.reference": hostile}))
+    page = read(write_report(dataclasses.replace(results, config=config, space=space, trials=trials), tmp_path))
+    assert page.scripts == 1 and hostile in page.words
+    text = write_report(results, tmp_path)["html"].read_text()
+    assert "s3cret" not in text and "postgresql://db/optuna" in text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_smallest_studies(tmp_path, count):
+    results = study(tmp_path / "study", count)
+    trials = tuple(dataclasses.replace(trial, value=1.0, profile=[]) for trial in results.trials)
+    pages = write_report(dataclasses.replace(results, trials=trials, protocol={}), tmp_path)
+    assert "profile" not in pages and "Samples" not in " ".join(read(pages).words)
+
+
+def test_a_thousand_trials_and_a_score_to_maximise(tmp_path):
+    results = study(tmp_path / "study", 1000, direction="maximize")
+    pages = write_report(results, tmp_path)
+    assert read(pages).rows > 1000 and pages["html"].stat().st_size < 6_000_000
+
+
+def test_a_directory_that_cannot_be_written_is_one_clear_line(results, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_report(results, tmp_path / "file")
+
+
+def test_the_better_end_is_above_and_a_far_out_value_does_not_flatten_the_rest():
+    down, up = Values([1.0, 2.0, 3.0], "minimize"), Values([1.0, 2.0, 3.0], "maximize")
+    assert [down.place(value) for value in (1.0, 2.0, 3.0)] == [1.0, 0.5, 0.0] == [1 - up.place(value) for value in (1.0, 2.0, 3.0)]
+    many = Values([*np.linspace(1, 2, 20), 500.0], "minimize")
+    assert many.clipped and many.place(500.0) == 0.0 and many.place(1.0) == 1.0 and many.place(2.0) > 0.5
+    assert not down.clipped and Values([3.0], "minimize").place(3.0) == pytest.approx(0.5)
+
+
+def test_axes_place_values_as_they_are_searched(results):
+    axis = _axis(results, "objective.lambda_1", results.ranked())
+    middle = dataclasses.replace(results.best, params={"objective.lambda_1": (0.01 * 6.0) ** 0.5})
+    assert _height(axis, middle) == pytest.approx(0.5)
+    assert _height(axis, results.baseline) == _OFF
+    assert _height(_axis(results, "objective.reference", results.ranked()), results.baseline) == _OFF
+    assert [label for _, label in axis.ticks] == ["0.01", "0.1", "1", "6"]

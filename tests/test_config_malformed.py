@@ -1,0 +1,86 @@
+"""Whatever stands in a file or on the command line: a Config or a ConfigError of one line, never another exception."""
+
+from __future__ import annotations
+
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from uvar_tune.config import Config, dotted_names
+from uvar_tune.config_file import parse_yaml, read_config, validate
+from uvar_tune.errors import ConfigError
+from uvar_tune.space_entry import SpaceEntry
+
+MANY = settings(max_examples=450, deadline=None, database=None, derandomize=True,
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+SCALARS = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400)
+           | st.sampled_from(["normal", "semantic", "kl", "share", "profile", "tpe", "median", 1e308, 64, 0.1, -1]))
+PLAIN = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+                     max_leaves=8)
+SECTIONS = {name: field.annotation for name, field in Config.model_fields.items() if "." in " ".join(
+    other for other in dotted_names() if other.startswith(name + "."))}
+ENTRY = st.dictionaries(st.sampled_from(list(SpaceEntry.model_fields)),
+                        PLAIN | st.sampled_from(["scientific", "nuisance", "inference", "fixed", "float", "int", "categorical"])
+                        | st.dictionaries(st.sampled_from(dotted_names()), PLAIN, max_size=2), max_size=9)
+
+
+def section(name: str):
+    keys = [other.split(".")[1] for other in dotted_names() if other.startswith(name + ".")]
+    return st.dictionaries(st.sampled_from(keys), PLAIN, max_size=4) | PLAIN
+
+
+TREES = st.fixed_dictionaries({}, optional={
+    **{name: section(name) for name in SECTIONS},
+    "space": st.dictionaries(st.sampled_from(dotted_names()) | st.text(max_size=8), ENTRY | PLAIN, max_size=3) | PLAIN,
+    "verdict": PLAIN, "provenance": PLAIN, "other": PLAIN})
+
+
+def judged(read, *arguments) -> bool:
+    """Whether it was accepted; a refusal must be a ConfigError of one line."""
+    try:
+        read(*arguments)
+    except ConfigError as error:
+        assert error.message and "\n" not in error.message
+        return False
+    return True
+
+
+@MANY
+@given(TREES)
+def test_trees(tree):
+    judged(validate, tree, "tree")
+
+
+@MANY
+@given(st.dictionaries(st.sampled_from(dotted_names()), ENTRY, min_size=1, max_size=3))
+def test_spaces(space):
+    judged(validate, {"space": space}, "space")
+
+
+@MANY
+@given(TREES, st.randoms(use_true_random=False))
+def test_torn_and_altered_yaml(tree, random):
+    text = yaml.safe_dump(tree, allow_unicode=True)
+    for _ in range(3):
+        at = random.randrange(len(text) + 1)
+        text = text[:at] + random.choice(["", ":", "\t", "*a", "&b ", "}", "[", "- ", "!!map ", "\x07", "'", "%", "? "]) + text[
+            at + random.randrange(3):]
+    if judged(parse_yaml, text, "text"):
+        tree = parse_yaml(text, "text")
+        if isinstance(tree, dict):
+            judged(validate, tree, "text")
+
+
+@MANY
+@given(st.text(max_size=40))
+def test_any_text(text):
+    judged(parse_yaml, text, "text")
+
+
+@settings(MANY, max_examples=250)
+@given(st.lists(st.builds("{}={}".format, st.sampled_from(dotted_names()) | st.text(max_size=8), st.text(max_size=8)
+                          | SCALARS.map(str)), max_size=3), st.text(max_size=4))
+def test_any_overrides(tmp_path_factory, overrides, name):
+    path = tmp_path_factory.getbasetemp() / "plain.yaml"
+    path.write_text("study: {seed: 1}")
+    judged(lambda: read_config(path, overrides, name=name))

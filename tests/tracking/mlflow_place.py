@@ -1,0 +1,68 @@
+"""A study as the driver makes it, on MLflow's own SQLite store, and a look at that store's tables."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+from uvar_tune.tracking.record import Recorder
+from uvar_tune.tracking.sink import MLflowSink
+
+
+class Place:
+    """One ``run.root``: its database, the studies in it and what was said."""
+
+    def __init__(self, root: Path):
+        self.root, self.uri, self.said = root, f"sqlite:///{root / 'mlflow.db'}", []
+
+    def sink(self, study: str, uri: str | None = None) -> MLflowSink:
+        return MLflowSink(tracking_uri=uri or self.uri, experiment="uvar_tune", study=study, say=self.said.append,
+                          artifact_root=self.root / "mlartifacts", spool_dir=self.root / study / "mlflow")
+
+    def trial(self, study: str, number: int) -> Path:
+        directory = self.root / study / "trials" / f"{number:05d}"
+        (directory / "samples").mkdir(parents=True, exist_ok=True)
+        (directory / "config.yaml").write_text("training: {images: 640}\n")
+        return directory
+
+    def write(self, study: str, number: int, points: range, attempt: int = 1) -> Recorder:
+        """Steps of 64 images with two values each."""
+        recorder = Recorder(self.trial(study, number) / "metrics.jsonl", attempt=attempt)
+        for i in points:
+            recorder.metrics(64 * i, {"loss/total": 1 / (i + 1), "grad_norm": 2.0 + i})
+        return recorder
+
+    def query(self, sql: str, *arguments) -> list[tuple]:
+        return query(self.root / "mlflow.db", sql, *arguments)
+
+    def rows(self, run_id: str) -> list[tuple]:
+        """(key, step, value) of every metric row of a run, doubled ones doubled."""
+        return sorted(self.query("select key, step, value from metrics where run_uuid = ?", run_id))
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        return dict(self.query("select key, value from tags where run_uuid = ?", run_id))
+
+    def params(self, run_id: str) -> dict[str, str]:
+        return dict(self.query("select key, value from params where run_uuid = ?", run_id))
+
+    def runs(self, tag: str, value: str) -> list[str]:
+        return [row[0] for row in self.query("select r.run_uuid from runs r join tags t on r.run_uuid = t.run_uuid where "
+                                             "t.key = ? and t.value = ? and r.lifecycle_stage = 'active'", tag, value)]
+
+    def status(self, run_id: str) -> str:
+        return self.query("select status from runs where run_uuid = ?", run_id)[0][0]
+
+    def artifacts(self, run_id: str) -> set[str]:
+        folder = self.root / "mlartifacts" / run_id / "artifacts"
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def query(database: Path, sql: str, *arguments) -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+        return connection.execute(sql, arguments).fetchall()
+
+
+def expected(points: range) -> list[tuple]:
+    """The rows of `Place.write`."""
+    return sorted(row for i in points for row in (("loss/total", 64 * i, 1 / (i + 1)), ("grad_norm", 64 * i, 2.0 + i)))

@@ -1,0 +1,54 @@
+import math
+import os
+
+import pytest
+
+from uvar_tune.tracking.record import Recorder, read_records
+from uvar_tune.tracking.sink.content import missing_points, new_pictures, new_points
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    return Recorder(tmp_path / "metrics.jsonl")
+
+
+def test_points_carry_value_time_and_images(tmp_path, recorder):
+    recorder.metrics(64, {"loss/total": 0.5, "grad_norm": math.inf})
+    recorder.event("say", text="not a metric")
+    points, end = new_points(tmp_path, 0, [])
+    recorded = int(read_records(tmp_path / "metrics.jsonl")[0][0]["time"] * 1000)
+    assert points == [("loss/total", 0.5, recorded, 64), ("grad_norm", math.inf, recorded, 64)]
+    assert end == (tmp_path / "metrics.jsonl").stat().st_size and new_points(tmp_path, end, []) == ([], end)
+
+
+def test_the_profile_is_a_curve_over_cfg_and_its_second_scoring_is_left_out(tmp_path, recorder):
+    scored = []
+    for attempt_fid in (3.0, 3.5):  # an attempt killed while it scored scores again
+        recorder.event("score", images=640, cfg_scale=0.5, seeds="a", fid=attempt_fid, kid=math.nan)
+    recorder.event("score", images=640, cfg_scale=0.5, seeds="b", fid=4.0)
+    points, end = new_points(tmp_path, 0, scored)
+    assert [(key, value, step) for key, value, _, step in points if key.endswith("fid")] == [
+        ("profile/fid", 3.0, 500), ("profile_b/fid", 4.0, 500)]
+    assert math.isnan(next(value for key, value, _, _ in points if key == "profile/kid"))
+    recorder.event("score", images=640, cfg_scale=0.5, seeds="a", fid=9.0)
+    assert new_points(tmp_path, end, scored)[0] == []
+
+
+def test_final_scores_are_added_only_where_the_record_lacks_them(tmp_path, recorder):
+    recorder.metrics(64, {"kid": 1.0})
+    recorder.metrics(128, {"fid": 2.0})
+    at = int(read_records(tmp_path / "metrics.jsonl")[0][-1]["time"] * 1000)
+    assert missing_points(tmp_path, {"fid": 2.0, "kid": 0.5}, 7.0) == [("kid", 0.5, at, 128)]
+    assert missing_points(tmp_path / "nowhere", {"fid": 2.0}, 7.0) == [("fid", 2.0, 7000, 0)]
+
+
+def test_a_picture_is_sent_once_it_is_settled_and_again_when_it_changes(tmp_path):
+    path, sent = tmp_path / "000640.png", {}
+    path.write_bytes(b"half")
+    assert new_pictures(tmp_path, sent, settled=False) == []
+    os.utime(path, (1, 1))
+    [(found, mark)] = new_pictures(tmp_path, sent, settled=False)
+    sent[found.name] = mark
+    assert new_pictures(tmp_path, sent, settled=True) == []
+    path.write_bytes(b"whole")
+    assert [found for found, _ in new_pictures(tmp_path, sent, settled=True)] == [path]

@@ -1,0 +1,68 @@
+"""Interrupted equals uninterrupted, and several ranks equal one."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+from trainee import IMAGES, PLAN, curve, parameters
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_and_started_again_gives_the_same_bits(ranks, uninterrupted, tmp_path, world_size):
+    """Killed at 128 images, in the fourth epoch of 40; the newest checkpoint, 96, stands in the middle of an epoch."""
+    assert 96 % IMAGES and 128 % PLAN["checkpoint_images"]
+    assert ranks(tmp_path, world_size, die_at=128) == [-signal.SIGKILL] * world_size
+    assert not (tmp_path / "last.pt").exists()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000000000048", "000000000096"]
+    assert ranks(tmp_path, world_size) == [0] * world_size
+    whole = curve(uninterrupted[world_size])
+    points = curve(tmp_path)
+    assert [images for images, _ in points] == [32, 64, 96, 128, 128, 160, 192]  # 128 was recorded and computed again
+    assert points[3] == points[4]
+    assert points[:3] + points[4:] == whole
+    assert same_bits(parameters(tmp_path), parameters(uninterrupted[world_size]))
+
+
+def test_twice_the_same_bits(ranks, uninterrupted, tmp_path):
+    assert ranks(tmp_path, 1) == [0]
+    assert curve(tmp_path) == curve(uninterrupted[1])
+    assert same_bits(parameters(tmp_path), parameters(uninterrupted[1]))
+
+
+def seen(directory, world_size: int) -> list:
+    return [sorted(map(str, json.loads((directory / f"seen-{rank}.json").read_text()))) for rank in range(world_size)]
+
+
+def test_ranks_see_the_images_and_the_noise_that_one_rank_sees(uninterrupted):
+    """Row for row: the same tokens under the same label dropout and drop path, each once, half of them on each rank."""
+    alone, (first, second) = seen(uninterrupted[1], 1)[0], seen(uninterrupted[2], 2)
+    assert len(first) == len(second) == PLAN["images"] / 2
+    assert sorted(first + second) == alone
+
+
+@pytest.mark.parametrize("world_size, accumulate", [(1, 4), (2, 1), (2, 2)])
+def test_ranks_and_accumulation_equal_one_pass(ranks, uninterrupted, tmp_path, world_size, accumulate):
+    """Same global batch: the curve agrees to float32's rounding, grown by 12 steps of AdamW."""
+    directory = uninterrupted[2] if (world_size, accumulate) == (2, 1) else tmp_path
+    if directory == tmp_path:
+        assert ranks(tmp_path, world_size, accumulate=accumulate) == [0] * world_size
+    for (images, values), (expected_images, expected) in zip(curve(directory), curve(uninterrupted[1]), strict=True):
+        assert images == expected_images
+        assert values == pytest.approx(expected, rel=2e-4)
+    for name, value in parameters(uninterrupted[1]).items():
+        torch.testing.assert_close(parameters(directory)[name], value, atol=2e-4, rtol=1e-3)
+
+
+def test_divergence_on_one_rank_ends_all_ranks(ranks, tmp_path):
+    """The fifth step, after 64 images: the rank whose loss is finite ends as well, instead of waiting for ever."""
+    assert ranks(tmp_path, 2, diverging=1) == [0, 0]
+    for rank in range(2):
+        images, text = json.loads((tmp_path / f"diverged-{rank}.json").read_text())
+        assert images == 64 and "not a finite number" in text

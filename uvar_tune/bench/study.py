@@ -1,0 +1,151 @@
+"""A study of a thousand trials, fifty at a time, with training simulated: what asking, reporting and telling cost the driver.
+
+CPU seconds of this process a trial, split by who spends them: `sampler` and `pruner` (Optuna's, with what they read of the
+storage), `storage` (Optuna's, called by us), `own` (everything else of ask, report and tell, Optuna's share of these among
+it). Rows compare the first trials, the middle and the last, which must not have become dearer.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+
+from uvar_tune.config import Config
+from uvar_tune.config_file import validate
+from uvar_tune.study import search as search_module
+from uvar_tune.study.search import Search
+
+TRIALS, FLYING, WINDOW = {"journal": 1000, "sqlite": 150}, 50, 50  # a database takes minutes for what a journal does in seconds
+PARTIES = ("own", "sampler", "pruner", "storage")
+_STORAGE = [name for name in dir(optuna.storages.BaseStorage) if name.startswith(("get_", "set_", "create_", "check_"))]
+_SAMPLER = ("infer_relative_search_space", "sample_relative", "sample_independent", "before_trial", "after_trial")
+
+
+class _Account:
+    """CPU seconds by party; what sampler and pruner call of the storage is theirs."""
+
+    def __init__(self):
+        self.spent = dict.fromkeys(PARTIES, 0.0)
+        self._stack: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def of(self, party: str):
+        self._pass()
+        caller = self._stack[-1] if self._stack else None
+        self._stack.append(caller if caller in ("sampler", "pruner") else party)
+        try:
+            yield
+        finally:
+            self._pass()
+            self._stack.pop()
+
+    def _pass(self) -> None:
+        now = time.process_time()
+        if self._stack:
+            self.spent[self._stack[-1]] += now - self._since
+        self._since = now
+
+    def watch(self, thing, party: str, names):
+        """The same object, its methods on the account of ``party``."""
+        for name in names:
+            method = getattr(thing, name)
+
+            def paid(*args, _method=method, **kwargs):
+                with self.of(party):
+                    return _method(*args, **kwargs)
+            setattr(thing, name, paid)
+        return thing
+
+
+def _config(sampler: str, trials: int) -> Config:
+    entry = {"role": "scientific", "type": "float", "log": True, "baseline": 0}
+    return validate({
+        "study": {"name": "bench", "trials": trials, "sampler": sampler, "pruner": "median", "rungs": [8000, 16000]},
+        "space": {"objective.lambda_1": {**entry, "low": 0.01, "high": 6},
+                  "objective.lambda_2": {**entry, "low": 0.004, "high": 0.9},
+                  "objective.reference": {"role": "scientific", "type": "categorical", "choices": ["normal", "semantic"]},
+                  "objective.neighbours": {"role": "nuisance", "type": "float", "low": 2, "high": 32, "log": True,
+                                           "when": {"objective.reference": "semantic"}}}}, "bench")
+
+
+def _details(value: float, draw: random.Random) -> dict:
+    """As large as a real trial's: scores, a profile of five CFG scales, where it was made."""
+    scores = {f"score_{i}": draw.random() for i in range(20)}
+    profile = [{"cfg_scale": i, "seeds": "a", **dict(list(scores.items())[:6])} for i in range(6)]
+    return {"scores": {"fid": value, **scores}, "profile": profile, "params": {"inference.cfg_scale": 2.0}, "seconds": 60.0,
+            "images": 32_000, "outcome": "complete", "cpu_sec": {"training": 50.0, "evaluation": 9.0},
+            "made_by": {"commit": "0" * 40, "versions": {f"package_{i}": "1.2.3" for i in range(12)}}}
+
+
+def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], float]:
+    """(the cost of each end of a trial with the ask that follows it, growth of memory in MiB over the later half)."""
+    account, draw = _Account(), random.Random(0)
+    make, halfway_kib = search_module.make_sampler, 0
+    search = Search(_config(sampler, trials + FLYING), url)
+    account.watch(search.study._storage, "storage", _STORAGE)  # what Optuna put around a database, if it did
+    account.watch(search.study.pruner, "pruner", ("prune",))
+    search_module.make_sampler = lambda *args: account.watch(make(*args), "sampler", _SAMPLER)
+    flying, costs, before = deque(), [], dict(account.spent)
+    try:
+        while len(costs) < trials:
+            with account.of("own"):
+                flying.append(search.ask())
+            if len(flying) < FLYING:
+                before = dict(account.spent)
+                continue
+            ended = flying.popleft()
+            value = draw.random() + abs(ended.values["objective.lambda_1"] - 1)
+            with account.of("own"):
+                if any(search.report(ended.number, rung, value * 2) for rung in search.config.study.rungs):
+                    search.prune(ended.number, "stopped", _details(value, draw))
+                else:
+                    search.complete(ended.number, value, _details(value, draw))
+            costs.append({party: account.spent[party] - before[party] for party in before})
+            before = dict(account.spent)
+            if len(costs) == trials // 2:
+                halfway_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    finally:
+        search_module.make_sampler = make
+    return costs, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - halfway_kib) / 2**10
+
+
+def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
+    """Rows {storage, sampler, trials (which), own_ms, sampler_ms, pruner_ms, storage_ms (medians of the trials), own_to_first,
+    grown_mib, …machine}.
+
+    Args:
+        small: 150 trials on the journal file instead of 1,000 there and 150 on SQLite.
+        repeats: studies of each kind; the cheapest window of each counts, as noise only adds.
+    """
+    machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 2),
+               "optuna": optuna.__version__, "flying": FLYING}
+    rows = []
+    for kind in ("journal",) if small else ("journal", "sqlite"):
+        trials = 150 if small else TRIALS[kind]
+        for sampler in ("tpe", "random") if kind == "journal" else ("tpe",):
+            found = []
+            for _ in range(repeats):
+                with tempfile.TemporaryDirectory() as directory:
+                    path = Path(directory) / "study"
+                    found.append(_run(f"journal:{path}" if kind == "journal" else f"sqlite:///{path}", sampler, trials))
+            first = None
+            for start in (0, trials // 2 - WINDOW // 2, trials - WINDOW):
+                costs = {party: min(statistics.median(cost[party] for cost in costs[start:start + WINDOW]) for costs, _ in found)
+                         for party in PARTIES}
+                first = first or costs["own"]
+                rows.append({"storage": kind, "sampler": sampler, "trials": f"{start + 1}-{start + WINDOW}",
+                             **{f"{party}_ms": round(1e3 * mean, 3) for party, mean in costs.items()},
+                             "own_to_first": round(costs["own"] / first, 2),
+                             "grown_mib": round(min(grown for _, grown in found), 1), **machine})
+    return rows

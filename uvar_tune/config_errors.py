@@ -1,0 +1,46 @@
+"""What is wrong with a configuration, in one line: the key, the value, the rule, the nearest valid choice."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from uvar_tune.config import Config, Constraint, Section
+from uvar_tune.errors import ConfigError, nearest
+from uvar_tune.space_entry import SpaceEntry
+
+_LONGEST = 80  # characters of a value that are shown
+
+
+def complaint(error: ValidationError, where: str | None = None) -> ConfigError:
+    """The first complaint of a validation as a ConfigError."""
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    dotted, message = ".".join(place), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"unknown key {dotted!r}", where=where, nearest=nearest(dotted, _siblings(place)))
+    value = first.get("input")
+    shown = f" {_short(value)}" if isinstance(value, (str, int, float, bool)) else ""
+    near = None
+    if first["type"] == "literal_error":
+        near = nearest(value, [part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")])
+    message = message[0].lower() + message[1:] if first["type"] != "value_error" else message
+    return ConfigError(f"{dotted}{shown}: {message}" if place else message, where=where, nearest=near)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _siblings(place: list[str]) -> list[str]:
+    """The valid keys at ``place``, dotted."""
+    if len(place) == 1:
+        return list(Config.model_fields)
+    if place[0] == "space":
+        known = SpaceEntry.model_fields
+    elif place[:2] == ["study", "constraints"]:
+        known = Constraint.model_fields
+    else:
+        kind = Config.model_fields[place[0]].annotation
+        known = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else {}
+    return [".".join([*place[:-1], key]) for key in known]

@@ -1,0 +1,123 @@
+"""Directories that are either whole or not there: written aside, hashed, renamed into place.
+
+``manifest.json`` names each file with its size and SHA-256 and is written last. Readers check before they read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from uvar_tune.errors import ConfigError
+
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_directory(directory: Path, writers: Mapping[str, Callable[[Path], Any]], facts: Mapping[str, Any]) -> None:
+    """Write files and their manifest as one: ``directory`` holds all of them afterwards, or what it held before.
+
+    Args:
+        writers: file name → what writes it to the path given.
+        facts: further entries of the manifest.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staged = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
+    staged.mkdir()
+    try:
+        for name, write in writers.items():
+            write(staged / name)
+            _sync(staged / name)
+        files = {name: {"bytes": (staged / name).stat().st_size, "sha256": file_sha256(staged / name)} for name in writers}
+        (staged / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1, allow_nan=False))
+        _sync(staged / MANIFEST)
+        _sync(staged)
+        _put(staged, directory)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    _sync(directory.parent)
+
+
+def check_directory(directory: Path, *, needed: Collection[str], optional: Collection[str] = (),
+                    hashes: bool = True) -> dict[str, Any]:
+    """The manifest, after every file was found to be what it says.
+
+    Args:
+        needed: files that the manifest must name and that must be there.
+        optional: files that it may name; one of them may have been deleted since.
+        hashes: compare contents too, not sizes alone.
+
+    Raises:
+        ConfigError: no manifest, another file than these, one missing, of another size, or of another content.
+    """
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"no readable {MANIFEST} ({error})", where=str(directory)) from error
+    if not set(needed) <= set(files) <= {*needed, *optional}:
+        raise ConfigError(f"{MANIFEST} names {sorted(files)}, expected {sorted(needed)} and perhaps {sorted(optional)}",
+                          where=str(directory))
+    for name, (size, sha256) in files.items():
+        path = directory / name
+        if not path.is_file():
+            if name in optional:
+                continue
+            raise ConfigError(f"{name} is missing", where=str(directory))
+        if path.stat().st_size != size:
+            raise ConfigError(f"{name} has {path.stat().st_size:,} bytes, its manifest says {size:,}", where=str(directory))
+        if hashes and file_sha256(path) != sha256:
+            raise ConfigError(f"{name} does not have the content that its manifest states", where=str(directory))
+    return manifest
+
+
+def remove_directory(directory: Path) -> None:
+    """Delete a directory; whoever looks meanwhile sees it whole or not at all."""
+    aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
+    os.rename(directory, aside)
+    shutil.rmtree(aside)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Delete what writers that were killed left in ``parent``; for a directory with one writer at a time."""
+    for path in parent.glob(f".*.{'?' * 32}.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _put(staged: Path, directory: Path) -> None:
+    """Rename into place; whatever stands there goes, another writer's work too."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if directory.exists():
+                remove_directory(directory)
+        try:
+            return os.rename(staged, directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def _sync(path: Path) -> None:
+    """Have the system put a file or directory on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,197 @@
+"""The tokens of a set of images, computed once and memory-mapped by every trial.
+
+A directory: ``tokens.npy`` (rows x L), ``labels.npy``, ``manifest.json`` (sizes, hashes, what it was made from), which is
+renamed into place when whole. While it is built, finished shards stand beside it in ``NAME.parts``, so a build that was
+killed goes on where it was; a lock on ``.NAME.lock`` makes a second builder wait and find the first one's work.
+Row = image·crops + crop. Shapes: N rows, L = Σ p_k² positions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from uvar_tune.data.image_set import ImageSet, to_unit
+from uvar_tune.data.manifest import check_directory, write_directory
+from uvar_tune.errors import ConfigError
+from uvar_tune.model.scales import positions
+
+Progress = Callable[[int, int], None]
+_FILES = ("tokens.npy", "labels.npy")
+_SHARD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Attributes:
+        tokens_NL: uint16 (int32 for more than 65,536 codes), memory-mapped, read only.
+        labels_N: int64, of each row.
+        images: how many; rows = images·crops.
+        source: content hashes of images and tokenizer.
+    """
+
+    tokens_NL: np.ndarray
+    labels_N: np.ndarray
+    crops: int
+    scales: tuple[int, ...]
+    vocab_size: int
+    images: int
+    source: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: str | Path, *, hashes: bool = False) -> TokenCache:
+        """Map a finished cache.
+
+        Args:
+            hashes: read it all and compare contents too (sizes are always compared).
+
+        Raises:
+            ConfigError: none there, or not what its manifest says.
+        """
+        directory = Path(directory)
+        facts = check_directory(directory, needed=_FILES, hashes=hashes)
+        try:
+            tokens_NL = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            labels_N = np.load(directory / "labels.npy", allow_pickle=False)
+            found = cls(tokens_NL, labels_N, facts["crops"], tuple(facts["scales"]), facts["vocab_size"], facts["images"],
+                        facts["source"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"is no token cache ({error})", where=str(directory)) from error
+        rows = found.images * found.crops
+        if tokens_NL.shape != (rows, positions(found.scales)) or labels_N.shape != (rows,):
+            raise ConfigError(f"tokens {tokens_NL.shape} and labels {labels_N.shape} are not {rows} rows of the scales "
+                              f"{list(found.scales)}", where=str(directory))
+        return found
+
+
+def build_token_cache(directory: str | Path, images: ImageSet, vqvae, *, batch: int = 64, crops: int = 1,
+                      progress: Progress | None = None) -> TokenCache:
+    """Make the cache, or find it. One that is damaged is made anew.
+
+    Args:
+        directory: one for each set of images, tokenizer and number of crops.
+        vqvae: on whatever device.
+        batch: rows encoded at once; the last batch is padded, because kernels round by batch shape.
+        crops: of each image. Images in memory have no others, so all their crops are alike.
+        progress: called with (rows done, rows).
+
+    Raises:
+        ConfigError: images of another size, or a cache there of other images, tokenizer or crops.
+    """
+    directory = Path(directory)
+    if crops < 1 or batch < 1:
+        raise ConfigError(f"crops {crops} and batch {batch} must be at least 1", where="tokens")
+    if images.image_size != vqvae.image_size:
+        raise ConfigError(f"images of {images.image_size} px, the tokenizer takes {vqvae.image_size}", where="data.image_size",
+                          nearest=str(vqvae.image_size))
+    source = {"images": images.sha256, "tokenizer": _state_sha256(vqvae)}
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(directory.with_name(f".{directory.name}.lock")):
+        if (found := _existing(directory)) is None:
+            _build(directory, images, vqvae, batch, crops, source, progress)
+            found = TokenCache.open(directory)
+    if (found.source, found.crops) != (source, crops):
+        raise ConfigError(f"holds the tokens of other images, tokenizer or crops ({found.source}, {found.crops} crops)",
+                          where=str(directory))
+    return found
+
+
+def _existing(directory: Path) -> TokenCache | None:
+    """The cache if it is there and sound."""
+    try:
+        return TokenCache.open(directory, hashes=True)
+    except ConfigError:
+        return None
+
+
+def _build(directory: Path, images: ImageSet, vqvae, batch: int, crops: int, source: dict[str, Any],
+           progress: Progress | None) -> None:
+    rows, scales = len(images) * crops, tuple(vqvae.scales)
+    dtype = np.uint16 if vqvae.vocab_size <= 1 << 16 else np.int32
+    parts = directory.with_name(f"{directory.name}.parts")
+    plan = {"source": source, "crops": crops, "batch": batch, "rows": rows, "scales": scales}
+    _open_parts(parts, json.dumps(plan, sort_keys=True))
+    shard = max(batch, _SHARD_ROWS // batch * batch)
+    for start in range(0, rows, shard):
+        end = min(start + shard, rows)
+        if _shard(parts, start, (end - start, positions(scales)), dtype) is None:
+            _encode_shard(parts, start, end, images, vqvae, batch, crops, dtype, progress, rows)
+        if progress:
+            progress(end, rows)
+
+    def tokens(path: Path) -> None:
+        whole = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows, positions(scales)))
+        for start in range(0, rows, shard):
+            count = min(shard, rows - start)
+            whole[start : start + count] = _shard(parts, start, (count, positions(scales)), dtype)
+        whole.flush()
+
+    labels_N = images.labels_N.numpy().repeat(crops)
+    write_directory(directory, {"tokens.npy": tokens, "labels.npy": lambda path: np.save(path, labels_N)},
+                    {"scales": list(scales), "vocab_size": vqvae.vocab_size, "crops": crops, "images": len(images),
+                     "source": source})
+    shutil.rmtree(parts)
+
+
+def _open_parts(parts: Path, plan: str) -> None:
+    """The directory of shards, emptied where they were made by another plan."""
+    if parts.exists() and (not (parts / "plan.json").exists() or (parts / "plan.json").read_text() != plan):
+        shutil.rmtree(parts)
+    parts.mkdir(exist_ok=True)
+    (parts / "plan.json").write_text(plan)
+
+
+def _shard(parts: Path, start: int, shape: tuple[int, int], dtype) -> np.ndarray | None:
+    """A finished shard, or None."""
+    try:
+        found = np.load(parts / f"{start:012d}.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return found if (found.shape, found.dtype) == (shape, dtype) else None
+
+
+@torch.no_grad()
+def _encode_shard(parts: Path, start: int, end: int, images: ImageSet, vqvae, batch: int, crops: int, dtype,
+                  progress: Progress | None, total: int) -> None:
+    device, tokens = vqvae.codebook_VC.device, []
+    for first in range(start, end, batch):
+        row_B = torch.arange(first, min(first + batch, end))
+        padded_B = torch.cat([row_B, row_B[-1:].expand(batch - len(row_B))])
+        pixels = to_unit(images.crops(padded_B // crops, padded_B % crops).to(device))
+        tokens.append(torch.cat(vqvae.encode(pixels), 1)[: len(row_B)].cpu().numpy().astype(dtype))
+        if progress:
+            progress(first + len(row_B), total)
+    staged = parts / f".{uuid.uuid4().hex}.tmp"
+    with staged.open("wb") as handle:
+        np.save(handle, np.concatenate(tokens))
+        handle.flush()
+        os.fsync(handle.fileno())
+    staged.replace(parts / f"{start:012d}.npy")
+
+
+def _state_sha256(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}/{value.dtype}/{tuple(value.shape)}/".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file, waiting for it as long as it takes; the system lets go of it when a holder dies."""
+    with path.open("ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,70 @@
+"""What every door does alike: one clear line and exit code 2 for bad input, a clean end on Ctrl-C, usage on --help.
+
+The doors import nothing heavy before their arguments are parsed, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from uvar_tune.errors import ConfigError, Diverged
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a Typer command as a program; ``command`` returns an exit code or None."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
+                      context_settings={"help_option_names": ["-h", "--help"]})
+    app.command()(command)
+    try:
+        code = app(standalone_mode=False)
+    except ConfigError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = BAD_INPUT
+    except Diverged as error:
+        print(f"error: training diverged after {error.images} images: {error}", file=sys.stderr)
+        code = FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; the same command continues", file=sys.stderr)
+        code = INTERRUPTED
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors: unknown option, missing argument
+            print(f"error: {error.format_message()}", file=sys.stderr)
+            code = BAD_INPUT
+        else:
+            raise
+    sys.stdout.flush()
+    sys.exit(code or 0)
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(files, ``key=value`` overrides) out of the positional arguments."""
+    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    return [argument for argument in arguments if argument not in overrides], overrides
+
+
+def one_file(arguments: list[str], default: str | None = None) -> tuple[str, list[str]]:
+    """The one file among the arguments (or the default) and the overrides."""
+    files, overrides = split_overrides(arguments)
+    if len(files) > 1:
+        raise ConfigError(f"one file expected, got {files}", where="command line")
+    if not files and default is None:
+        raise ConfigError("a configuration file is missing", where="command line")
+    return (files[0] if files else default), overrides
+
+
+def default_space() -> str:
+    """`search_spaces/digits.yaml`, here or beside the package."""
+    here = Path("search_spaces/digits.yaml")
+    return str(here if here.exists() else Path(__file__).resolve().parent.parent / here)
+
+
+def say(text: str) -> None:
+    """A line of progress, seen at once also through a pipe."""
+    print(text, flush=True)

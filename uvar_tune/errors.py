@@ -1,0 +1,62 @@
+"""The few ways in which things fail, as types (a failure has a defined meaning for the sampler and for the exit code)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UvarError(Exception):
+    """Base of all errors that the package raises on purpose."""
+
+
+class ConfigError(UvarError, ValueError):
+    """Something a user controls is wrong. Doors print it as one line on stderr and exit with code 2.
+
+    Args:
+        message: the value and the rule it breaks.
+        where: file and key, or argument, in which the value stands.
+        nearest: the nearest valid choice.
+    """
+
+    def __init__(self, message: str, *, where: str | None = None, nearest: str | None = None):
+        self.message, self.where, self.nearest = message, where, nearest
+        text = f"{where}: {message}" if where else message
+        super().__init__(f"{text}; did you mean {nearest!r}?" if nearest else text)
+
+    def __reduce__(self):
+        return _rebuild_config_error, (type(self), self.message, self.where, self.nearest)
+
+
+def _rebuild_config_error(cls, message, where, nearest):
+    return cls(message, where=where, nearest=nearest)
+
+
+class Diverged(UvarError):
+    """Training left the finite numbers: a typed outcome of a trial, never a score."""
+
+    def __init__(self, message: str, *, images: int = 0):
+        self.images = images
+        super().__init__(message)
+
+    def __reduce__(self):
+        return _rebuild_diverged, (str(self), self.images)
+
+
+def _rebuild_diverged(message, images):
+    return Diverged(message, images=images)
+
+
+def nearest(value: object, choices: Iterable[object]) -> str | None:
+    """The choice spelled most like ``value``, or None where nothing is near."""
+    found = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def choose(value, choices: Iterable, what: str, where: str | None = None):
+    """``value`` if it is one of ``choices``; else a ConfigError that lists them and names the nearest."""
+    options = list(choices)
+    if value in options:
+        return value
+    listed = ", ".join(str(option) for option in options)
+    raise ConfigError(f"unknown {what} {value!r} (one of: {listed})", where=where, nearest=nearest(value, options))

@@ -1,0 +1,312 @@
+"""FID, KID, IS, precision and recall by torch-fidelity, of which this is the only importer (lazily: it costs seconds).
+
+A feature network is one of torch-fidelity's own, by its name, or `digits`, our classifier registered with it. Features
+of generated images are computed once and serve every metric; those of the reference are cached under the content hash
+of the reference images and of the weights, by atomic rename, so that trials and nodes share them.
+
+Shapes: N generated and M reference images (uint8, N3HW), F features, Y logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uvar_tune.errors import ConfigError, choose
+from uvar_tune.evaluation.features import check_images, content_hash, load_classifier, write_atomic
+
+FIDELITY_METRICS = ("fid", "kid", "is", "precision", "recall")
+INCEPTION = "inception-v3-compat"
+EXTRACTORS = ("digits", INCEPTION, "vgg16", *(f"dinov2-vit-{size}-14" for size in "sblg"), "clip-rn50", "clip-rn101",
+              "clip-rn50x4", "clip-rn50x16", "clip-rn50x64", "clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14",
+              "clip-vit-l-14-336px")
+SMALLEST_SET = 16
+NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
+_INCEPTION_FILE, _INCEPTION_SHA256 = "weights-inception-2015-12-05-6726825d.pth", "6726825d"
+
+
+class FidelityWarning(UserWarning):
+    """A number was computed but means less than it seems to."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the metrics need of a set of images: features_NF (FID, KID, precision, recall), logits_NY (IS)."""
+
+    features_NF: Tensor
+    logits_NY: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features_NF)
+
+
+class Extractor:
+    """A feature network on a device: called with uint8 images, it returns their `Features` as float32 on the CPU.
+
+    Attributes: name; weights_hash (SHA-256 of the loaded state); both belong to the protocol of a number.
+    """
+
+    def __init__(self, name: str, network, device: str):
+        self.name, self.device, self.network = name, device, network.to(device)
+        self.weights_hash = content_hash(network)
+        self._layers = [network.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
+
+    @torch.no_grad()
+    def __call__(self, images, *, chunk: int = 128, progress: Callable[[int, int], None] | None = None) -> Features:
+        """Features of indexable uint8 images; chunks have one fixed size, because kernels round by batch shape."""
+        parts: list[dict[str, Tensor]] = []
+        for start in range(0, len(images), chunk):
+            part_B3HW = torch.as_tensor(images[start:start + chunk])
+            check_images(part_B3HW, where=f"images for feature network {self.name!r}")
+            padding = part_B3HW[:1].expand(chunk - len(part_B3HW), -1, -1, -1)
+            outputs = self.network(torch.cat([part_B3HW, padding]).to(self.device))
+            found = self.network.convert_features_tuple_to_dict(outputs)
+            parts.append({layer: found[layer][:len(part_B3HW)].float().cpu() for layer in found})
+            if progress:
+                progress(min(start + chunk, len(images)), len(images))
+        features_NF, logits_NY = (torch.cat([part[layer] for part in parts]) for layer in self._layers)
+        if not (torch.isfinite(features_NF).all() and torch.isfinite(logits_NY).all()):
+            raise ConfigError("features are not finite: damaged weights", where=f"feature network {self.name!r}")
+        return Features(features_NF, logits_NY)
+
+
+def check_extractor(name: str, weights: str | Path | None = None) -> None:
+    """The part of `open_extractor` that costs nothing: ConfigError for an unknown name or a path that is not there."""
+    choose(name, EXTRACTORS, "feature network", "evaluation.extractor")
+    if name == "digits" and weights is None:
+        raise ConfigError("the feature network 'digits' needs the directory of a trained classifier",
+                          where="evaluation.weights")
+    if name.startswith("dinov2") and weights is not None:
+        raise ConfigError("DINOv2 comes from torch.hub's cache; a path is not supported", where="evaluation.weights")
+    if weights is not None and not Path(weights).exists():
+        raise ConfigError(f"{weights} does not exist", where="evaluation.weights")
+
+
+def open_extractor(name: str, *, weights: str | Path | None = None, device: str = "cpu") -> Extractor:
+    """Loads a feature network.
+
+    Args:
+        name: one of `EXTRACTORS`.
+        weights: directory of a digits classifier, or a file of torch-fidelity's weights. Without it torch-fidelity
+            downloads its own (Inception's checksum is verified here).
+
+    Raises ConfigError for an unknown name, missing or unfit weights, a failed download.
+    """
+    check_extractor(name, weights)
+    import torch_fidelity.utils as fidelity_utils
+
+    _register_digits()
+    if name == INCEPTION and weights is None:
+        weights = _inception_weights()
+    if name in (INCEPTION, "vgg16") and weights is not None:
+        _check_state_dict(Path(weights))
+    cls = fidelity_utils.FEATURE_EXTRACTORS_REGISTRY[name]
+    layers = list(dict.fromkeys(cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")))
+    try:
+        network = fidelity_utils.create_feature_extractor(
+            name, layers, cuda=False, verbose=False, feature_extractor_weights_path=weights and str(weights))
+    except (OSError, RuntimeError) as error:  # no network; keys or shapes that do not fit
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"cannot load {name!r} from {weights or 'its download'}: {first_line}",
+                          where="evaluation.weights") from error
+    return Extractor(name, network, device)
+
+
+def _register_digits() -> None:
+    """Registers `digits` with torch-fidelity, once in each process (its base class needs the lazy import)."""
+    from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    if "digits" in FEATURE_EXTRACTORS_REGISTRY:
+        return
+
+    class DigitsExtractor(FeatureExtractorBase):
+        def __init__(self, name, features_list, feature_extractor_weights_path=None, **kwargs):
+            super().__init__(name, features_list)
+            self.classifier = load_classifier(feature_extractor_weights_path)
+
+        @staticmethod
+        def get_provided_features_list():
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile():
+            return torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+
+        def forward(self, images_B3HW):
+            found = dict(zip(("features", "logits"), self.classifier(images_B3HW), strict=True))
+            return tuple(found[layer] for layer in self.features_list)
+
+    register_feature_extractor("digits", DigitsExtractor)
+
+
+def _inception_weights() -> Path:
+    """torch-fidelity's Inception file in torch.hub's cache, downloaded when missing, its checksum verified."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _INCEPTION_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"cannot download {URL_INCEPTION_V3} ({error}); give the file's path",
+                              where="evaluation.weights") from error
+    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(_INCEPTION_SHA256):
+        raise ConfigError(f"{path} is damaged: its SHA-256 does not begin with {_INCEPTION_SHA256}; delete it",
+                          where="evaluation.weights")
+    return path
+
+
+def _check_state_dict(path: Path) -> None:
+    """torch-fidelity unpickles whatever the file holds: make sure beforehand that it holds tensors only."""
+    import pickle
+
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path} is not a file of weights ({str(error).splitlines()[0]})",
+                          where="evaluation.weights") from error
+
+
+def images_sha256(images) -> str:
+    """SHA-256 of shape and bytes of uint8 images: an ImageSet's own ``sha256``, else computed."""
+    known = getattr(images, "sha256", None)
+    if known is not None:
+        return known
+    images_N3HW = torch.as_tensor(images).contiguous()
+    digest = hashlib.sha256(str(tuple(images_N3HW.shape)).encode())
+    digest.update(images_N3HW.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def reference_features(reference, extractor: Extractor, *, cache_root: str | Path | None = None,
+                       progress: Callable[[int, int], None] | None = None) -> Features:
+    """Features of a reference set (uint8 tensor or ImageSet), computed once for each content and each weights hash."""
+    images = getattr(reference, "images", reference)
+    if cache_root is None:
+        return extractor(images, progress=progress)
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    name = f"{extractor.name}-{extractor.weights_hash[:16]}-{images_sha256(reference)[:16]}.safetensors"
+    path = Path(cache_root) / name
+    if path.exists():
+        try:
+            found = load(path.read_bytes())
+        except SafetensorError as error:
+            raise ConfigError(f"the cached features are damaged ({error}); delete the file", where=str(path)) from error
+        return Features(found["features"], found["logits"])
+    features = extractor(images, progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save({"features": features.features_NF.contiguous(), "logits": features.logits_NY.contiguous()}))
+    return features
+
+
+def fidelity_scores(generated, reference, *, extractor: str | Extractor = INCEPTION, weights: str | Path | None = None,
+                    device: str = "cpu", cache_root: str | Path | None = None,
+                    metrics: Sequence[str] = FIDELITY_METRICS, seed: int = 2020, kid_subset_size: int | None = None,
+                    progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+    """Scores of generated against reference images: `fid`, `kid`, `is` (and `is_std`), `precision`, `recall`, `f1`.
+
+    Args:
+        generated: uint8 N3HW, in the order of the image index.
+        reference: uint8 M3HW or an ImageSet.
+        extractor, weights, device: see `open_extractor`; an open `Extractor` saves loading it again.
+        metrics, seed, kid_subset_size: see `scores_from_features`.
+        progress: called with (images done, images) while features of generated images are computed.
+
+    Raises ConfigError for unfit images (type, another resolution, too few) and whatever `open_extractor` refuses.
+    """
+    _check_sets(generated, getattr(reference, "images", reference))
+    network = extractor
+    if not isinstance(network, Extractor):
+        network = open_extractor(network, weights=weights, device=device)
+    known = reference_features(reference, network, cache_root=cache_root)
+    return scores_from_features(network(generated, progress=progress), known, metrics=metrics, seed=seed,
+                                kid_subset_size=kid_subset_size)
+
+
+def scores_from_features(generated: Features, reference: Features, *, metrics: Sequence[str] = FIDELITY_METRICS,
+                         seed: int = 2020, kid_subset_size: int | None = None) -> dict[str, float]:
+    """The scores of `fidelity_scores` from features, which ranks may have computed in shares.
+
+    Args:
+        metrics: any of `FIDELITY_METRICS`; with precision and recall comes `f1`, their harmonic mean, with `is` comes
+            `is_std`, its standard deviation over the splits.
+        seed: of KID's subsets and of the shuffling before IS's ten splits (its lowest 32 bits serve).
+        kid_subset_size: None for the largest that both sets allow, at most torch-fidelity's 1,000.
+    """
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    for metric in metrics:
+        choose(metric, FIDELITY_METRICS, "fidelity metric", "evaluation.metrics")
+    _check_counts(generated, reference, metrics, kid_subset_size)
+    seed &= 0xFFFFFFFF
+    pair, scores = (generated.features_NF, reference.features_NF), {}
+    if "fid" in metrics:
+        scores["fid"] = fid_statistics_to_metric(*(fid_features_to_statistics(some.double()) for some in pair), False)
+    if "kid" in metrics:
+        size = kid_subset_size or min(1000, len(generated), len(reference))
+        scores["kid"] = kid_features_to_metric(*pair, kid_subset_size=size, rng_seed=seed, verbose=False)
+    if "is" in metrics:
+        scores["is"] = isc_features_to_metric(generated.logits_NY, rng_seed=seed)
+        scores["is_std"] = {"over splits": scores["is"]["inception_score_std"]}
+    found = {name: float(next(iter(value.values()))) for name, value in scores.items()}  # the mean comes first
+    if {"precision", "recall"} & set(metrics):
+        found |= _precision_recall(*pair, metrics)
+    assert all(np.isfinite(value) for value in found.values()), found
+    return found
+
+
+def _precision_recall(generated_NF: Tensor, reference_MF: Tensor, metrics: Sequence[str]) -> dict[str, float]:
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    settings: dict[str, Any] = {"prc_neighborhood": NEIGHBOURS, "save_cpu_ram": True, "verbose": False}
+    found = prc_features_to_metric(generated_NF.double(), reference_MF.double(), **settings)
+    scores = {name: found[name] for name in ("precision", "recall") if name in metrics}
+    return scores | ({"f1": found["f_score"]} if len(scores) == 2 else {})
+
+
+def _check_sets(generated, reference) -> None:
+    """What can be said before any feature is computed: type, count and resolution of both sets."""
+    sizes = []
+    for what, some in (("generated images", generated), ("reference images", reference)):
+        if len(some) < SMALLEST_SET:
+            raise ConfigError(f"{len(some)} are too few, at least {SMALLEST_SET} are needed", where=what)
+        first = torch.as_tensor(some[:1])
+        check_images(first, where=what)
+        sizes.append("x".join(str(side) for side in first.shape[2:]))
+    if sizes[0] != sizes[1]:
+        raise ConfigError(f"they are {sizes[1]}, the generated images {sizes[0]}", where="reference images")
+
+
+def _check_counts(generated: Features, reference: Features, metrics: Sequence[str],
+                  kid_subset_size: int | None) -> None:
+    smallest, width = min(len(generated), len(reference)), generated.features_NF.shape[1]
+    if smallest < SMALLEST_SET:
+        raise ConfigError(f"{smallest} images are too few, at least {SMALLEST_SET} are needed", where="fidelity")
+    if "kid" in metrics and kid_subset_size is not None and not 2 <= kid_subset_size <= smallest:
+        raise ConfigError(f"kid_subset_size {kid_subset_size} must lie between 2 and {smallest}, the smaller set",
+                          where="fidelity", nearest=str(smallest))
+    if "fid" in metrics and smallest <= width:
+        warnings.warn(f"FID from {smallest} images with {width} features is biased upwards: the covariance is singular",
+                      FidelityWarning, stacklevel=3)

@@ -1,0 +1,65 @@
+"""The scorecard of uncertainty preservation: what a VAR's predictions keep of it, scale by scale.
+
+Predictive entropy, dispersion beside the reference that training aims at (Eq. 3, 4) and semantic entropy (Eq. 5) on
+held-out tokens under teacher forcing; it is read next to FID.
+
+Shapes: N images, B chunk, L positions, K scales, V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from uvar_tune.evaluation.likelihood import evaluating, teacher_forced
+from uvar_tune.model.scales import boundaries
+from uvar_tune.objective import composite_loss
+from uvar_tune.objective.dispersion import anchor_of
+from uvar_tune.objective.moments import prepare_codes
+
+
+def scorecard(var, vqvae, tokens_NL, labels_N, *, classes_V: Tensor, reference_variance_K: Sequence[float],
+              dispersion: str = "embedding", normalize: str = "relative", chunk: int = 64,
+              device="cpu") -> dict[str, float]:
+    """Means over positions of each scale (`/scale_k`, k from 1) and over all positions (no suffix).
+
+    `entropy` and `semantic_entropy` in nats; `dispersion` and `dispersion_reference` in units of the anchor where
+    ``normalize`` is `relative`, else of the dispersion; `dispersion_ratio` = √(dispersion / reference), 1 where the
+    spread is the preferred one (absent at scales whose reference is 0).
+
+    Args:
+        classes_V: semantic class of each code.
+        reference_variance_K: σ²⋆ of each scale, before normalisation, as `composite_loss` takes it.
+    """
+    scales = tuple(var.settings()["scales"])
+    setting = {"scales": scales, "codebook": vqvae.codebook_VC.detach().to(device),
+               "classes": torch.as_tensor(classes_V).to(device),
+               "reference_variance": torch.as_tensor(reference_variance_K).to(device), "lambda_1": 0.0, "lambda_2": 0.0,
+               "dispersion": dispersion, "normalize": normalize}
+    names = ("entropy", "dispersion", "semantic_entropy")
+    sums_L = {name: 0.0 for name in names}
+    with evaluating(var, vqvae):
+        for logits_BLV, tokens_BL in teacher_forced(var, vqvae, tokens_NL, labels_N, chunk=chunk, device=device):
+            log_p_BLV = logits_BLV.log_softmax(-1)
+            entropy_BL = -(log_p_BLV.exp() * log_p_BLV).sum(-1)
+            found = composite_loss(logits_BLV, tokens_BL, **setting).positions | {"entropy": entropy_BL.mean(0)}
+            for name in names:
+                sums_L[name] = sums_L[name] + found[name].double().cpu() * len(tokens_BL)
+    means_L = {name: total_L / len(tokens_NL) for name, total_L in sums_L.items()}
+    anchor = anchor_of(dispersion, prepare_codes(setting["codebook"].double())) if normalize == "relative" else 1.0
+    return _by_scale(means_L, [float(value) / anchor for value in reference_variance_K], scales)
+
+
+def _by_scale(means_L: dict[str, Tensor], reference_K: list[float], scales: tuple[int, ...]) -> dict[str, float]:
+    parts = boundaries(scales)
+    means_L["dispersion_reference"] = torch.cat([torch.full((end - start,), value, dtype=torch.float64)
+                                                 for value, (start, end) in zip(reference_K, parts, strict=True)])
+    found = {}
+    for suffix, (start, end) in [("", (0, parts[-1][1])), *((f"/scale_{k}", p) for k, p in enumerate(parts, start=1))]:
+        means = {name: float(values_L[start:end].mean()) for name, values_L in means_L.items()}
+        if means["dispersion_reference"] > 0:
+            means["dispersion_ratio"] = (means["dispersion"] / means["dispersion_reference"]) ** 0.5
+        found |= {f"{name}{suffix}": value for name, value in means.items()}
+    return found

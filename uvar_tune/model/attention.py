@@ -1,0 +1,106 @@
+"""Self-attention of the VAR: projections, and what a query may see.
+
+A position sees its own scale and all coarser ones. So the queries of a scale see exactly a prefix of the keys, and
+attention without a mask over that prefix is exact: nothing is computed and thrown away, and no L x L mask exists.
+Measured on one CPU thread, forward and backward, 64 channels a head: 680 positions 27.9 ms against 34.0 ms under one
+mask; 155 positions 13.4 ms under one mask against 17.4 ms with a call for each scale, hence `MASKED_POSITIONS`.
+
+Legend: B batch, H heads, L positions, d head dimension, C = H·d.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from uvar_tune.model.scales import boundaries, level_L
+
+MAX_LOG_SCALE = math.log(100)
+MASKED_POSITIONS = 160  # scales that end up to here are attended together, under a mask
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]  # (q, k, v, scale) → (B, H, L, d)
+
+
+class SelfAttention(nn.Module):
+    """Fused projection (no bias on the keys), attention through ``attend``, output projection."""
+
+    def __init__(self, width: int, heads: int, l2_norm: bool):
+        super().__init__()
+        self.heads, self.l2_norm = heads, l2_norm
+        self.scale = 1.0 if l2_norm else 0.25 / math.sqrt(width // heads)
+        if l2_norm:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BLC: torch.Tensor, attend: Attend) -> torch.Tensor:
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x_BLC, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        q_BHLd, k_BHLd, v_BHLd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.l2_norm:
+            sharpness_1H11 = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
+            q_BHLd = (F.normalize(q_BHLd, dim=-1) * sharpness_1H11).to(v_BHLd.dtype)
+            k_BHLd = F.normalize(k_BHLd, dim=-1).to(v_BHLd.dtype)
+        mixed_BHLd = attend(q_BHLd, k_BHLd, v_BHLd, self.scale)
+        return self.proj(mixed_BHLd.transpose(1, 2).flatten(2))
+
+
+class PrefixAttention:
+    """Attention over all positions at once: the queries of each scale on the keys up to its end.
+
+    The small scales at the beginning share one call with a small mask, which is faster than a call for each.
+    """
+
+    def __init__(self, scales: Sequence[int]):
+        bounds = boundaries(scales)
+        self.together = max(k for k, (_, end) in enumerate(bounds, start=1) if k == 1 or end <= MASKED_POSITIONS)
+        self.first = tuple(scales[: self.together])
+        self.bounds = [(0, bounds[self.together - 1][1]), *bounds[self.together :]]
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        mask = _mask_on(self.first, q.device, q.dtype) if self.together > 1 else None
+        parts: list[torch.Tensor] = []
+        for start, end in self.bounds:
+            parts.append(F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end],
+                                                        attn_mask=None if start else mask, scale=scale))
+        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def prefix_mask(scales: Sequence[int]) -> torch.Tensor:
+    """(L, L) float32: 0 where position i sees j, level(j) <= level(i); else -inf."""
+    level = level_L(scales)
+    return torch.zeros(len(level), len(level)).masked_fill_(level[:, None] < level, -torch.inf)
+
+
+@lru_cache(maxsize=32)
+def _mask_on(scales: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode(False):  # it outlives the call, and a gradient may be taken through it later
+        return prefix_mask(scales).to(device, dtype)
+
+
+class LayerCache:
+    """Keys and values of one layer while sampling, for ``length`` positions; scale after scale attends and is kept."""
+
+    def __init__(self, length: int):
+        self.length, self.filled = length, 0
+        self.k: torch.Tensor | None = None
+        self.v: torch.Tensor | None = None
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        end = self.filled + k.shape[2]
+        if end <= self.length:
+            if self.k is None:
+                shape = (*k.shape[:2], self.length, k.shape[3])
+                self.k, self.v = k.new_empty(shape), v.new_empty(shape)
+            self.k[:, :, self.filled:end], self.v[:, :, self.filled:end] = k, v
+            self.filled = end
+            k, v = self.k[:, :, :end], self.v[:, :, :end]
+        elif self.k is not None:  # the last scale: nothing comes after it, so it is not kept
+            k, v = torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2)
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -1,0 +1,88 @@
+"""The VAR's block: attention and MLP between normalisations that the class modulates (AdaLN), each behind a gate.
+
+Legend: B batch, L positions, C width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from uvar_tune.model.attention import Attend, SelfAttention
+
+EPS = 1e-6
+Modulation = tuple[torch.Tensor, ...]  # gamma1, gamma2, scale1, scale2, shift1, shift2, each (B, 1, C)
+
+
+def modulate(x_BLC: torch.Tensor, scale_B1C: torch.Tensor, shift_B1C: torch.Tensor) -> torch.Tensor:
+    """LN(x)·(1 + scale) + shift."""
+    return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS), 1 + scale_B1C)
+
+
+class SharedAdaLinear(nn.Linear):
+    """(B, C) → (B, 1, 6, C), for all blocks."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 6 * width)
+
+    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
+        return super().forward(x_BC).view(len(x_BC), 1, 6, -1)
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x_BLC: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BLC), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """x += gamma1·attn(modulate1(x)); x += gamma2·mlp(modulate2(x))."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, shared_aln: bool, l2_norm: bool):
+        super().__init__()
+        self.width = width
+        if shared_aln:
+            self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width))
+        self.attn = SelfAttention(width, heads, l2_norm)
+        self.ffn = MLP(width, round(width * mlp_ratio))
+        if not shared_aln:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def modulation(self, condition: torch.Tensor) -> Modulation:
+        """The six tensors from the class embedding (B, C), or, shared, from (B, 1, 6, C)."""
+        if condition.ndim == 4:
+            return (self.ada_gss + condition).unbind(2)
+        return self.ada_lin(condition).view(-1, 1, 6, self.width).unbind(2)
+
+    def forward(self, x_BLC: torch.Tensor, condition: torch.Tensor, attend: Attend,
+                gate_2B: torch.Tensor | None = None) -> torch.Tensor:
+        """Args: gate_2B: factors of the two branches for each image (drop path), or None for 1."""
+        return self.run(x_BLC, self.modulation(condition), attend, gate_2B)
+
+    def run(self, x_BLC: torch.Tensor, modulation: Modulation, attend: Attend,
+            gate_2B: torch.Tensor | None = None) -> torch.Tensor:
+        """As `forward`, from a modulation made beforehand."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
+        if gate_2B is not None:
+            gamma1, gamma2 = gamma1 * gate_2B[0, :, None, None], gamma2 * gate_2B[1, :, None, None]
+        x_BLC = torch.addcmul(x_BLC, self.attn(modulate(x_BLC, scale1, shift1), attend), gamma1)
+        return torch.addcmul(x_BLC, self.ffn(modulate(x_BLC, scale2, shift2)), gamma2)
+
+
+class HeadNorm(nn.Module):
+    """The modulated normalisation in front of the head; scale first, then shift."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def modulation(self, class_BC: torch.Tensor) -> Modulation:
+        return self.ada_lin(class_BC).view(len(class_BC), 1, 2, -1).unbind(2)
+
+    def forward(self, x_BLC: torch.Tensor, class_BC: torch.Tensor) -> torch.Tensor:
+        return modulate(x_BLC, *self.modulation(class_BC))

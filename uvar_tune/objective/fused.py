@@ -1,0 +1,242 @@
+"""The composite objective straight from the hidden states, without ever holding all logits.
+
+For a block of positions: logits, probabilities, and the few sums over the vocabulary that all terms are functions of
+(``moments``). Dispersion, discrepancy and entropy are ordinary autograd on those small tensors; their derivatives are
+carried back to the block's logits in closed form, and from there into the three gradients while the block is in cache.
+So forward and backward need the same three matrix products as plain cross-entropy, whatever the combination.
+
+With m_t = E_p[f_t] a moment and g_t = ∂L/∂m_t:  ∂L/∂z_v = p_v Σ_t g_t (f_t(v) − m_t), and for the squares of
+``collision``  ∂L/∂z_v = 2 g p_v (p_v − 1/V − collision).
+
+A block lies in memory with the vocabulary first: codes are rows, so a class is a sum of whole rows. Probabilities stay
+relative to that of the most likely code, e_v = p_v / p_j with e_j written as 0; ``top`` = p_j = 1/(1 + Σ e) scales the
+small tensors instead of the block, and −ln p_j = log1p(Σ e) is exact where the prediction is nearly one-hot.
+
+Shapes: N = B·L positions, n of one block, V codes, C code dimensions, D width, G classes, F = C + 2 features of a code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from uvar_tune.errors import ConfigError
+from uvar_tune.objective import validate
+from uvar_tune.objective.moments import Moments
+from uvar_tune.objective.prepared import Objective
+from uvar_tune.objective.semantic import semantic_entropy
+from uvar_tune.objective.terms import TERMS, LossTerms, refuse_nonsense, weighted_total
+
+BLOCK_ELEMENTS = 2**22
+"""Logits held at once: few enough for a CPU's last cache, enough to fill a GPU."""
+
+
+class _Block(NamedTuple):
+    """e of n positions, p − 1/V where a moment needs it, their most likely code and its probability, the moments."""
+
+    rest_Vn: torch.Tensor
+    deviation_Vn: torch.Tensor | None
+    mode_n: torch.Tensor
+    top_n: torch.Tensor
+    leaves: dict[str, torch.Tensor]
+
+
+def _most_likely(logits_Vn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``logits_Vn.max(0)`` in two levels: an index along rows is slow to find, a maximum of whole rows is not."""
+    near_root = 2 ** (len(logits_Vn).bit_length() // 2)
+    groups = logits_Vn.unflatten(0, (-1, math.gcd(len(logits_Vn), near_root)))
+    _, group_1n = groups.amax(1).max(0, keepdim=True)
+    greatest_1n, within_1n = groups.gather(0, group_1n.expand(groups.shape[1:])[None]).squeeze(0).max(0, keepdim=True)
+    return greatest_1n, group_1n * groups.shape[1] + within_1n
+
+
+def _measure(logits_Vn: torch.Tensor, targets_n: torch.Tensor, objective: Objective) -> _Block:
+    """Overwrites the logits with e."""
+    codes, needs, deviation_Vn = objective.codes, objective.needs, None
+    greatest_1n, mode_1n = _most_likely(logits_Vn)
+    mode_n, relative_Vn = mode_1n.squeeze(0), logits_Vn.sub_(greatest_1n)
+    leaves = {"log_target": relative_Vn.gather(0, targets_n[None]).squeeze(0)}
+    if objective.first_order == "label_smoothing":
+        leaves["mean_log"] = relative_Vn.mean(0)
+    if "collision" in needs:  # p − 1/V over p_j, exact where the prediction is nearly uniform
+        deviation_Vn = torch.expm1(relative_Vn)
+        deviation_Vn.sub_(deviation_Vn.mean(0))
+    rest_Vn = relative_Vn.exp_().scatter_(0, mode_1n, 0.0)
+    features_VF = codes.features_VF if "spread" in needs else codes.features_VF[:, -1:]
+    sums_nF = (features_VF.T @ rest_Vn).T
+    log_sum_n, top_n = sums_nF[:, -1].log1p(), (1.0 + sums_nF[:, -1]).reciprocal()
+    for name in leaves:
+        leaves[name] = leaves[name] - log_sum_n
+    if "collision" in needs:
+        deviation_Vn.mul_(top_n)
+        leaves["collision"] = torch.linalg.vector_norm(deviation_Vn, dim=0).square()
+    if "spread" in needs:
+        sums_nF = sums_nF * top_n[:, None]
+        leaves["first"] = sums_nF[:, :-2] - sums_nF[:, -1:] * codes.centred_VC[mode_n]
+        leaves["second"] = sums_nF[:, -2] - sums_nF[:, -1] * codes.square_V[mode_n]
+    by_class_V, first_G = codes.class_rows
+    mass_Gn = F.embedding_bag(by_class_V, rest_Vn, first_G, mode="sum") * top_n
+    leaves["mass"] = mass_Gn.scatter_add_(0, codes.classes_V[mode_1n], top_n[None]).T
+    return _Block(rest_Vn, deviation_Vn, mode_n, top_n, leaves)
+
+
+def _small_terms(block: _Block, reference_n: torch.Tensor, objective: Objective) -> dict[str, torch.Tensor]:
+    """The terms of each position, by the same functions as in ``composite_loss``."""
+    leaves = block.leaves
+    moments = Moments(
+        vocabulary=objective.vocabulary,
+        collision_N=leaves.get("collision"),
+        first_NC=leaves.get("first"),
+        second_N=leaves.get("second"),
+        mode_NC=objective.codes.centred_VC[block.mode_n],
+        mass_NG=leaves["mass"],
+    )
+    dispersion_n = objective.dispersion_N(moments)
+    return {
+        "first_order": objective.first_order_N(leaves["log_target"], leaves.get("mean_log")),
+        "ce": -leaves["log_target"],
+        "second_order": objective.second_order_N(dispersion_n, reference_n),
+        "semantic_entropy": semantic_entropy(leaves["mass"]),
+        "dispersion": dispersion_n,
+    }
+
+
+def _total(rows: dict[str, torch.Tensor], objective: Objective) -> torch.Tensor:
+    return weighted_total(rows["first_order"], rows["second_order"], rows["semantic_entropy"], *objective.weights)
+
+
+def _moment_gradients(block: _Block, reference_n: torch.Tensor, objective: Objective, count: int):
+    """The terms of each position, detached, and the derivatives of Σ_n total/N by the moments that it depends on."""
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in block.leaves.items()}
+        rows = _small_terms(block._replace(leaves=leaves), reference_n, objective)
+        found = torch.autograd.grad(_total(rows, objective).sum() / count, list(leaves.values()), allow_unused=True)
+    gradients = {name: gradient for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
+    return {name: values_n.detach() for name, values_n in rows.items()}, gradients
+
+
+def _logit_gradient(block: _Block, gradients: dict, targets_n: torch.Tensor, objective: Objective):
+    """∂L/∂z (V, n) in closed form, written over ``rest_Vn``.
+
+    A gradient at logits sums to 0, so the most likely code gets what the others leave: at nearly one-hot predictions the
+    others keep their relative accuracy, while its own formula would be a difference of large numbers.
+    """
+    codes, (rest_Vn, deviation_Vn, mode_n, top_n, leaves) = objective.codes, block
+    constant_n = -gradients["log_target"]
+    if "mean_log" in gradients:
+        constant_n = constant_n - gradients["mean_log"]
+    for name in ("mass", "first", "second"):
+        if name in gradients:
+            constant_n = constant_n - (gradients[name] * leaves[name]).reshape(len(mode_n), -1).sum(-1)
+    if "collision" in gradients:
+        slope_n = 2.0 * gradients["collision"]
+        constant_n = constant_n - slope_n * leaves["collision"]
+    factor_Vn = (constant_n * top_n)[None]
+    if "mass" in gradients:
+        by_class_Gn = gradients["mass"].T * top_n
+        if "first" not in gradients:
+            by_class_Gn = by_class_Gn + factor_Vn
+        factor_Vn = by_class_Gn.index_select(0, codes.classes_V)
+    if "first" in gradients:
+        at_mode_n = (gradients["first"] * codes.centred_VC[mode_n]).sum(-1)
+        at_mode_n = at_mode_n + gradients["second"] * codes.square_V[mode_n]
+        weights_Fn = torch.cat([gradients["first"].T, gradients["second"][None], (constant_n - at_mode_n)[None]])
+        weights_Fn *= top_n
+        if "mass" in gradients:
+            factor_Vn.addmm_(codes.features_VF, weights_Fn)
+        else:
+            factor_Vn = codes.features_VF @ weights_Fn
+    if "collision" in gradients:
+        factor_Vn = torch.addcmul(factor_Vn, deviation_Vn, slope_n * top_n, out=deviation_Vn)
+    logits_Vn = rest_Vn.mul_(factor_Vn).scatter_add_(0, targets_n[None], gradients["log_target"][None])
+    if "mean_log" in gradients:
+        logits_Vn.add_(gradients["mean_log"] / objective.vocabulary)
+    logits_Vn.scatter_(0, mode_n[None], 0.0)
+    return logits_Vn.scatter_(0, mode_n[None], -logits_Vn.sum(0, keepdim=True))
+
+
+class _Gradients:
+    """The gradients that are wanted, filled block by block; products in the precision of the forward product."""
+
+    def __init__(self, hidden_ND, weight_VD, wanted: tuple[bool, bool, bool], precise: torch.dtype):
+        hidden, weight, bias = wanted
+        self.hidden_ND = torch.empty_like(hidden_ND) if hidden else None
+        self.weight_VD = torch.zeros_like(weight_VD, dtype=precise) if weight else None
+        self.bias_V = weight_VD.new_zeros(len(weight_VD), dtype=precise) if bias else None
+
+    def add(self, part: slice, logits_Vn: torch.Tensor, hidden_nD: torch.Tensor, weight_VD: torch.Tensor) -> None:
+        low_Vn = logits_Vn.to(weight_VD.dtype)
+        if self.bias_V is not None:
+            self.bias_V += logits_Vn.sum(1)
+        if self.hidden_ND is not None and self.hidden_ND.dtype == low_Vn.dtype:
+            torch.mm(low_Vn.T, weight_VD, out=self.hidden_ND[part])
+        elif self.hidden_ND is not None:
+            self.hidden_ND[part] = low_Vn.T @ weight_VD
+        if self.weight_VD is not None and self.weight_VD.dtype == low_Vn.dtype:
+            self.weight_VD.addmm_(low_Vn, hidden_nD)
+        elif self.weight_VD is not None:
+            self.weight_VD += low_Vn @ hidden_nD
+
+
+class _Fused(torch.autograd.Function):
+    """(total, rows): the gradients of the total are finished in the forward pass and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, objective: Objective, low: torch.dtype, wanted: tuple):
+        precise, count = objective.dtype, len(hidden_ND)
+        block, reference_N = max(1, BLOCK_ELEMENTS // objective.vocabulary), objective.reference_N(count)
+        low_weight_VD, low_bias_V1 = weight_VD.to(low), bias_V.to(low)[:, None]
+        gradients = _Gradients(hidden_ND, weight_VD, wanted, precise)
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in TERMS}
+        for start in range(0, count, block):
+            part = slice(start, start + block)
+            hidden_nD, targets_n = hidden_ND[part].to(low), targets_N[part]
+            logits_Vn = torch.addmm(low_bias_V1, low_weight_VD, hidden_nD.T).to(precise)
+            measured = _measure(logits_Vn, targets_n, objective)
+            if any(wanted):
+                found, by_moment = _moment_gradients(measured, reference_N[part], objective, count)
+                logits_Vn = _logit_gradient(measured, by_moment, targets_n, objective)
+                gradients.add(part, logits_Vn, hidden_nD, low_weight_VD)
+            else:
+                found = _small_terms(measured, reference_N[part], objective)
+            for name in TERMS:
+                rows[name].append(found[name])
+        ctx.save_for_backward(gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)
+        joined = {name: torch.cat(parts) for name, parts in rows.items()}
+        ctx.mark_non_differentiable(*joined.values())
+        return _total({name: values_N.mean() for name, values_N in joined.items()}, objective), *joined.values()
+
+    @staticmethod
+    def backward(ctx, total_grad, *_):
+        # In place: a second backward through the same graph is then refused by autograd's version check.
+        scaled = (None if gradient is None else gradient.mul_(total_grad) for gradient in ctx.saved_tensors)
+        return *scaled, None, None, None, None
+
+
+def fused_terms(
+    objective: Objective,
+    hidden_BLD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    targets_BL: torch.Tensor,
+) -> LossTerms:
+    """``fused_composite_loss`` for prepared settings."""
+    shape, device = hidden_BLD.shape, hidden_BLD.device.type
+    if len(shape) != 3 or weight_VD.ndim != 2 or shape[-1] != weight_VD.shape[1] or bias_V.shape != weight_VD.shape[:1]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (hidden_BLD, weight_VD, bias_V))
+        raise ConfigError(f"shapes {shapes}, expected (B, L, D), (V, D), (V,)", where="hidden, weight, bias")
+    validate.check_shapes(targets_BL, (*shape[:2], len(weight_VD)), objective.vocabulary, objective.scales)
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+    wanted = tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden_BLD, weight_VD, bias_V))
+    with torch.autocast(device, enabled=False):
+        targets_N = targets_BL.flatten().long()
+        codes_N = targets_N.clamp(0, objective.vocabulary - 1)
+        total, *joined = _Fused.apply(hidden_BLD.flatten(0, 1), weight_VD, bias_V, codes_N, objective, low, wanted)
+        rows = dict(zip(TERMS, joined, strict=True))
+        means = {name: rows[name].mean() for name in ("ce", "first_order", "second_order", "semantic_entropy")}
+        stray = (codes_N != targets_N).any()
+        refuse_nonsense(total, means["ce"], stray, lambda: validate.check_targets(targets_BL, objective.vocabulary))
+    return LossTerms(total, **means, by_position=rows, scales=objective.scales, weights=objective.weights)

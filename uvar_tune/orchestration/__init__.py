@@ -1,0 +1,1 @@
+"""Ray: resources, workers, trials and the study that runs them (the only importer of ray)."""

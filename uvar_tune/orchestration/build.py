@@ -1,0 +1,100 @@
+"""From a configuration to images, model and loss: the one place where settings become arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uvar_tune.config import Config, content_hash
+from uvar_tune.data import TokenCache, load_images
+from uvar_tune.model import VAR
+from uvar_tune.objective import LossTerms, build_classes, build_reference, composite_loss
+
+
+def load_split(config: Config, split: str):
+    """The images of a split, as `data.*` names them."""
+    data = config.data
+    return load_images(data.name, split=split, path=data.path, image_size=data.image_size, classes=data.classes,
+                       on_corrupt=data.on_corrupt)
+
+
+def tokenizer_settings(config: Config) -> dict[str, Any]:
+    """The arguments of `VQVAE` for a tokenizer to be trained."""
+    t = config.tokenizer
+    return {"vocab_size": t.vocab_size, "code_dim": t.code_dim, "channels": t.channels, "scales": t.scales,
+            "channel_multipliers": t.channel_multipliers, "quant_resi": t.quant_resi,
+            "share_quant_resi": t.share_quant_resi, "beta": t.beta}
+
+
+def new_var(config: Config, vqvae, num_classes: int, seed: int) -> VAR:
+    """A VAR for this tokenizer, initialised from ``seed`` (the process's own random state stays as it is)."""
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VAR(depth=model.depth, width=model.width or 64 * model.depth, heads=model.heads or model.depth,
+                   scales=vqvae.scales, vocab_size=vqvae.vocab_size, code_dim=vqvae.code_dim, num_classes=num_classes,
+                   shared_aln=model.shared_aln, attn_l2_norm=model.attn_l2_norm, label_dropout=model.label_dropout,
+                   drop_path=model.drop_path)
+
+
+def loss_arguments(config: Config, assets: dict[str, Any], vqvae, device) -> dict[str, Any]:
+    """What `composite_loss` takes beside logits and targets, for this configuration."""
+    o = config.objective
+    variance_K, classes_V = calibration(config, assets, vqvae)
+    return {"scales": vqvae.scales, "codebook": vqvae.codebook_VC.detach(), "classes": classes_V.to(device),
+            "reference_variance": variance_K.to(device), "lambda_1": o.lambda_1, "lambda_2": o.lambda_2,
+            "dispersion": o.dispersion, "discrepancy": o.discrepancy, "normalize": o.normalize,
+            "kl_smoothing": o.kl_smoothing, "first_order": o.first_order, "epsilon": o.epsilon, "alpha": o.alpha}
+
+
+def objective_of(config: Config, assets: dict[str, Any], vqvae, device) -> Callable[..., LossTerms]:
+    """(logits_BLV, targets_BL) → LossTerms under this configuration."""
+    return partial(composite_loss, **loss_arguments(config, assets, vqvae, device))
+
+
+def calibration(config: Config, assets: dict[str, Any], vqvae) -> tuple[torch.Tensor, torch.Tensor]:
+    """(σ²⋆ of each scale, semantic class of each code), from the training tokens; cached by the hash of their sources."""
+    o, cache = config.objective, Path(assets["cache"]) / "references"
+    options = {"uniform": {}, "dataset": {"given": o.given}, "normal": {"perplexity": o.perplexity, "distance": o.distance},
+               "semantic": {"neighbours": o.neighbours, "distance": o.distance}}[o.reference]
+    asked = {"name": o.reference, "dispersion": o.dispersion, **options}
+    partition = {"name": o.classes, "count": o.class_count, "distance": o.distance}
+
+    def reference() -> dict[str, Any]:
+        tokens = TokenCache.open(assets["tokens"]["train"])
+        found = build_reference(codebook=vqvae.codebook_VC.cpu(), tokens_NL=tokens.tokens_NL, labels_N=tokens.labels_N,
+                                scales=vqvae.scales, num_classes=assets["num_classes"], **asked)
+        return {"variance": found.variance_K.tolist(), "diagnostics": found.diagnostics}
+
+    def classes() -> dict[str, Any]:
+        decode = partial(_decode_alone, vqvae) if o.classes == "reconstruction" else None
+        return {"classes": build_classes(codebook=vqvae.codebook_VC.cpu(), decode=decode, **partition).tolist()}
+
+    variance = _cached(cache, {"tokens": Path(assets["tokens"]["train"]).name, **asked}, reference)["variance"]
+    found = _cached(cache, {"tokenizer": Path(assets["tokenizer"]).name, **partition}, classes)["classes"]
+    return torch.tensor(variance), torch.tensor(found)
+
+
+def _decode_alone(vqvae, codes_n: torch.Tensor) -> torch.Tensor:
+    """The image that each code makes alone, everywhere at the finest scale."""
+    tokens = [torch.zeros(len(codes_n), p * p, dtype=torch.long) for p in vqvae.scales]
+    tokens[-1] += codes_n[:, None]
+    with torch.no_grad():
+        return vqvae.decode([part.to(vqvae.codebook_VC.device) for part in tokens]).cpu()
+
+
+def _cached(directory: Path, sources: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The JSON made from ``sources``, written once (by atomic rename; two processes make the same)."""
+    path = directory / f"{content_hash(sources)}.json"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(f".{os.getpid()}.tmp")
+        staged.write_text(json.dumps({"sources": sources, **make()}))
+        staged.replace(path)
+    return json.loads(path.read_text())

@@ -1,0 +1,125 @@
+"""A run of `python -m uvar_tune.evaluate`: checkpoints opened, tables made, printed, written and logged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from uvar_tune import provenance
+from uvar_tune.config import content_hash
+from uvar_tune.errors import ConfigError
+from uvar_tune.evaluation import Table, write_tables
+from uvar_tune.evaluation.published import BASELINE, OURS
+from uvar_tune.orchestration.subject import Opened, Plan, Subject, sampling_seeds
+from uvar_tune.orchestration.suites import Bench, evaluate_checkpoints
+from uvar_tune.study.files import StudyFiles, resolve_root
+
+_EVERY_SEC = 5.0  # between two lines of progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of the door, in its words."""
+
+    checkpoint: str
+    suites: list[str]
+    baseline: str | None = None
+    samples: int | None = None
+    cfg_scale: float | None = None
+    baseline_cfg_scale: float | None = None
+    root: str | None = None
+    out: str | None = None
+    imagenet_c: str | None = None
+    ood: str | None = None
+    tokenizer: str | None = None
+    device: str = "cpu"
+    log: bool = True
+
+
+def run_evaluation(request: Request, say: Callable[[str], None]) -> list[Table]:
+    """Make the tables asked for, print them, write them as JSON and Markdown, log them.
+
+    Raises:
+        ConfigError: what the command line names cannot be used, or cannot be compared (before anything is computed).
+    """
+    began_sec = time.process_time()
+    if request.baseline is None and request.baseline_cfg_scale is not None:
+        raise ConfigError("there is no baseline whose CFG scale this could be", where="--baseline-cfg-scale")
+    check_device(request.device)
+    opened = {OURS: Opened(request.checkpoint)} | ({BASELINE: Opened(request.baseline)} if request.baseline else {})
+    config = opened[OURS].config
+    root = resolve_root(request.root or config.run.root)
+    samples = request.samples or config.evaluation.samples
+    files = StudyFiles(root, run_name(opened, samples))
+    try:
+        files.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{files.directory} cannot be written: {error.strerror}", where="--root") from None
+    plan = Plan(cache=files.cache, record=files.directory / "prepare.jsonl", samples=samples,
+                seeds=sampling_seeds(config.study.seed), device=request.device, tokenizer=request.tokenizer, say=say,
+                progress=lambda text: _progress(text, say))
+    given = {OURS: request.cfg_scale, BASELINE: request.baseline_cfg_scale}
+    subjects = [Subject(method, opened[method], plan, cfg_scale=given[method]) for method in (BASELINE, OURS) if method in opened]
+    directory = Path(request.out) if request.out else files.directory
+    tables = evaluate_checkpoints(Bench(tuple(subjects), request.imagenet_c, request.ood), request.suites, say)
+    about = {one.method: one.about for one in subjects} | {"samples": samples, **provenance.origin()}
+    console = Console(width=None if Console().is_terminal else 160)
+    for table in tables:
+        console.print(table.rich())
+    written = write_tables(tables, directory, about)
+    if request.log:
+        log(files, tables, written, about, say)
+    say(f"written: {', '.join(path.name for path in written)} in {directory}")
+    say(f"CPU seconds: {time.process_time() - began_sec:.0f}")
+    return tables
+
+
+def check_device(device: str) -> None:
+    """ConfigError for a device that torch does not know or does not see."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ConfigError(f"{device!r} is no device", where="--device", nearest="cpu") from None
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"{device!r} is not here", where="--device", nearest="cpu")
+
+
+def run_name(opened: dict[str, Opened], samples: int) -> str:
+    """One run for each pair of checkpoints and number of samples, whichever suites are asked for, and when."""
+    key = content_hash({"samples": samples, **{method: str(one.directory.resolve()) for method, one in opened.items()}})
+    return f"evaluate-{opened[OURS].config.study.name[:40]}-{key[:8]}"
+
+
+def log(files: StudyFiles, tables: list[Table], written: list[Path], about: dict, say) -> None:
+    """All numbers (the baseline's below `baseline/`), protocols and origins as parameters, the files as artifacts."""
+    from uvar_tune.tracking.sink import MLflowSink
+
+    sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
+                      artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
+    numbers = {(method, name): number for table in tables for method, row in table.rows.items() for name, number in row.items()
+               if method == OURS or BASELINE in about or table.suite == "table5"}
+    protocols = {f"protocol.{name}": number.protocol.as_dict() for (method, name), number in numbers.items() if method == OURS}
+    sink.start_study(params={**about, **protocols}, tags={"uvar.kind": "evaluation"})
+    sink.study_metrics({name if method == OURS else f"{method}/{name}": number.value for (method, name), number in numbers.items()})
+    for path in written:
+        sink.artifact(None, path, "evaluation")
+    sink.finish_study("FINISHED")
+    sink.close(timeout_sec=60)
+
+
+def _progress(text: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Says ``text: done of total`` every few seconds, and at the end."""
+    told_sec = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told_sec
+        if done == total or time.monotonic() - told_sec > _EVERY_SEC:
+            say(f"  {text}: {done:,} of {total:,}")
+            told_sec = time.monotonic()
+
+    return tell

@@ -1,0 +1,112 @@
+"""One configuration on its own: a final run, or the replay of a trial that must give its numbers again."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+from uvar_tune import provenance, seeds
+from uvar_tune.config import NAME_PATTERN, Config
+from uvar_tune.errors import ConfigError
+from uvar_tune.orchestration.attempt import write_config
+from uvar_tune.orchestration.progress import Follower
+from uvar_tune.orchestration.runner import tags
+from uvar_tune.orchestration.signals import Interruptible
+from uvar_tune.orchestration.study_runner import prepare_remotely
+from uvar_tune.study.files import StudyFiles, resolve_root
+from uvar_tune.study.objectives import check_objective
+from uvar_tune.tracking.sink import MLflowSink
+
+PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
+
+
+def run_final(config: Config, name: str, *, replay: bool, say) -> int:
+    """Train and score ``config`` below ``run.root/NAME``; exit code 0 when it has a score (and, replayed, the same)."""
+    check_objective(config)
+    if not re.match(NAME_PATTERN, name):
+        raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
+    files = StudyFiles(resolve_root(config.run.root), f"{name}-replay" if replay else f"{name}-final")
+    files.prepare()
+    with files.lock():
+        sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
+                          artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
+        sink.start_study(params={"verdict": config.verdict or "none"},
+                         tags={**tags(), "uvar.kind": "replay" if replay else "final"})
+        try:
+            result = _run(config, files, sink, say, replay)
+        finally:
+            sink.finish_study("FINISHED")
+            sink.close(timeout_sec=60)
+    if result["outcome"] != "complete":
+        say(f"{result['outcome']}: {result.get('reason', '')}")
+        return 1
+    say(f"{config.study.objective} {result['value']:.4g} at CFG {result['params']['inference.cfg_scale']:g}; "
+        f"checkpoints in {files.trial(0) / 'checkpoints'}")
+    return _compare(config, result, say) if replay else 0
+
+
+def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool) -> dict[str, Any]:
+    from uvar_tune.orchestration.resources import capacity, check_shared, cluster
+
+    directory, follower = files.trial(0), Follower(say)
+    with cluster(say), Interruptible(say):
+        capacity(config)
+        check_shared(files.root)
+        assets = prepare_remotely(config, files, follower)
+        write_config(directory, config)
+        sink.watch_trial(0, directory, params={"verdict": config.verdict or "none"}, tags=tags())
+        job = {"config": config.model_dump(mode="json", exclude={"space", "provenance"}), "number": 0,
+               "attempt": 1, "seeds": _seeds(config, replay), "assets": assets, "started": time.time(),
+               "directory": str(directory), "baseline": str(directory), "cache": str(files.cache),
+               "run_name": f"train-{time.time_ns()}", "ray_directory": str(files.directory / "ray"),
+               "worker_retries": config.run.max_attempts - 1}
+        with follower.following("training", directory / "metrics.jsonl", config.training.images):
+            result = _fit(job, files)
+        complete = result["outcome"] == "complete"
+        sink.finish_trial(0, status="FINISHED" if complete else "FAILED", metrics=result["scores"] if complete else None)
+        return result
+
+
+def _fit(job: dict[str, Any], files: StudyFiles) -> dict[str, Any]:
+    """Run the worker group to its end; a failure is an outcome with the worker's own message."""
+    from ray.train import FailureConfig
+
+    from uvar_tune.orchestration.trial import RESULT, LastReport, fit, root_cause
+
+    last = LastReport(files.directory / "result.json")
+    try:
+        fit(job, callbacks=[last], failure=FailureConfig(max_failures=job["worker_retries"]))
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # whatever a worker raised
+        return {"outcome": "crashed", "reason": root_cause(error)}
+    return json.loads(last.read()[RESULT])
+
+
+def _seeds(config: Config, replay: bool) -> dict[str, int]:
+    """A replay takes the trial's own seeds; a final run fresh ones, so that it is no second look at a lucky draw."""
+    if replay:
+        return config.provenance["seeds"]
+    return {purpose: seeds.derive(config.study.seed, "final", 0, purpose) for purpose in PURPOSES}
+
+
+def _compare(config: Config, result: dict[str, Any], say) -> int:
+    """Say for each score whether it came again, bit for bit; else what differs between then and now."""
+    then, now = config.provenance["scores"], result["scores"]
+    equal = True
+    for name in sorted(then):
+        same = now.get(name) == then[name]
+        equal = equal and same
+        say(f"  {name:24} then {then[name]!r:24} now {now.get(name)!r:24} {'equal' if same else 'DIFFERS'}")
+    if equal:
+        say("replay: every number is the same, bit for bit")
+        return 0
+    here = provenance.origin()
+    for key in ("commit", "source", "versions", "machine"):
+        before = config.provenance.get(key)
+        if before != here[key]:
+            say(f"  {key} was {before}, is {here[key]}")
+    say("replay: the numbers differ")
+    return 1

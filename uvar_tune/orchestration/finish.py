@@ -1,0 +1,88 @@
+"""The end of a study: table, export, report, costs, and where to look next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from uvar_tune.config import Config
+from uvar_tune.reporting import ranked_table, write_report
+from uvar_tune.study.export import export_trial
+from uvar_tune.study.files import StudyFiles
+from uvar_tune.study.load import load_results
+from uvar_tune.study.results import StudyResults
+from uvar_tune.tracking.sink import MLflowSink
+from uvar_tune.tracking.uri import shown
+from uvar_tune.training import latest_valid
+
+FAILED = 1
+
+
+def finish(config: Config, files: StudyFiles, sink: MLflowSink | None, say, cpu_sec: dict[str, float]) -> int:
+    """Print and write what the study found. Exit code 1 where no trial has a score."""
+    results = load_results(config, files)
+    Console(width=None if Console().is_terminal else 140).print(ranked_table(results))
+    if results.best is None:
+        say("no trial has a score")
+        if sink:
+            sink.finish_study("FAILED")
+        return FAILED
+    run_id = sink.run_id(results.best.number) if sink else None
+    export = export_trial(results, results.best, config, files.export, mlflow_run=run_id)
+    pages = write_report(results, files.report)
+    if sink:
+        _track(results, sink, export, pages)
+    _say_costs(results, files, cpu_sec, say)
+    best = results.best
+    say(f"best: trial {best.number}, {results.objective} {best.value:.4g}, exported to {export} (verdict: unconfirmed)")
+    say(f"report: {pages['html']}\npicture: {pages['png']}")
+    uri = files.tracking_uri()
+    local = uri.startswith("sqlite") and f"{_python()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    say(f"MLflow UI:        {local or shown(uri)}")
+    storage = str(files.journal) if not config.run.storage else shown(config.run.storage)
+    say(f"Optuna dashboard: {Path(_python()).parent / 'optuna-dashboard'} {shlex.quote(storage)}")
+    say(f"final run:        {_python()} -m uvar_tune.train {export}")
+    return 0
+
+
+def _track(results: StudyResults, sink: MLflowSink, export: Path, pages: dict[str, Path]) -> None:
+    best = results.best
+    checkpoint = latest_valid(best.directory / "checkpoints", on_skip=lambda path, why: None)
+    if checkpoint is not None:
+        sink.artifact(best.number, checkpoint, "checkpoint")
+    for path in (export, *pages.values()):
+        sink.artifact(None, Path(path), "report")
+    sink.study_metrics({f"best/{name}": value for name, value in best.scores.items()})
+    sink.finish_study("FINISHED")
+
+
+def _say_costs(results: StudyResults, files: StudyFiles, cpu_sec: dict[str, float], say) -> None:
+    """CPU seconds by phase, over all drivers that worked at the study; what each process measured of itself."""
+    totals: dict[str, float] = {}
+    for trial in results.trials:
+        for phase, seconds in trial.cpu_sec.items():
+            totals[phase] = totals.get(phase, 0.0) + seconds
+    record = files.directory / "cost.jsonl"
+    if cpu_sec:
+        with record.open("a") as handle:
+            handle.write(json.dumps({"time": time.time(), **cpu_sec}) + "\n")
+    parts = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in totals.items())
+    say(f"CPU seconds of the trials' workers: {parts}")
+    for name, seconds in cpu_sec.items():
+        say(f"CPU seconds of this command, {name}: {seconds:.0f} ({seconds / 60:.1f} minutes)")
+
+
+def _python() -> str:
+    import os
+    import sys
+
+    try:
+        return str(Path(sys.executable).relative_to(os.getcwd()))
+    except ValueError:
+        return sys.executable
+
+

@@ -1,0 +1,132 @@
+"""What all trials of a study share, made once and cached by content: tokenizer, tokens, references, classes, features.
+
+    images ─► tokenizer (trained, or given by tokenizer.path) ─► tokens of each split ─► σ²⋆ of every reference asked for
+    images ─► digit classifier (where evaluation.extractor is `digits`)
+
+Everything is below ``run.root/cache/<kind>/<hash>/``, the hash being that of the sources and settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uvar_tune import seeds
+from uvar_tune.config import Config, content_hash
+from uvar_tune.data import build_token_cache
+from uvar_tune.evaluation import check_extractor, load_classifier, save_classifier, train_classifier
+from uvar_tune.model import VQVAE
+from uvar_tune.orchestration.build import calibration, load_split, tokenizer_settings
+from uvar_tune.tracking.record import Recorder
+from uvar_tune.training import Progress, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Assets:
+    """Paths (as text, they travel through Ray) and facts of what was prepared."""
+
+    tokenizer: str
+    tokens: dict[str, str]  # split → token cache directory
+    cache: str  # root of all caches
+    num_classes: int
+    class_names: list[str]
+    data_sha256: dict[str, str]
+    classifier: str | None
+    facts: dict[str, Any]  # printed and tracked: reconstruction error, codes in use, classifier accuracy, CPU seconds
+
+
+def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
+    """Make or find all shared assets. Progress goes into ``record_path``, which the driver follows.
+
+    Raises:
+        ConfigError: images, tokenizer or extractor cannot be used.
+    """
+    torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
+    recorder, began = Recorder(record_path), time.process_time()
+    images = {split: load_split(config, split) for split in ("train", "validation")}
+    tokenizer, facts = _tokenizer(config, cache, images, recorder)
+    vqvae = load_tokenizer(tokenizer).eval().requires_grad_(False)
+    tokens = {split: str(_tokens(config, cache, tokenizer, split, images[split], vqvae, recorder)) for split in images}
+    classifier = None
+    if config.evaluation.extractor == "digits" and config.evaluation.weights is None:
+        classifier, facts["classifier_accuracy"] = _classifier(images, cache, recorder)
+    else:
+        check_extractor(config.evaluation.extractor, config.evaluation.weights)
+    names = list(images["train"].class_names)
+    assets = Assets(str(tokenizer), tokens, str(cache), len(names), names, {split: images[split].sha256 for split in images},
+                    classifier, facts)
+    _check_references(config, dataclasses.asdict(assets), vqvae)
+    facts["cpu_sec"] = time.process_time() - began
+    recorder.event("prepared", **facts)
+    return assets
+
+
+def _tokenizer(config: Config, cache: Path, images, recorder: Recorder) -> tuple[Path, dict[str, Any]]:
+    """The directory of the tokenizer (or the file given) and what is known of it."""
+    if config.tokenizer.path is not None:
+        return Path(config.tokenizer.path), {}
+    t, settings = config.tokenizer, tokenizer_settings(config)
+    plan = {"images_total": t.images, "batch_size": t.batch_size, "learning_rate": t.learning_rate,
+            "seed": seeds.derive(config.study.seed, "prepare", 0, "tokenizer")}
+    key = content_hash({"settings": settings, "plan": plan, "images": images["train"].sha256})
+    directory = cache / "tokenizers" / key
+    if not (directory / "facts.json").exists():
+        _say(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan["seed"])
+            vqvae = VQVAE(**settings)
+        for event in train_tokenizer(vqvae, images["train"], **plan):
+            if isinstance(event, Progress):
+                recorder.metrics(event.images, event.values)
+        facts = _reconstruction(vqvae.eval(), images["validation"])
+        save_tokenizer(directory, vqvae)
+        (directory / "facts.json").write_text(json.dumps(facts))
+    facts = json.loads((directory / "facts.json").read_text())
+    _say(recorder, f"tokenizer: held-out reconstruction MSE {facts['reconstruction_mse']:.4f} (pixels in [-1, 1]), "
+                   f"{facts['codes_in_use']:.0f} of {t.vocab_size} codes in use")
+    return directory, facts
+
+
+@torch.no_grad()
+def _reconstruction(vqvae, images) -> dict[str, float]:
+    """Mean squared error of held-out images after a round trip through their tokens, and how many codes these use."""
+    pixels = torch.as_tensor(images.images).float() / 127.5 - 1
+    tokens = vqvae.encode(pixels)
+    error = torch.nn.functional.mse_loss(vqvae.decode(tokens), pixels)
+    return {"reconstruction_mse": float(error), "codes_in_use": float(len(torch.cat(tokens, 1).unique()))}
+
+
+def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vqvae, recorder: Recorder) -> Path:
+    crops = config.tokenizer.crops if split == "train" else 1
+    key = content_hash({"images": images.sha256, "tokenizer": tokenizer_hash(tokenizer), "crops": crops})
+    directory = cache / "tokens" / key
+    made = build_token_cache(directory, images, vqvae, batch=64, crops=crops)
+    _say(recorder, f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]} in {directory}")
+    return directory
+
+
+def _classifier(images, cache: Path, recorder: Recorder) -> tuple[str, float]:
+    key = content_hash({"images": images["train"].sha256, "held_out": images["validation"].sha256, "version": 1})
+    directory = cache / "features" / f"classifier-{key}"
+    if not (directory / "meta.json").exists():
+        save_classifier(train_classifier(images["train"], held_out=images["validation"]), directory)
+    accuracy = load_classifier(directory).accuracy
+    _say(recorder, f"feature network: digit classifier, held-out accuracy {accuracy:.2%}")
+    return str(directory), accuracy
+
+
+def _check_references(config: Config, assets: dict[str, Any], vqvae) -> None:
+    """Every reference and partition that the space names must be possible, before the first trial is started."""
+    for name in ("objective.reference", "objective.classes", "objective.given", "objective.dispersion"):
+        entry = config.space.get(name)
+        for choice in entry.choices if entry else [config.get(name)]:
+            calibration(config.with_values({name: choice}), assets, vqvae)
+
+
+def _say(recorder: Recorder, text: str) -> None:
+    recorder.event("say", text=text)

@@ -1,0 +1,138 @@
+"""Running work through Tune: trials of the search or replicates of a phase, each told to storage, MLflow and the user."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from uvar_tune import provenance
+from uvar_tune.config import Config
+from uvar_tune.orchestration.attempt import write_config
+from uvar_tune.orchestration.progress import Follower
+from uvar_tune.orchestration.signals import Interruptible
+from uvar_tune.study.files import StudyFiles
+from uvar_tune.study.search import Proposal
+from uvar_tune.tracking.sink import MLflowSink
+
+# What drives a trial only waits: it takes no CPU from the workers, and sits where the study's own driver does.
+ON_HEAD = {"node:__internal_head__": 0.001}
+
+
+class Runner:
+    """One driver's hands: what all work of a study shares while Ray runs.
+
+    Args:
+        assets: what `prepare` made, as plain data.
+    """
+
+    def __init__(self, config: Config, files: StudyFiles, sink: MLflowSink, signals: Interruptible, follower: Follower,
+                 assets: dict[str, Any], say):
+        self.config, self.files, self.sink, self.assets, self.say = config, files, sink, assets, say
+        self.signals, self.follower = signals, follower
+        self.origin = {**provenance.origin(), "data_sha256": assets["data_sha256"]}
+
+    def run(self, work, concurrent: int) -> None:
+        """Run ``work`` until it hands out nothing more, or a signal ends it."""
+        from ray import tune
+
+        from uvar_tune.orchestration.searcher import RungStopper, StudySearcher
+        from uvar_tune.orchestration.trial import trainable
+
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        hands = _Hands(self, work)
+        searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, ON_HEAD),
+            tune_config=tune.TuneConfig(search_alg=searcher, scheduler=RungStopper(searcher), num_samples=-1),
+            run_config=tune.RunConfig(name="tune", storage_path=str(self.ray_directory), verbose=0))
+        with self.follower:
+            self.signals.running_tune(tuner.fit)
+
+    @property
+    def ray_directory(self) -> Path:
+        return self.files.directory / "ray"  # Ray's own bookkeeping; nothing is read back from it
+
+
+class _Hands:
+    """What happens to one attempt of ``work``: its job, its start, its end."""
+
+    def __init__(self, runner: Runner, work):
+        self._runner, self._work = runner, work
+        self._config, self._say = runner.config, runner.say
+
+    def job(self, proposal: Proposal) -> dict[str, Any]:
+        runner, config = self._runner, self._work.configuration(proposal)
+        return {"config": config.model_dump(mode="json", exclude={"space"}), "number": proposal.number,
+                "attempt": proposal.attempt, "seeds": proposal.seeds, "assets": runner.assets, "started": time.time(),
+                "directory": str(self._directory(proposal)), "worker_retries": self._config.run.max_attempts - 1,
+                "baseline": str(runner.files.trial(0)), "cache": str(runner.files.cache),
+                "run_name": f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",
+                "ray_directory": str(runner.ray_directory)}
+
+    def started(self, proposal: Proposal) -> None:
+        directory, config = self._directory(proposal), self._work.configuration(proposal)
+        write_config(directory, config)
+        tags = {"uvar.kind": proposal.kind, "uvar.phase": self._work.phase, "uvar.attempt": str(proposal.attempt)}
+        parameters = {**{name: self._config.get(name) for name in self._config.space}, **proposal.values}
+        self._runner.sink.watch_trial(self._work.key(proposal.number), directory,
+                                      params={**_fixed(config), **parameters}, tags=tags)
+        name = self._work.name(proposal)
+        self._runner.follower.follow(name, directory / "metrics.jsonl", config.training.images)
+        shown = ", ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in proposal.values.items())
+        again = f", attempt {proposal.attempt}" if proposal.attempt > 1 else ""
+        self._say(f"{name} ({proposal.kind}{again}): {shown}")
+
+    def ended(self, proposal: Proposal, result: dict[str, Any]) -> None:
+        name, number, outcome = self._work.name(proposal), proposal.number, result["outcome"]
+        self._runner.follower.forget(name)
+        if self._runner.signals.asked.is_set() and outcome == "crashed":
+            return  # stopped by us: the trial stays as it is and goes on next time
+        if outcome == "crashed":
+            again = self._work.crashed(number, result["reason"])
+            self._say(f"{name}: attempt {proposal.attempt} crashed: {result['reason']}"
+                      + ("; it is tried again from its last checkpoint" if again else "; given up"))
+            if not again:
+                self._finish(proposal, "FAILED")
+            return
+        details = {**{key: value for key, value in result.items() if key not in ("outcome", "value")},
+                   "made_by": self._runner.origin}
+        if outcome == "complete":
+            self._work.complete(number, result["value"], details)
+            self._say(f"{name}: {self._config.study.objective} {result['value']:.4g} "
+                      f"at CFG {result['params']['inference.cfg_scale']:.3g} ({result['seconds']:.0f} s, "
+                      f"{result['start_up_seconds']:.0f} s of it before the first step)")
+            self._finish(proposal, "FINISHED", result["scores"])
+        else:
+            self._work.prune(number, outcome, details)
+            self._say(f"{name}: {outcome.replace('_', ' ')} ({result['reason']})")
+            self._finish(proposal, "KILLED" if outcome == "stopped" else "FAILED")
+
+    def _finish(self, proposal: Proposal, status: str, metrics: dict[str, float] | None = None) -> None:
+        self._runner.sink.finish_trial(self._work.key(proposal.number), status=status, metrics=metrics)
+
+    def _directory(self, proposal: Proposal) -> Path:
+        return self._runner.files.directory / self._work.folder / f"{proposal.number:05d}"
+
+
+def parameters(config: Config) -> dict[str, Any]:
+    """Every setting that has a value, under its dotted name."""
+    tree = config.tree(exclude=("space", "verdict", "provenance"))
+    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items() if value is not None}
+
+
+def tags() -> dict[str, str]:
+    """Commit, source hash, versions and machine, as texts."""
+    return {f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value)
+            for key, value in provenance.origin().items()}
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in parameters(config).items() if not key.startswith(("run.", "study."))}
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

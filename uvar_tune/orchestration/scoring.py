@@ -1,0 +1,141 @@
+"""Scoring one checkpoint in the trial's own worker group, sharded by image index.
+
+CFG needs no retraining: in `profile` mode the checkpoint is scored at several CFG scales on sampling seeds A, the best is
+taken and told on seeds B, so that the choice does not flatter the value. `joint` scores once, at the trial's own scale.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uvar_tune.config import Config
+from uvar_tune.data import TokenCache
+from uvar_tune.evaluation import code_statistics, likelihood, save_grid
+from uvar_tune.model.scales import split
+from uvar_tune.objective import gradient_shares
+from uvar_tune.orchestration.build import loss_arguments
+from uvar_tune.orchestration.judge import Judge, Sampler, from_rank_0
+from uvar_tune.study.profile import Axis, ProfileSearch
+from uvar_tune.tracking.registry import metric
+
+_CFG = "inference.cfg_scale"
+SHARE_IMAGES = 128  # held-out images on which gradient shares are measured
+
+
+class Scorer:
+    """Scores one network at inference points; every rank takes part, rank 0 judges.
+
+    Args:
+        job: assets, seeds, directory and cache of the trial.
+        recorder: rank 0's record of the trial, None on the others.
+    """
+
+    def __init__(self, config: Config, job: dict[str, Any], var, vqvae, *, rank: int, world_size: int, device, recorder):
+        self.config, self.job, self.var, self.vqvae = config, job, var, vqvae
+        self.rank, self.world_size, self.device, self.recorder = rank, world_size, device, recorder
+        self._judge: Judge | None = None
+
+    @property
+    def judge(self) -> Judge | None:
+        """Opened when first needed: it reads the reference and the feature network."""
+        if self._judge is None and self.rank == 0:
+            self._judge = Judge(self.config, self.job["assets"], cache=Path(self.job["cache"]),
+                                seed=self.job["seeds"]["sampling-b"], device=self.device)
+        return self._judge
+
+    def rung(self, images: int) -> float | None:
+        """The stop metric of `study.rung_samples` samples at this checkpoint's best coarse CFG scale; None off rank 0."""
+        study, mode = self.config.study, self.var.training
+        self.var.eval()
+        draw = self._sampler(study.rung_samples)
+        scores = []
+        for cfg_scale in self._coarse():
+            samples = draw({"cfg_scale": cfg_scale}, "sampling-a")
+            if self.judge:
+                scores.append(self.judge(samples)[study.rung_metric])
+        self.var.train(mode)
+        if not scores:
+            return None
+        value = min(scores) if metric(study.rung_metric).direction == "minimize" else max(scores)
+        self.recorder.metrics(images, {f"rung/{study.rung_metric}": value})
+        return value
+
+    def score(self, images: int) -> dict[str, Any]:
+        """The trained network; on rank 0 {value, scores, profile, params, protocol}, on the others {}.
+
+        Args:
+            images: training images seen, the step under which the scores are recorded.
+        """
+        self.var.eval()
+        draw, profile, features = self._sampler(self.config.evaluation.samples), [], None
+        search = _Points(self.config, self.config.study.objective) if self.rank == 0 else None
+        while (point := from_rank_0(search.ask() if search else None, self.world_size)) is not None:
+            samples = draw({"cfg_scale": point["cfg_scale"]}, f"sampling-{point['seeds']}")
+            if search:
+                features = self.judge.extractor(samples)
+                found = self.judge.scores(features)
+                search.tell(point, found)
+                profile.append({**point, **found})
+                self.recorder.event("score", images=images, **profile[-1])
+        if not search:
+            return {}
+        scores = found | self.judge.details(features, draw.labels_N)
+        scores |= self._held_out()
+        scores |= code_statistics(draw.tokens_NL, scales=self.vqvae.scales, vocab_size=self.vqvae.vocab_size)
+        self.recorder.metrics(images, scores)
+        picture = Path(self.job["directory"]) / "samples" / f"{images:012d}.png"
+        save_grid(_by_class(samples, draw.labels_N, 10), picture, columns=10)
+        return {"value": scores[self.config.study.objective], "scores": scores, "profile": profile,
+                "params": {_CFG: profile[-1]["cfg_scale"]}, "protocol": self.judge.protocol(len(samples))}
+
+    def _sampler(self, samples: int) -> Sampler:
+        return Sampler(self.config, self.var, self.vqvae, samples=samples, seeds=self.job["seeds"], rank=self.rank,
+                       world_size=self.world_size, device=self.device)
+
+    def _coarse(self) -> tuple[float, ...]:
+        inference = self.config.inference
+        return inference.profile_cfg_scales if inference.mode == "profile" else (inference.cfg_scale,)
+
+    def _held_out(self) -> dict[str, float]:
+        """NLL, calibration and class accuracy of the validation split, every label kept; the gradient shares of the terms."""
+        held_out = TokenCache.open(self.job["assets"]["tokens"]["validation"])
+        found = likelihood(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, chunk=self.config.evaluation.chunk,
+                           device=self.device)
+        shares = shares_at(self.config, self.job["assets"], self.var, self.vqvae, self.device)
+        names = {"second_order", "semantic_entropy", "second_order_cosine", "semantic_entropy_cosine"}
+        return found | {f"grad_share/{name}": shares[name] for name in sorted(names)}
+
+
+def shares_at(config: Config, assets: dict[str, Any], var, vqvae, device) -> dict[str, float]:
+    """`gradient_shares` of the configuration's terms on held-out tokens, at the predictions of ``var``."""
+    held_out = TokenCache.open(assets["tokens"]["validation"])
+    tokens_BL = torch.as_tensor(held_out.tokens_NL[:SHARE_IMAGES].astype("int64"), device=device)
+    labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"), device=device)
+    with torch.no_grad():
+        logits_BLV = var(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales)))
+    return gradient_shares(logits_BLV, tokens_BL, **loss_arguments(config, assets, vqvae, device))
+
+
+class _Points:
+    """The inference points of a checkpoint: a search over CFG, or in `joint` mode the trial's own point alone."""
+
+    def __init__(self, config: Config, objective: str):
+        inference, self._objective = config.inference, objective
+        scales, joint = inference.profile_cfg_scales, inference.mode == "joint"
+        start = inference.cfg_scale if joint else min(scales, key=lambda scale: abs(scale - inference.cfg_scale))
+        axis = Axis("cfg_scale", low=min(scales[0], start), high=max(scales[-1], start), start=start, scale="log1p",
+                    coarse=() if joint else tuple(scales))
+        self._search = ProfileSearch([axis], direction=metric(objective).direction,
+                                     budget=1 if joint else len(scales) + inference.profile_refinements + 1)
+        self.ask = self._search.ask
+
+    def tell(self, point: dict[str, Any], scores: dict[str, float]) -> None:
+        self._search.tell(point, scores[self._objective])
+
+
+def _by_class(samples_N3HW: torch.Tensor, labels_N: torch.Tensor, each: int) -> torch.Tensor:
+    """The first ``each`` samples of every class, class by class."""
+    return torch.cat([samples_N3HW[labels_N == label][:each] for label in labels_N.unique()])

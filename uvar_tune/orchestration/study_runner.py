@@ -1,0 +1,84 @@
+"""A study from its configuration to its exported best: prepare, search, report. The same call resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from uvar_tune.config import Config
+from uvar_tune.errors import ConfigError
+from uvar_tune.orchestration.finish import finish
+from uvar_tune.orchestration.meter import CpuMeter
+from uvar_tune.orchestration.phases import Phases, steps_of
+from uvar_tune.orchestration.progress import Follower
+from uvar_tune.orchestration.runner import Runner, parameters, tags
+from uvar_tune.orchestration.signals import Interruptible
+from uvar_tune.study.confirm import check_replicates
+from uvar_tune.study.files import StudyFiles, resolve_root
+from uvar_tune.study.objectives import check_objective
+from uvar_tune.tracking.sink import MLflowSink
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def run_study(config: Config, say, *, phase: str | None = None) -> int:
+    """Run what is missing of the study, or of one phase (`all` for each in turn).
+
+    Returns:
+        0 when the work has ended and at least one trial has a score; 1 failed; 130 interrupted.
+    """
+    steps = steps_of(phase)
+    check_objective(config)
+    if "confirm" in steps:
+        check_replicates(config)
+    files = StudyFiles(resolve_root(config.run.root), config.study.name)
+    files.prepare()
+    with files.lock():
+        files.claim(config)
+        say(f"study {files.name!r} in {files.directory}")
+        phases = Phases(config, files, say)
+        if not phases.pending(steps):
+            say(phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)")
+            return finish(config, files, None, say, {})
+        sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
+                          artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
+        try:
+            return _run(config, files, phases, steps, sink, say)
+        finally:
+            sink.close(timeout_sec=60)
+
+
+def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ...], sink: MLflowSink, say) -> int:
+    from uvar_tune.orchestration.resources import capacity, check_shared, cluster
+
+    sink.start_study(params=parameters(config), tags=tags())
+    follower, signals = Follower(say), Interruptible(say)
+    with CpuMeter() as meter, cluster(say), signals:
+        concurrent = capacity(config)
+        check_shared(files.root)
+        assets = prepare_remotely(config, files, follower)
+        sink.study_metrics({f"prepare/{key}": value for key, value in assets["facts"].items() if isinstance(value, float)})
+        runner = Runner(config, files, sink, signals, follower, assets, say)
+        for step in steps:
+            phases.run(step, runner, concurrent)
+            if signals.asked.is_set():
+                say("stopped; what was in flight keeps its checkpoints. The same command continues.")
+                return INTERRUPTED
+    if halted := phases.search().halted():
+        say(halted)
+    return finish(config, files, sink, say, {"all processes": meter.seconds})
+
+
+def prepare_remotely(config: Config, files: StudyFiles, follower: Follower) -> dict[str, Any]:
+    """The assets of a study, made on a node that has what a worker needs; its progress is followed."""
+    import ray
+
+    from uvar_tune.orchestration.prepare import prepare
+
+    run, record = config.run, files.directory / "prepare.jsonl"
+    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=2)(prepare)
+    with follower.following("prepare", record, config.tokenizer.images):
+        try:
+            return dataclasses.asdict(ray.get(task.remote(config, files.cache, record)))
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, ConfigError) else error) from None

@@ -1,0 +1,48 @@
+"""Which code and which versions made a number."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "torch-fidelity", "numpy", "scipy", "scikit-learn")
+
+
+def source_hash() -> str:
+    """Hash of the package's own source files: 16 hex digits, the same wherever the same code runs."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def commit() -> str | None:
+    """The commit of the checkout the package runs from, `-dirty` where it differs; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def origin() -> dict:
+    """Commit, source hash, versions and machine: what an export and the record of a study carry."""
+    return {"commit": commit(), "source": source_hash(), "versions": versions(),
+            "machine": f"{platform.system()} {platform.machine()}"}

@@ -1,0 +1,83 @@
+"""The ranked table: rows for the terminal and for the page."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from uvar_tune.reporting import facts
+from uvar_tune.study.results import BASELINE, StudyResults, TrialResult
+
+_ROWS, _WIDTH = 30, 138  # of the terminal's table; the page has all rows
+_FIXED = ("rank", "trial", "kind")
+_LAST = ("outcome", "attempts", "seconds")
+
+
+def columns(results: StudyResults) -> list[str]:
+    """Names of all columns, in order."""
+    cfg = [facts.CFG] if any(facts.CFG in trial.params for trial in results.trials) else []
+    return [*_FIXED, results.objective, *cfg, *facts.parameters(results), *facts.score_names(results), *_LAST]
+
+
+def cell(results: StudyResults, trial: TrialResult, rank: int | None, name: str):
+    """The value of a column, None where there is none."""
+    if name in _FIXED:
+        return {"rank": rank, "trial": trial.number, "kind": trial.kind}[name]
+    if name in _LAST:
+        return {"outcome": facts.outcome(trial), "attempts": trial.attempts, "seconds": trial.seconds}[name]
+    if name == results.objective:
+        return trial.value
+    if name == facts.CFG and facts.profiled(results) and trial.state != "COMPLETE":
+        return None  # not decided yet
+    if "." in name:
+        return trial.params.get(name) if facts.applies(trial, name) else None
+    return trial.scores.get(name)
+
+
+def ordered(results: StudyResults) -> list[tuple[int | None, TrialResult]]:
+    """(rank, trial): those with a score, best first, then the others by number, without a rank."""
+    ranked = results.ranked()
+    numbers = {trial.number for trial in ranked}
+    return [*enumerate(ranked, 1), *((None, trial) for trial in results.trials if trial.number not in numbers)]
+
+
+def ranked_table(results: StudyResults) -> Table:
+    """The trials, best first, the baseline marked; the best 30 of a long study, and as many scores as 140 columns hold."""
+    rows = ordered(results)
+    shown = [row for i, row in enumerate(rows) if i < _ROWS or row[1].kind == BASELINE]
+    names = _fitting(results, shown)
+    left = len(rows) - len(shown)
+    caption = f"{facts.outcomes(results)}. " + (f"{left:,} more trials are in the report. " if left else "")
+    table = Table(title=f"{results.name}: {facts.short(results.objective)}, {facts.direction_word(results.objective)}",
+                  caption=caption + "The best of several is a candidate, not a result.")
+    for name in names:
+        words = name in ("kind", "outcome") or results.space.get(name, {}).get("type") == "categorical"
+        table.add_column(facts.short(name), justify="left" if words else "right", no_wrap=True)
+    best = results.best
+    for rank, trial in shown:
+        style = "bold" if trial is best else "yellow" if trial.kind == BASELINE else None
+        table.add_row(*(_shown(results, trial, rank, name) for name in names), style=style)
+    return table
+
+
+def _fitting(results: StudyResults, rows) -> list[str]:
+    """All columns but the scores for which there is no room."""
+    names, optional = columns(results), facts.score_names(results)
+
+    def width(name: str) -> int:
+        return max(len(facts.short(name)), *(len(_shown(results, trial, rank, name)) for rank, trial in rows), 0) + 3
+
+    room = _WIDTH - sum(width(name) for name in names if name not in optional)
+    kept = set()
+    for name in optional:
+        room -= width(name)
+        if room < 0:
+            break
+        kept.add(name)
+    return [name for name in names if name not in optional or name in kept]
+
+
+def _shown(results: StudyResults, trial: TrialResult, rank: int | None, name: str) -> str:
+    value = cell(results, trial, rank, name)
+    if name == "seconds":
+        return facts.text(value if value is None else round(value))
+    return facts.text(value)

@@ -1,0 +1,35 @@
+"""Every seed has one author: f(study seed, phase, trial or replicate, purpose).
+
+Training seeds depend on the trial in ``explore`` and ``refine``, in ``noise`` and ``confirm`` on the replicate alone, so
+that configurations are paired. Sampling seeds are common to all trials of a phase (common random numbers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+_COMMON = "sampling"  # purposes that begin with it are common to all trials of a phase
+
+
+def derive(study_seed: int, phase: str, index: int, purpose: str) -> int:
+    """A 63-bit seed, the same on every machine and Python version.
+
+    Args:
+        study_seed: ``study.seed``.
+        phase: explore, refine, noise, confirm, prepare, …
+        index: trial number in explore and refine, replicate number in noise and confirm.
+        purpose: what is drawn: initialisation, order, dropout, proposal, sampling-a, sampling-b, …
+    """
+    if purpose.startswith(_COMMON):
+        index = 0
+    digest = hashlib.sha256(f"{study_seed}/{phase}/{index}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, *extra: int):
+    """A CPU ``torch.Generator`` seeded from ``seed`` and any further integers (an image index, a step)."""
+    import torch
+
+    text = "/".join(str(int(part)) for part in (seed, *extra))
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

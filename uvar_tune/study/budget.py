@@ -1,0 +1,34 @@
+"""What a study has spent: GPU hours, and hours during which trials ran, over all its drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from uvar_tune.config import Config
+
+
+@dataclass(frozen=True)
+class Spent:
+    gpu_hours: float
+    wall_hours: float
+
+
+def spent(spans: Iterable[tuple[float, float]], gpus: float) -> Spent:
+    """The cost of attempts that lasted from a to b (seconds), each on ``gpus`` GPUs; idle gaps cost no wall time."""
+    busy_sec = wall_sec = 0.0
+    reached = float("-inf")
+    for start, end in sorted(spans):
+        busy_sec += max(0.0, end - start)
+        wall_sec += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return Spent(busy_sec * gpus / 3600, wall_sec / 3600)
+
+
+def exhausted(config: Config, cost: Spent) -> str | None:
+    """Which budget is used up, in words; None while there is some left of each."""
+    for key, used in (("max_gpu_hours", cost.gpu_hours), ("max_wall_time", cost.wall_hours)):
+        limit = getattr(config.study, key)
+        if limit is not None and used >= limit:
+            return f"study.{key} {limit:g} is used up ({used:.2f} hours); a larger one continues the study"
+    return None

@@ -1,0 +1,175 @@
+"""Replicates: named configurations, each under several training seeds, in an Optuna study of their own.
+
+They lie in `NAME/noise` and `NAME/confirm`, never in `NAME`: the sampler sees search trials only. Training seeds depend on
+the replicate alone, so that configurations are paired; sampling seeds are common. Replicates come round by round (every arm
+once, then every arm again), so that an interrupted phase still holds pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from uvar_tune import seeds
+from uvar_tune.config import Config
+from uvar_tune.errors import ConfigError
+from uvar_tune.study.search import EARLY_ENDS, Proposal
+from uvar_tune.study.storage import open_storage, open_study
+
+PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One replicate of one arm, finished or not.
+
+    Attributes:
+        value: of the objective; None where it has none (``state`` and ``outcome`` say why).
+        details: scores, profile, protocol, seconds, … as the scorer told them.
+    """
+
+    number: int
+    arm: str
+    replicate: int
+    state: str
+    value: float | None
+    details: dict[str, Any]
+
+
+class Replicates:
+    """``arms`` × ``count`` replicates on a persistent storage; the runner asks it and tells it as it does the search.
+
+    Args:
+        arms: name → values by dotted name, over the configuration. Stored at the first start; another plan later is refused,
+            except for more replicates.
+        samplings: sampling seeds B on which each network is told; the first one is the value.
+    """
+
+    def __init__(self, config: Config, storage_url: str, phase: str, arms: Mapping[str, Mapping[str, Any]], count: int,
+                 samplings: int = 1):
+        self.config, self.phase, self.folder = config, phase, phase
+        self.arms, self._count, self._samplings = {name: dict(values) for name, values in arms.items()}, count, samplings
+        self.storage = open_storage(storage_url)
+        self.study = open_study(self.storage, f"{config.study.name}/{phase}", _direction(config), {"arms": self.arms})
+        self._study_id = self.storage.get_study_id_from_name(f"{config.study.name}/{phase}")
+        self.study.sampler = optuna.samplers.RandomSampler(seed=0)  # nothing is sampled
+        self._handed_out: dict[int, list[dict[str, Any]]] = {}
+
+    def ask(self) -> Proposal | None:
+        """The next attempt: first what was interrupted, then the next of the plan; None when all is handed out."""
+        trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            if not trial.state.is_finished() and trial.number not in self._handed_out:
+                return self._begin(trial.number)
+        return self._begin(None) if len(trials) < len(self.arms) * self._count else None
+
+    def report(self, number: int, images: int, value: float) -> bool:
+        """Replicates are never stopped at a rung."""
+        return False
+
+    def complete(self, number: int, value: float, details: dict[str, Any]) -> None:
+        """Tell a score, a finite number."""
+        if not math.isfinite(value):
+            raise ValueError(f"{self.phase} {number}: {value} is not a score")
+        self._end(number, TrialState.COMPLETE, value, details)
+
+    def prune(self, number: int, outcome: str, details: dict[str, Any]) -> None:
+        """Tell that a replicate ended without a score for a reason of its own (diverged, out_of_memory)."""
+        assert outcome in EARLY_ENDS, outcome
+        self._end(number, TrialState.PRUNED, None, {**details, "outcome": outcome})
+
+    def crashed(self, number: int, reason: str) -> bool:
+        """An attempt ended from outside; True if it will be asked again."""
+        attempts = self._handed_out.pop(number)
+        attempts[-1] |= {"ended": time.time(), "reason": reason[:500]}
+        self._set(number, "attempts", attempts)
+        if sum("reason" in attempt for attempt in attempts) < self.config.run.max_attempts:
+            return True
+        self._end(number, TrialState.FAIL, None, {"outcome": "crashed", "reason": reason[:2000]})
+        return False
+
+    def done(self) -> bool:
+        """Whether every replicate has finished."""
+        trials = self.study.get_trials(deepcopy=False)
+        return len(trials) >= len(self.arms) * self._count and all(trial.state.is_finished() for trial in trials)
+
+    def unfinished(self) -> list[int]:
+        return [trial.number for trial in self.study.get_trials(deepcopy=False) if not trial.state.is_finished()]
+
+    def cells(self) -> list[Cell]:
+        """Every replicate begun, by number."""
+        found = []
+        for trial in self.study.get_trials(deepcopy=False):
+            attributes = dict(trial.user_attrs)
+            if "values" in attributes:
+                value = trial.value if trial.state == TrialState.COMPLETE else None
+                found.append(Cell(trial.number, attributes["arm"], attributes["replicate"], trial.state.name, value, attributes))
+        return found
+
+    def configuration(self, proposal: Proposal) -> Config:
+        return self.config.with_values(proposal.values)
+
+    def key(self, number: int) -> str:
+        return f"{self.phase}/{number}"
+
+    def name(self, proposal: Proposal) -> str:
+        arm, replicate = self._place(proposal.number)
+        return f"{self.phase} {arm} #{replicate}"
+
+    def _place(self, number: int) -> tuple[str, int]:
+        replicate, arm = divmod(number, len(self.arms))
+        return list(self.arms)[arm], replicate
+
+    def _begin(self, number: int | None) -> Proposal:
+        trial = self.study.ask() if number is None else optuna.Trial(self.study, self._trial_id(number))
+        arm, replicate = self._place(trial.number)
+        attributes = self.storage.get_trial_user_attrs(self._trial_id(trial.number))
+        purposes = [*PURPOSES, *(f"sampling-b{extra}" for extra in range(1, self._samplings))]
+        seed = {purpose: seeds.derive(self.config.study.seed, self.phase, replicate, purpose) for purpose in purposes}
+        attempts = [*attributes.get("attempts", []), {"started": time.time()}]
+        for key, value in (("kind", arm), ("arm", arm), ("replicate", replicate), ("seeds", seed), ("attempts", attempts),
+                           ("values", self.arms[arm])):
+            self._set(trial.number, key, value)
+        self._handed_out[trial.number] = attempts
+        return Proposal(trial.number, len(attempts), arm, self.arms[arm], seed)
+
+    def _end(self, number: int, state: TrialState, value: float | None, details: dict[str, Any]) -> None:
+        attempts = self._handed_out.pop(number, None)
+        if attempts:
+            attempts[-1].setdefault("ended", time.time())
+            details = {**details, "attempts": attempts}
+        for key, detail in details.items():
+            self._set(number, key, detail)
+        self.study.tell(number, value, state=state)
+
+    def _trial_id(self, number: int) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _set(self, number: int, key: str, value) -> None:
+        self.storage.set_trial_user_attr(self._trial_id(number), key, value)
+
+
+def _direction(config: Config) -> list[str]:
+    from uvar_tune.study.objectives import directions
+
+    return directions(config)[:1]
+
+
+def stored_arms(storage_url: str, name: str, phase: str) -> dict[str, dict[str, Any]]:
+    """The plan of a phase that has begun.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    storage = open_storage(storage_url)
+    try:
+        study_id = storage.get_study_id_from_name(f"{name}/{phase}")
+    except KeyError:
+        raise ConfigError(f"study {name!r} has no phase {phase!r} yet: run it with --phase {phase}", where="--study") from None
+    return storage.get_study_user_attrs(study_id)["space"]["arms"]

@@ -1,0 +1,84 @@
+"""Every metric's name, unit and direction, spelled once.
+
+A name may carry a part (``loss/ce``), a scale (``loss/ce/scale_3``) or a suffix of its kind (``nll_token_tempered``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from uvar_tune.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Metric:
+    """``direction``: minimize, maximize, or None for what is watched and not judged."""
+
+    name: str
+    unit: str
+    direction: str | None
+    title: str
+
+
+def _table(*rows: tuple[str, str, str | None, str]) -> dict[str, Metric]:
+    return {row[0]: Metric(*row) for row in rows}
+
+
+METRICS = _table(
+    ("fid", "squared feature distance", "minimize", "Fréchet distance"),
+    ("kid", "squared MMD", "minimize", "Kernel distance"),
+    ("is", "classes", "maximize", "Inception score"),
+    ("is_std", "classes", None, "Standard deviation of the inception score over its splits"),
+    ("precision", "share", "maximize", "Precision"),
+    ("recall", "share", "maximize", "Recall"),
+    ("f1", "share", "maximize", "Harmonic mean of precision and recall"),
+    ("density", "ratio", "maximize", "Density"),
+    ("coverage", "share", "maximize", "Coverage"),
+    ("ssim_pairwise", "1", "minimize", "Mean SSIM of pairs of samples"),
+    ("diversity_ssim", "1", "maximize", "1 - mean SSIM of pairs of samples"),
+    ("nll_token", "nats", "minimize", "Negative log-likelihood a token"),
+    ("nll_image", "nats", "minimize", "Negative log-likelihood an image"),
+    ("nll_class", "nats", "minimize", "Negative log-likelihood of the class read-out"),
+    ("accuracy", "share", "maximize", "Accuracy of argmax_y p(R|y)"),
+    ("conditional_accuracy", "share", "maximize", "Samples classified as their label"),
+    ("ece_token", "share", "minimize", "Expected calibration error, tokens"),
+    ("ece_class", "share", "minimize", "Expected calibration error, classes"),
+    ("temperature_token", "1", None, "Temperature of least token NLL"),
+    ("temperature_class", "1", None, "Temperature of least class NLL"),
+    ("auroc_ood", "share", "maximize", "AUROC of the OOD score"),
+    ("mce", "percent", "minimize", "Mean corruption error, over the divisor's"),
+    ("corruption_error", "percent", "minimize", "Error under corruption, plain mean"),
+    ("code_usage", "share", "maximize", "Codes in use"),
+    ("code_entropy", "nats", "maximize", "Entropy of the codes in use"),
+    ("entropy", "nats", None, "Predictive entropy"),
+    ("dispersion", "anchor", None, "Dispersion of the predictions"),
+    ("dispersion_reference", "anchor", None, "Dispersion of the reference"),
+    ("dispersion_ratio", "1", None, "Root ratio of dispersion to reference"),
+    ("semantic_entropy", "nats", None, "Semantic entropy"),
+    ("loss", "nats", "minimize", "Loss term"),
+    ("grad_share", "share", None, "Share of the gradient at the logits"),
+    ("learning_rate", "1", None, "Learning rate"),
+    ("grad_norm", "1", None, "Gradient norm before clipping"),
+    ("images_per_sec", "images/s", None, "Speed"),
+    ("reconstruction_mse", "1", "minimize", "Reconstruction error, pixels in [-1, 1]"),
+    ("parameters", "1", None, "Parameters of the VAR"),
+    ("batch_size", "images", None, "Images a step"),
+    ("memory_gib", "GiB", "minimize", "Memory of a training step, each device"),
+    ("epoch_sec", "s", "minimize", "Time of an epoch, training only"),
+    ("cpu_sec", "s", "minimize", "CPU seconds"),
+)
+_SUFFIX = re.compile(r"(/scale_\d+)?$")
+
+
+def metric(name: str) -> Metric:
+    """The metric of this name, its scale, part or `_tempered` suffix set aside.
+
+    Raises:
+        ConfigError: unknown, with the nearest known name.
+    """
+    base = _SUFFIX.sub("", name).removesuffix("_tempered")
+    found = METRICS.get(base) or METRICS.get(base.split("/")[0])
+    if found is None:
+        raise ConfigError(f"unknown metric {name!r}", nearest=nearest(name, METRICS))
+    return found

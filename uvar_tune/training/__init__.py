@@ -1,0 +1,17 @@
+"""Training: one loop for both stages, its checkpoints, and the tokenizer that VAR never published the training of.
+
+    train, train_tokenizer ─► Progress, CheckpointDue, Alarm
+    save_checkpoint, latest_valid, load_checkpoint ─► start of the next attempt
+"""
+
+from uvar_tune.training.checkpoint import Checkpoint, latest_valid, load_checkpoint, retain, save_checkpoint
+from uvar_tune.training.events import Alarm, CheckpointDue, Progress
+from uvar_tune.training.optim import SCHEDULES, parameter_groups, rate_factor
+from uvar_tune.training.plan import differences, require_same, resolve_precision
+from uvar_tune.training.tokenizer import train_tokenizer
+from uvar_tune.training.tokenizer_files import load_tokenizer, save_tokenizer, tokenizer_hash
+from uvar_tune.training.transformer import train
+
+__all__ = ["SCHEDULES", "Alarm", "Checkpoint", "CheckpointDue", "Progress", "differences", "latest_valid", "load_checkpoint",
+           "load_tokenizer", "parameter_groups", "rate_factor", "require_same", "resolve_precision", "retain",
+           "save_checkpoint", "save_tokenizer", "tokenizer_hash", "train", "train_tokenizer"]

@@ -1,0 +1,149 @@
+"""Checkpoints: directories that are whole or not there, checked by hash before anything is read.
+
+``var.safetensors``, ``config.yaml``, ``tokenizer.json`` (place and hash), ``training.pt`` (what continues the training;
+may be deleted), ``ema.safetensors`` (averaged weights, where there are any), ``manifest.json``, written last. Their names
+are numbers of images, so the newest is the largest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from uvar_tune.data.manifest import check_directory, remove_directory, remove_leftovers, write_directory
+from uvar_tune.errors import ConfigError
+from uvar_tune.training.tokenizer_files import tokenizer_hash
+
+_NEEDED = ("var.safetensors", "config.yaml", "tokenizer.json")
+_EMA, _TRAINING = "ema.safetensors", "training.pt"
+_Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Attributes:
+        config: as given. tokenizer: {path, sha256}. images: seen.
+        training_state: what `train` takes as ``start``; None unless asked for.
+        ema_state: averaged weights, None where none were kept.
+    """
+
+    var_state: _Weights
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    images: int
+    training_state: dict[str, Any] | None
+    ema_state: _Weights | None
+
+
+def save_checkpoint(directory: str | Path, *, var_state: _Weights, config: dict[str, Any], tokenizer: dict[str, Any],
+                    training_state: dict[str, Any], ema_state: _Weights | None = None) -> None:
+    """Write a checkpoint; what stood under this name is replaced when the new one is whole.
+
+    Args:
+        config: plain data. tokenizer: {path: where it is}; its hash is added.
+        training_state: of a CheckpointDue; its ``ema`` is what ``ema_state`` is when not given.
+    """
+    from safetensors.torch import save_file
+
+    directory = Path(directory)
+    training_state = dict(training_state)
+    ema_state = training_state.pop("ema", None) if ema_state is None else ema_state
+    training_state.pop("ema", None)
+    if "sha256" not in tokenizer:
+        tokenizer = {**tokenizer, "sha256": tokenizer_hash(tokenizer["path"])}
+    plain = json.loads(json.dumps(config, allow_nan=False))
+    writers: dict[str, Callable[[Path], Any]] = {
+        "var.safetensors": lambda path: save_file(_separate(var_state), path),
+        "config.yaml": lambda path: path.write_text(yaml.safe_dump(plain, sort_keys=False)),
+        "tokenizer.json": lambda path: path.write_text(json.dumps(tokenizer, indent=1)),
+        _TRAINING: lambda path: torch.save(training_state, path)}
+    if ema_state is not None:
+        writers[_EMA] = lambda path: save_file(_separate(ema_state), path)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(directory.parent)
+    write_directory(directory, writers, {"images": training_state["images"]})
+
+
+def load_checkpoint(directory: str | Path, training_state: bool = False) -> Checkpoint:
+    """Check and read a checkpoint; tensors on the CPU.
+
+    Raises:
+        ConfigError: not a checkpoint, damaged, or ``training_state`` asked for and deleted.
+    """
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    manifest = check_checkpoint(directory, training_state=training_state)
+    ema_state = load_file(directory / _EMA) if (directory / _EMA).exists() and _EMA in manifest["files"] else None
+    state = None
+    if training_state:
+        state = torch.load(directory / _TRAINING, map_location="cpu", weights_only=True)
+        state = state if ema_state is None else {**state, "ema": ema_state}
+    return Checkpoint(load_file(directory / "var.safetensors"), yaml.safe_load((directory / "config.yaml").read_text()),
+                      json.loads((directory / "tokenizer.json").read_text()), manifest["images"], state, ema_state)
+
+
+def check_checkpoint(directory: Path, *, training_state: bool) -> dict[str, Any]:
+    """The manifest of a sound checkpoint; ConfigError says what is wrong with another."""
+    manifest = check_directory(directory, needed=_NEEDED, optional=(_TRAINING, _EMA))
+    if not isinstance(manifest.get("images"), int):
+        raise ConfigError("the manifest does not say how many images were seen", where=str(directory))
+    if training_state and not (directory / _TRAINING).exists():
+        raise ConfigError(f"{_TRAINING} was deleted: these weights can be used, and no training continued from them",
+                          where=str(directory))
+    return manifest
+
+
+def latest_valid(parent: str | Path, *, on_skip: Callable[[Path, str], Any], training_state: bool = False) -> Path | None:
+    """The newest sound checkpoint in ``parent``, or None.
+
+    Args:
+        on_skip: told each newer one that is not used, and why.
+        training_state: only one from which training can continue.
+    """
+    for directory in reversed(_checkpoints(Path(parent))):
+        try:
+            check_checkpoint(directory, training_state=training_state)
+        except ConfigError as error:
+            on_skip(directory, error.message)
+        else:
+            return directory
+    return None
+
+
+def retain(parent: str | Path, *, max_bytes: int) -> list[Path]:
+    """Delete the oldest checkpoints until all together hold at most ``max_bytes``; never the newest sound one.
+
+    Returns:
+        what was deleted.
+    """
+    found = _checkpoints(Path(parent))
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in found}
+    excess, deleted = sum(sizes.values()) - max_bytes, []
+    if excess <= 0:
+        return []
+    keep = latest_valid(parent, on_skip=lambda path, why: None)
+    for path in found:
+        if excess > 0 and path != keep:
+            remove_directory(path)
+            excess -= sizes[path]
+            deleted.append(path)
+    return deleted
+
+
+def _checkpoints(parent: Path) -> list[Path]:
+    """Directories named by a number of images, ascending."""
+    if not parent.is_dir():
+        return []
+    return sorted((path for path in parent.iterdir() if path.name.isdecimal() and path.is_dir()), key=lambda path: int(path.name))
+
+
+def _separate(state: _Weights) -> _Weights:
+    """Contiguous CPU tensors, none sharing memory with another, as safetensors wants them."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}

@@ -1,0 +1,67 @@
+"""Tokenizers on disk: a directory of ours (``vqvae.safetensors``, ``settings.json``, ``manifest.json``) or an official .pth."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from uvar_tune.data.manifest import check_directory, file_sha256, write_directory
+from uvar_tune.errors import ConfigError
+from uvar_tune.model import VQVAE, load_official
+
+_WEIGHTS, _SETTINGS = "vqvae.safetensors", "settings.json"
+
+
+def save_tokenizer(directory: str | Path, vqvae: VQVAE) -> None:
+    """Write weights and settings, whole or not at all."""
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().cpu().contiguous() for name, value in vqvae.state_dict().items()}
+    settings = json.dumps(vqvae.settings(), indent=1)
+    write_directory(Path(directory), {_WEIGHTS: lambda path: save_file(state, path),
+                                      _SETTINGS: lambda path: path.write_text(settings)}, {})
+
+
+def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> VQVAE:
+    """The tokenizer of a directory that `save_tokenizer` wrote, or of an official .pth; on the CPU.
+
+    Args:
+        scales: of an official file whose number of scales does not tell them.
+
+    Raises:
+        ConfigError: nothing there, damaged, or another's weights.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if path.is_file():
+        return load_official(path, scales=scales)[0]
+    if not path.is_dir():
+        raise ConfigError("there is no tokenizer here: neither a directory nor a .pth file", where=str(path))
+    check_directory(path, needed=(_WEIGHTS, _SETTINGS))
+    vqvae = VQVAE(**json.loads((path / _SETTINGS).read_text()))
+    if scales is not None and tuple(scales) != vqvae.scales:
+        raise ConfigError(f"scales {list(scales)} were given, but this tokenizer has {list(vqvae.scales)}", where=str(path))
+    vqvae.load_state_dict(load_file(path / _WEIGHTS))
+    return vqvae
+
+
+def tokenizer_hash(path: str | Path) -> str:
+    """SHA-256 (64 hex digits) of the weights at ``path``, a directory or a file.
+
+    Raises:
+        ConfigError: nothing there.
+    """
+    path = Path(path)
+    weights = path / _WEIGHTS if path.is_dir() else path
+    if not weights.is_file():
+        raise ConfigError("there is no tokenizer here: neither a directory nor a .pth file", where=str(path))
+    stat = weights.stat()
+    return _hashed(weights, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _hashed(path: Path, changed_ns: int, size: int) -> str:
+    return file_sha256(path)
