@@ -119,9 +119,19 @@ NEIGHBOURS = {"role": "nuisance", "type": "float", "low": 2, "high": 32}
       "objective.discrepancy": {"role": "scientific", "type": "categorical", "choices": ["wasserstein", "kl"]}},
      "the space allows"),
     ({"model.heads": {"role": "nuisance", "type": "int", "low": 3, "high": 4}}, "space.model.heads: 3"),
+    ({"objective.reference": REFERENCE}, "objective.lambda_1 is 0 in every trial"),
+    ({"objective.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 0.5]}, "objective.reference": REFERENCE},
+     "makes no difference where objective.lambda_1 is 0"),
 ])
 def test_a_space_some_trial_of_which_would_fail(space, said):
     assert said in refusal(validate, {"space": space}, "space.yaml").message
+
+
+def test_a_reference_is_searched_where_its_term_has_weight():
+    arm = {"role": "scientific", "type": "categorical", "choices": [0, 0.5]}
+    conditional = {**REFERENCE, "when": {"objective.lambda_1": [0.5]}}
+    assert validate({"space": {"objective.lambda_1": arm, "objective.reference": conditional}}, "x")
+    assert validate({"objective": {"lambda_1": 0.1}, "space": {"objective.reference": REFERENCE}}, "x")
 
 
 def test_shares_are_searched_as_shares():

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from uvar_tune.space_entry import SpaceEntry
+from uvar_tune.tracking.uri import shown
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -199,6 +200,7 @@ class Training(Section):
     clip: PositiveFloat | None = 2.0
     accumulate: Positive = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    fused: Literal["auto", "on", "off"] = "auto"  # the loss straight from the hidden states, never holding all logits
     init_from: str | None = None
 
     @model_validator(mode="after")
@@ -264,6 +266,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
     space: dict[str, SpaceEntry] = {}
+    final: dict[str, Any] = {}  # dotted name → value of final runs, over what the study ran
     verdict: Literal["unconfirmed", "better", "not distinguishable", "worse"] | None = None
     provenance: dict[str, Any] | None = None
 
@@ -316,8 +319,11 @@ class Config(Section):
         return Config.model_validate(tree)
 
     def tree(self, *, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Plain lists, numbers and strings, as YAML and JSON hold them."""
-        return self.model_dump(mode="json", exclude=set(exclude), exclude_none=False)
+        """Plain lists, numbers and strings, as YAML and JSON hold them; without the user and password of `run.storage`."""
+        tree = self.model_dump(mode="json", exclude=set(exclude))
+        if self.run.storage and "run" in tree:
+            tree["run"]["storage"] = shown(self.run.storage)
+        return tree
 
 
 def content_hash(tree: Any) -> str:

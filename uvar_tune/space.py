@@ -18,7 +18,9 @@ BASELINE = {"objective.lambda_1": 0.0, "objective.lambda_2": 0.0}
 SEARCHABLE = ("model", "objective", "training", "inference")  # all that is made anew for each trial
 _NEVER = ("objective.lambda_unit", "training.init_from", "training.betas", "inference.mode", "inference.profile_cfg_scales",
           "inference.profile_refinements")
-_CFG = "inference.cfg_scale"
+_CFG, _LAMBDA_1 = "inference.cfg_scale", "objective.lambda_1"
+_OF_LAMBDA_1 = ("objective.reference", "objective.neighbours", "objective.perplexity", "objective.given", "objective.discrepancy",
+                "objective.dispersion", "objective.kl_smoothing")
 _POINTS = 1024  # how many combinations of edges are tried; a larger space is tried at as many of them
 
 
@@ -62,6 +64,8 @@ def check_space(config: Config) -> None:
         for value in entry.edges():
             _valid(config, {name: value}, f"space.{name}: {value!r}")
     _check_inference(config)
+    _check_idle(config)
+    _check_final(config)
     _valid(config, baseline_point(config), "the baseline (λ1 = λ2 = 0)")
     for values in _corners(config):
         _valid(config, values, "the space allows " + ", ".join(f"{name}={value}" for name, value in values.items()))
@@ -105,6 +109,28 @@ def _check_baseline(name: str, entry: SpaceEntry) -> None:
 def _check_share(config: Config, name: str, entry: SpaceEntry) -> None:
     if name in BASELINE and config.objective.lambda_unit == "share" and entry.type == "float" and not entry.log:
         raise ConfigError(f"space.{name}: a share of the gradient (objective.lambda_unit) is searched on a log scale")
+
+
+def _check_idle(config: Config) -> None:
+    """What λ1 weights is searched only where λ1 > 0: elsewhere its values make no difference that could be learnt."""
+    weight = config.space.get(_LAMBDA_1)
+    never = config.objective.lambda_1 == 0 if weight is None else weight.type == "categorical" and not any(weight.choices)
+    sometimes = weight is not None and weight.type == "categorical" and weight.holds(0)
+    for name, entry in searched(config).items():
+        if name in _OF_LAMBDA_1 and never:
+            raise ConfigError(f"space.{name}: makes no difference, as {_LAMBDA_1} is 0 in every trial")
+        wanted = entry.when.get(_LAMBDA_1, 0)
+        if name in _OF_LAMBDA_1 and sometimes and 0 in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
+            raise ConfigError(f"space.{name}: makes no difference where {_LAMBDA_1} is 0; give it `when: "
+                              f"{{{_LAMBDA_1}: …}}` with the choices above 0")
+
+
+def _check_final(config: Config) -> None:
+    known = dotted_names()
+    for name in config.final:
+        if name not in known:
+            raise ConfigError(f"final: unknown setting {name!r}", nearest=nearest(name, known))
+    _valid(config, config.final, "final")
 
 
 def _check_inference(config: Config) -> None:

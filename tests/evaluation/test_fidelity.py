@@ -106,7 +106,7 @@ def test_shares_of_two_ranks_give_the_numbers_of_one(extractor, digits):
 
 
 def test_the_reference_is_read_once_for_each_content_and_weights(extractor, digits, tmp_path):
-    small = digits["validation"].images[:64]
+    small = digits["validation"].images[:80]
     first = fidelity_scores(small, digits["train"], extractor=extractor, cache_root=tmp_path, metrics=["fid"])
 
     class Untouchable:

@@ -32,3 +32,11 @@ def test_what_is_missing_is_named_before_anything_is_computed():
         evaluate(Context(), ["fidelity"])
     with pytest.raises(ConfigError, match="did you mean 'likelihood'"):
         evaluate(Context(), ["likelyhood"])
+
+
+def test_samples_of_another_resolution_than_the_reference(extractor, digits, tmp_path):
+    context = Context(generated_N3HW=digits["validation"].images[:50, :, :8, :8], labels_N=torch.zeros(50).long(),
+                      reference=digits["train"], extractor=extractor, cache_root=tmp_path)
+    for family in ("fidelity", "density", "classes"):
+        with pytest.raises(ConfigError, match="reference images: they are 16x16, the generated images 8x8"):
+            evaluate(context, [family])

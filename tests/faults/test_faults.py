@@ -5,107 +5,16 @@ Each ends with the same trials, none twice, and, as the seeds decide it, the sam
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import time
-from pathlib import Path
 
 import psutil
 import pytest
-from commands import end_session
+from faulty_study import images_seen, kill_group, metric_rows, records, train_workers, values, wait_until
+from mlflow_server import MLflow
 
 pytestmark = pytest.mark.ray
-STUDY = {"trials": 2, "startup_trials": 2}
-TRAINING = {"images": 6400}
-RUN = {"checkpoint_images": 640, "log_images": 64, "max_concurrent": 1}
-
-
-def records(directory: Path, number: int = 0) -> list[dict]:
-    path = directory / "trials" / f"{number:05d}" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def images_seen(directory: Path, number: int) -> int:
-    return max((record["images"] for record in records(directory, number) if "images" in record), default=0)
-
-
-def wait_until(condition, process: subprocess.Popen, timeout: float = 240.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "it did not come so far"
-        time.sleep(0.05)
-
-
-def values(root: Path, name: str, trials: int = 2) -> list[float]:
-    """The value of each trial, and that each stands there once and complete."""
-    import optuna
-
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(root / name / "optuna.journal")))
-    study = optuna.load_study(study_name=name, storage=storage)
-    assert [trial.number for trial in study.trials] == list(range(trials))
-    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
-    for number in range(trials):  # a step that was computed again is not recorded twice
-        seen = [record["images"] for record in records(root / name, number)
-                if record["kind"] == "metrics" and "loss/total" in record["values"]]
-        assert seen == sorted(set(seen)) and seen[-1] == TRAINING["images"]
-    return [trial.value for trial in study.trials]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(root, doors, tmp_path_factory):
-    """Values of the same study, left alone."""
-    import yaml
-    from commands import TINY
-
-    tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": "calm"}, "training": {**TINY["training"], **TRAINING},
-            "run": {**RUN, "root": str(root)}}
-    path = tmp_path_factory.mktemp("calm") / "space.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    done = doors("sweep", path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return values(root, "calm")
-
-
-@pytest.fixture
-def begin(root, doors, space):
-    """Starts the study under another name; ends its session afterwards."""
-    begun: list[subprocess.Popen] = []
-
-    def start(name: str, **run) -> tuple[subprocess.Popen, Path, Path]:
-        path = space(study={**STUDY, "name": name}, training=TRAINING, run={**RUN, **run})
-        begun.append(doors.start("sweep", path))
-        return begun[-1], path, root / name
-
-    yield start
-    for process in begun:
-        end_session(process)
-
-
-
-
-def train_workers(process: subprocess.Popen) -> list[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in " ".join(_title(child))]
-
-
-def _title(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def kill_group(process: subprocess.Popen) -> None:
-    """kill -9 of the sweep; its Ray follows when it notices."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(children, timeout=60)
-
-
 def test_a_training_worker_is_killed(begin, root, undisturbed):
     process, _, directory = begin("worker-killed")
     wait_until(lambda: images_seen(directory, 0) >= 2000, process)
@@ -152,3 +61,24 @@ def test_a_signal_ends_the_sweep_in_order(begin, root, doors, undisturbed, numbe
     again = doors("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(root, name) == undisturbed
+
+
+def test_mlflow_is_away_and_catches_up(begin, root, doors, undisturbed, tmp_path):
+    """Not there at the start: the study says so once and ends as ever; `sync` brings every row, each once."""
+    server = MLflow(tmp_path)
+    process, path, directory = begin("mlflow-away", variables={"MLFLOW_TRACKING_URI": server.uri})
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    assert values(root, "mlflow-away") == undisturbed
+    assert text.count("MLflow") >= 1 and "uvar_tune.sync" in text and "s3cret" not in text
+    try:
+        server.start()
+        synced = doors("sync", "--study", "mlflow-away", "--root", root, MLFLOW_TRACKING_URI=server.uri)
+    finally:
+        server.kill()
+    assert synced.returncode == 0, synced.stdout + synced.stderr
+    for number in range(2):
+        recorded = {(key, record["images"]) for record in records(directory, number) if record["kind"] == "metrics"
+                    for key in record["values"]}
+        rows = metric_rows(tmp_path / "mlflow.db", f"mlflow-away/{number}")
+        assert recorded <= set(rows) and len(rows) == len(set(rows))

@@ -91,7 +91,7 @@ def test_heads_without_l2_norm():
 @pytest.mark.parametrize(("which", "change", "message"), [
     ("vae", lambda s: s.pop("decoder.mid.attn_1.norm.bias"), "decoder.mid.attn_1.norm.bias is missing"),
     ("vae", lambda s: s.update({"extra.weight": torch.zeros(1)}), "extra.weight is not expected"),
-    ("vae", lambda s: s.update({"encoder.conv_out.bias": torch.zeros(3)}), r"encoder.conv_out.bias has shape \(3,\), expected \(8,"),
+    ("vae", lambda s: s.update({"quant_conv.bias": torch.zeros(3)}), r"quant_conv.bias has shape \(3,\), expected \(8,"),
     ("vae", lambda s: s.pop("quantize.embedding.weight"), "quantize.embedding.weight is missing"),
     ("var", lambda s: s.pop("blocks.1.ffn.fc2.bias"), "blocks.1.ffn.fc2.bias is missing"),
     ("var", lambda s: s.pop("attn_bias_for_masking"), "attn_bias_for_masking is missing"),

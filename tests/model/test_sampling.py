@@ -9,6 +9,7 @@ import torch
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import CFG_CONVENTION, filter_logits, generate
 from uvar_tune.model.filtering import draw, guidance
+from uvar_tune.model.sampling import uniforms
 from uvar_tune.model.scales import boundaries, concat, split
 
 SETTING = {"cfg_scale": 1.5, "top_k": 50, "top_p": 0.9, "return_tokens": True}
@@ -64,11 +65,13 @@ def test_no_impossible_token_is_drawn_at_the_end():
 def test_tokens_follow_the_models_distribution(var, vqvae):
     """The first token of many seeds has the frequencies that the logits say (chi-square, 5 standard deviations)."""
     count = 4000
-    _, tokens = generate(var, vqvae, [3] * count, cfg_scale=0, seeds=range(count), chunk=500, return_tokens=True)
-    expected = var(torch.tensor([3]), torch.zeros(1, 29, 16))[0, 0].softmax(-1).detach() * count
+    logits = var(torch.tensor([3]), torch.zeros(1, 29, 16))[:, :1].detach()
+    first = draw(logits.expand(1, count, -1), torch.stack([uniforms(seed, var.scales)[0] for seed in range(count)])[None])[0]
+    _, tokens = generate(var, vqvae, [3] * 20, cfg_scale=0, seeds=range(20), return_tokens=True)
+    assert torch.equal(tokens[0][:, 0], first[:20])
+    expected = logits[0, 0].softmax(-1) * count
     often = expected > 5
-    observed = tokens[0][:, 0].bincount(minlength=128)
-    chi = float(((observed - expected).square() / expected)[often].sum())
+    chi = float(((first.bincount(minlength=128) - expected).square() / expected)[often].sum())
     freedom = int(often.sum()) - 1
     assert freedom > 10 and abs(chi - freedom) < 5 * np.sqrt(2 * freedom)
 
@@ -90,7 +93,7 @@ def test_without_guidance_greedy_sampling_takes_the_likeliest_token(var, vqvae):
     images, tokens = generate(var, vqvae, range(10), cfg_scale=0, top_k=1, return_tokens=True)
     logits = var(torch.arange(10), vqvae.teacher_input(tokens))
     assert torch.equal(logits.argmax(-1), concat(tokens))
-    assert torch.allclose(images, vqvae.decode(tokens) / 2 + 0.5, atol=1e-6)
+    assert torch.allclose(images, vqvae.decode(tokens) / 2 + 0.5, atol=1e-4)
 
 
 def test_guidance_is_that_of_the_logits(var, vqvae):

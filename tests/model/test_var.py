@@ -9,7 +9,7 @@ import torch
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import PRESETS, VAR, VQVAE, preset
-from uvar_tune.model.attention import MASKED_POSITIONS, PrefixAttention, prefix_mask
+from uvar_tune.model.attention import MASKED_POSITIONS, PrefixAttention, UnitHeads, prefix_mask
 from uvar_tune.model.scales import OFFICIAL_SCALES, SCALES_512, boundaries, positions
 
 PARAMETERS = {"d16": 310_283_520, "d20": 600_917_136, "d24": 1_033_399_360, "d30": 2_010_020_356, "d36-s": 2_353_893_904}
@@ -32,6 +32,22 @@ def test_attention_is_the_masked_one(scales):
     gradients = [torch.autograd.grad(out.square().sum(), q)[0] for out in (found, wanted)]
     assert torch.allclose(*gradients, rtol=0, atol=1e-11)
     assert (len(PrefixAttention(scales).bounds) > 1) == (length > MASKED_POSITIONS)
+
+
+def test_unit_heads_are_normalised_and_differentiated_exactly():
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 5, 3, 2, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    sharpness = torch.tensor([4.0, 0.5], dtype=torch.float64, requires_grad=True)
+    q, k, v = UnitHeads.apply(qkv, sharpness)
+    assert torch.allclose(q.norm(dim=-1), sharpness[:, None].expand(2, 2, 5))
+    assert torch.allclose(k.norm(dim=-1), torch.ones(2, 2, 5, dtype=torch.float64))
+    *wanted, values = qkv.permute(2, 0, 3, 1, 4)
+    wanted = [torch.nn.functional.normalize(part, dim=-1) for part in wanted]
+    weights = torch.randn(3, *q.shape, dtype=torch.float64, generator=generator)
+    plain = weights[0] * wanted[0] * sharpness[:, None, None] + weights[1] * wanted[1] + weights[2] * values
+    found = torch.autograd.grad((weights[0] * q + weights[1] * k + weights[2] * v).sum(), (qkv, sharpness))
+    for ours, theirs in zip(found, torch.autograd.grad(plain.sum(), (qkv, sharpness)), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_a_position_sees_its_own_and_coarser_scales_only(var):

@@ -123,7 +123,7 @@ def test_blocks_need_not_divide(positions_at_once, monkeypatch):
     case = problem(33)
     leaves = head_of(case, width=7, dtype=torch.float64)
     settings = settings_of(case, reference("embedding", case["codebook"]), first_order="label_smoothing")
-    monkeypatch.setattr(fused, "BLOCK_ELEMENTS", 33 * positions_at_once + 1)
+    monkeypatch.setitem(fused.BLOCK_ELEMENTS, "cpu", 33 * positions_at_once + 1)
     (found, gradients), (wanted, exact_gradients) = both(leaves, case, settings)
     torch.testing.assert_close(found.total, wanted.total, rtol=1e-12, atol=0)
     for gradient, wanted_gradient in zip(gradients, exact_gradients, strict=True):
@@ -134,7 +134,7 @@ def test_all_logits_are_never_held(monkeypatch):
     case = problem(128)
     leaves = head_of(case, width=7)
     settings = settings_of(case, reference("embedding", case["codebook"]))
-    monkeypatch.setattr(fused, "BLOCK_ELEMENTS", 128 * 4)
+    monkeypatch.setitem(fused.BLOCK_ELEMENTS, "cpu", 128 * 4)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

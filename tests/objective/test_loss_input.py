@@ -144,13 +144,15 @@ def test_constants_are_refused_before_the_first_prediction(name):
         prepare_objective(**settings_of(case, variance, **settings))
 
 
-@pytest.mark.parametrize("door", [fused, prepared_fused])
-def test_a_head_that_does_not_fit_is_refused(door):
+def test_a_head_that_does_not_fit_is_refused():
     case = problem(8)
-    settings = settings_of(case, reference("embedding", case["codebook"]))
+    settings, targets_BL = settings_of(case, reference("embedding", case["codebook"])), torch.from_numpy(case["targets"])
     hidden_BLD, weight_VD, bias_V = head_of(case)
-    with pytest.raises(ConfigError, match="expected \\(B, L, D\\), \\(V, D\\), \\(V,\\)"):
-        fused_composite_loss(hidden_BLD, weight_VD[:, :5], bias_V, torch.from_numpy(case["targets"]), **settings)
+    for leaves in ((hidden_BLD, weight_VD[:, :5], bias_V), (hidden_BLD, weight_VD, bias_V[:5]), (hidden_BLD[0], weight_VD, bias_V)):
+        with pytest.raises(ConfigError, match="expected \\(B, L, D\\), \\(V, D\\), \\(V,\\)"):
+            fused_composite_loss(*leaves, targets_BL, **settings)
+    with pytest.raises(ConfigError, match="the codebook asks for"):
+        CompositeLoss(**settings).fused(hidden_BLD, weight_VD[:5], bias_V[:5], targets_BL)
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (0.3, 0.2)])

@@ -9,7 +9,6 @@ from contextlib import closing
 
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
 
 from uvar_tune.config import Config
@@ -25,6 +24,15 @@ from uvar_tune.orchestration.subject import Opened
 from uvar_tune.training import CheckpointDue, load_checkpoint, load_tokenizer, save_checkpoint, save_tokenizer, train
 
 CLASSES = ["0", "1", "2"]
+SMALL = {
+    "study": {"name": "small"},
+    "data": {"name": "digits", "image_size": 16, "classes": CLASSES},
+    "tokenizer": {"scales": [1, 2, 3, 4], "vocab_size": 64, "images": 640, "channels": 16},
+    "model": {"depth": 1, "width": 32, "heads": 2},
+    "training": {"images": 1280, "batch_size": 64, "warmup_images": 128},
+    "inference": {"profile_cfg_scales": [0, 2]},
+    "evaluation": {"extractor": "digits", "samples": 96},
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +40,8 @@ def trials(tmp_path_factory, root):
     """{baseline, ours} → directory of a trained trial, on three of the ten digits."""
     found = {}
     for name, weights in (("baseline", {}), ("ours", {"lambda_1": 1.0, "lambda_2": 0.3})):
-        tree = {key: {**value} for key, value in TINY.items() if key != "space"}
-        tree |= {"data": {**TINY["data"], "classes": CLASSES}, "objective": weights,
-                 "tokenizer": {**TINY["tokenizer"], "images": 640}}
-        tree["evaluation"] = {**TINY["evaluation"], "samples": 96}
         found[name] = tmp_path_factory.mktemp(name)
-        train_small(Config.model_validate(tree), root / "cache", found[name])
+        train_small(Config.model_validate({**SMALL, "objective": weights}), root / "cache", found[name])
     return found
 
 
@@ -110,7 +114,8 @@ def test_every_table_by_the_door(trials, doors, root, tmp_path):
         params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
     assert logged["fid"] == pytest.approx(ours["fid"]["value"])
     assert logged["baseline/fid"] == pytest.approx(baseline["fid"]["value"])
-    assert json.loads(params["protocol.fid"])["samples"] == 96
+    assert json.loads(params["protocol.fid"])["samples"] == 96 and json.loads(params["origin.fid"])["cfg_scale"] in (0, 2)
+    assert json.loads(params["protocol.mce"])["divisor"].startswith("errors of ")
 
 
 def test_the_scale_is_chosen_on_other_seeds_than_it_is_told(ask):
@@ -165,10 +170,13 @@ def test_checkpoints_that_cannot_be_compared(ask, trials, tmp_path):
         ask("calibration", baseline=baseline)
     _, said = ask("table5", baseline=baseline)
     assert "warning: the baseline's tokenizer" in said
-    data = {**TINY["data"], "classes": ["3", "4", "5"]}
+    data = {**SMALL["data"], "classes": ["3", "4", "5"]}
     images = changed(trials, tmp_path, "classes", edit_config=lambda tree: {**tree, "data": data})
     with pytest.raises(ProtocolMismatch, match="protocol.reference: the train images"):
         ask("table2", baseline=images)
+    fewer = changed(trials, tmp_path, "fewer", edit_config=lambda tree: {**tree, "data": {**data, "classes": ["0", "1"]}})
+    with pytest.raises(ConfigError, match="trained on 3 classes, its data .* have 2"):
+        ask("table2", checkpoint=fewer)
 
 
 def test_damaged_checkpoints_and_wrong_arguments(ask, trials, doors, tmp_path):

@@ -89,7 +89,8 @@ def test_a_submitted_study_outlives_its_job(ray_cluster, space, root):
     path.write_text(yaml.safe_dump(tree))
     home = Path(ray_cluster.environment["HOME"])
     (home / "uvar_tune_runs").mkdir()
-    (home / "uvar_tune_runs" / "cache").symlink_to(root / "cache")  # made by the session's first study
+    (root / "cache").mkdir(exist_ok=True)
+    (home / "uvar_tune_runs" / "cache").symlink_to(root / "cache")  # made once for all tests
     done = ray_cluster.submit("python", "-m", "uvar_tune.sweep", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout and str(home / "uvar_tune_runs") in done.stdout

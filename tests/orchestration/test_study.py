@@ -74,10 +74,13 @@ def test_report_and_export_by_their_doors(study, doors, root, tmp_path):
     told = doors("report", "--study", "tiny", "--root", str(root), "--out", str(tmp_path / "report"))
     assert told.returncode == 0, told.stderr
     assert (tmp_path / "report" / "report.html").exists()
-    made = doors("export", "--study", "tiny", "--root", str(root), "--top", "2", "--out", str(tmp_path / "export"))
+    made = doors("export", "--study", "tiny", "--root", str(root), "--top", "2", "--out", str(tmp_path / "export"),
+                 "--unconfirmed")
     assert made.returncode == 0, made.stderr
     files = [Path(line) for line in made.stdout.split()]
     assert len(files) == 2
+    refused = doors("export", "--study", "tiny", "--root", str(root), "--out", str(tmp_path / "export"))
+    assert refused.returncode == 2 and "--unconfirmed" in refused.stderr
     tree = yaml.safe_load(files[0].read_text())
     assert tree["verdict"] == "unconfirmed" and "space" not in tree
     assert {"source", "versions", "seeds", "mlflow_run", "data_sha256", "scores"} <= set(tree["provenance"])

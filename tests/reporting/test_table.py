@@ -76,3 +76,10 @@ def test_costs_add_up(results):
     assert facts.costs(results) == [("training", 42.0 * scored, 42.0), ("evaluation", 21.0 * scored, 21.0)]
     (results.root / "cost.jsonl").write_text('{"time": 1.0, "all processes": 100.0}\n{"time": 2.0, "all processes": 20.5}\n')
     assert facts.costs(results)[-1][1:] == (120.5, None)
+
+
+def test_a_study_without_a_score_or_without_a_trial_has_a_table_too(results):
+    unscored = tuple(trial for trial in results.trials if trial.state != "COMPLETE")
+    lines = printed(dataclasses.replace(results, trials=unscored))
+    assert sum("search" in line for line in lines) == len(unscored) > 0
+    assert any("rank" in line for line in printed(dataclasses.replace(results, trials=())))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -10,6 +10,7 @@ from search_cases import SPACE, Clock, bowl, details, run_to_end, study_config
 
 from uvar_tune.config_file import validate
 from uvar_tune.errors import ConfigError
+from uvar_tune.study.pruning import rung_values
 from uvar_tune.study.search import Search, searched
 
 
@@ -178,13 +179,19 @@ class TestContract:
             search.ask()
             assert not search.report(number, 8000, 4.0 + number)  # no median of fewer than five
             search.complete(number, 10.0, details(fid=10.0, **{"is": 4.0 + number}))
-        search = self.opened(storage_url, name, **study)  # another driver
+        search.ask()
+        assert not search.report(5, 8000, 9.0)
+        search.study.tell(5, [9.0, 9.0])  # the driver died before it told `NAME/rungs` the same
+        search = self.opened(storage_url, name, **study)
         for _ in range(2):
             search.ask()
-        assert search.report(5, 8000, 5.9) and not search.report(6, 8000, 6.1)  # maximised: below the median of 4 … 8
-        search.prune(5, "stopped", {})
-        assert search.unfinished() == [6]
-        assert search.study.get_trials(deepcopy=False)[5].user_attrs["rungs"] == {"8000": {"value": 5.9, "stop": True}}
+        assert search.report(6, 8000, 6.3) and not search.report(7, 8000, 6.7)  # maximised; the median of 4 … 9 is 6.5
+        search.prune(6, "stopped", {})
+        assert search.unfinished() == [7]
+        stored = search.study.get_trials(deepcopy=False)
+        assert rung_values(stored) == {number: {8000: value} for number, value in enumerate(
+            [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 6.3, 6.7])}
+        assert stored[6].user_attrs["rungs"]["8000"]["stop"] and not stored[7].user_attrs["rungs"]["8000"]["stop"]
 
     def test_constraints_reach_the_sampler(self, storage_url, name):
         bounds = {"nll_token": {"max_above_baseline": 0.05}, "seconds": {"max": 59.0}}

@@ -13,15 +13,15 @@ _meetings = itertools.count()
 
 @pytest.fixture(scope="session")
 def ranks():
-    """Runs `run_rank` on so many ranks in one directory; their exit codes."""
+    """Runs `run_rank`, or another ``target``, on so many ranks in one directory; their exit codes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch._dynamo", "uvar_tune.training", "uvar_tune.objective"])
 
-    def run(directory, world_size: int, **options) -> list[int]:
+    def run(directory, world_size: int, target=run_rank, **options) -> list[int]:
         directory.mkdir(exist_ok=True)
         if world_size > 1:
             options["meeting"] = next(_meetings)
-        processes = [context.Process(target=run_rank, args=(directory, rank, world_size), kwargs=options)
+        processes = [context.Process(target=target, args=(directory, rank, world_size), kwargs=options)
                      for rank in range(world_size)]
         for process in processes:
             process.start()

@@ -110,3 +110,23 @@ def curve(directory: Path) -> list:
 
 def parameters(directory: Path) -> dict[str, torch.Tensor]:
     return torch.load(directory / "last.pt", weights_only=True)
+
+
+def run_tokenizer_rank(directory: Path, rank: int, world_size: int, *, meeting: int = 0) -> None:
+    """Train a small tokenizer on the digits; every rank leaves its codebook, rank 0 the curve too."""
+    from uvar_tune.data import load_images
+    from uvar_tune.training import train_tokenizer
+
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{directory}/meeting-{meeting}", rank=rank, world_size=world_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        vqvae = VQVAE(vocab_size=32, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=SCALES)
+    model = torch.nn.parallel.DistributedDataParallel(vqvae) if world_size > 1 else vqvae
+    images = load_images("digits", split="train", image_size=8)
+    for event in train_tokenizer(model, images, images_total=640, batch_size=32, learning_rate=2e-3, seed=1, rank=rank,
+                                 world_size=world_size, log_images=160):
+        if isinstance(event, Progress):
+            _record(directory, rank, vqvae, event)
+    torch.save(vqvae.state_dict(), directory / f"tokenizer-{rank}.pt")

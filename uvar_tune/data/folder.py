@@ -83,6 +83,13 @@ class FolderImages:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self[:].numpy(), dtype=dtype)
 
+    def __dlpack__(self, **options):
+        """All images, as `torch.as_tensor` asks for them."""
+        return self[:].__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return torch.empty(0).__dlpack_device__()
+
     def crops(self, index_B: Iterable[int], crop_B: Iterable[int]) -> torch.Tensor:
         """Random crops, each drawn from (image, number of the crop); centre crops where the split has no others."""
         return self._read([(int(i), int(c) if self._random else None) for i, c in zip(index_B, crop_B, strict=True)])

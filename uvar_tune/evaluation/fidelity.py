@@ -234,7 +234,7 @@ def fidelity_scores(generated, reference, *, extractor: str | Extractor = INCEPT
 
     Raises ConfigError for unfit images (type, another resolution, too few) and whatever `open_extractor` refuses.
     """
-    _check_sets(generated, getattr(reference, "images", reference))
+    check_sets(generated, reference)
     network = extractor
     if not isinstance(network, Extractor):
         network = open_extractor(network, weights=weights, device=device)
@@ -286,10 +286,13 @@ def _precision_recall(generated_NF: Tensor, reference_MF: Tensor, metrics: Seque
     return scores | ({"f1": found["f_score"]} if len(scores) == 2 else {})
 
 
-def _check_sets(generated, reference) -> None:
-    """What can be said before any feature is computed: type, count and resolution of both sets."""
+def check_sets(generated, reference) -> None:
+    """What can be said before any feature is computed: ConfigError for type, count or resolution of the two sets.
+
+    A feature network that resizes would take images of another resolution in silence.
+    """
     sizes = []
-    for what, some in (("generated images", generated), ("reference images", reference)):
+    for what, some in (("generated images", generated), ("reference images", getattr(reference, "images", reference))):
         if len(some) < SMALLEST_SET:
             raise ConfigError(f"{len(some)} are too few, at least {SMALLEST_SET} are needed", where=what)
         first = torch.as_tensor(some[:1])

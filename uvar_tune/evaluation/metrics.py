@@ -21,6 +21,7 @@ from uvar_tune.evaluation.fidelity import (
     FIDELITY_METRICS,
     Extractor,
     Features,
+    check_sets,
     reference_features,
     scores_from_features,
 )
@@ -63,6 +64,7 @@ class Context:
 
     @cached_property
     def generated_features(self) -> Features:
+        check_sets(self.generated_N3HW, self.reference)
         return self.extractor(self.generated_N3HW)
 
     @cached_property
@@ -114,7 +116,7 @@ FAMILIES = {
     "density": Family(_density, _FEATURES),
     "ssim": Family(_ssim, ("generated_N3HW",)),
     "codes": Family(_codes, ("generated_tokens_NL", "var")),
-    "classes": Family(_classes, ("generated_N3HW", "labels_N", "extractor")),
+    "classes": Family(_classes, (*_FEATURES, "labels_N")),
     "likelihood": Family(_likelihood, _HELD_OUT),
     "scorecard": Family(_scorecard, (*_HELD_OUT, "classes_V", "reference_variance_K")),
 }

@@ -38,7 +38,7 @@ class Changed:
         return len(self.images)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return self.change(torch.as_tensor(self.images[rows]), rows.start)
+        return self.change(torch.as_tensor(self.images[rows]), rows.start or 0)
 
 
 @dataclass(frozen=True)

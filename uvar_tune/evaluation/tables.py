@@ -113,7 +113,7 @@ class Table:
 
     def _published_method(self, method: str) -> str:
         """The paper's figures of this method, one line for each dataset and model."""
-        titles = {column.metric: column.title for column in self.columns}
+        titles = {column.metric: column.title.split(" (")[0] for column in self.columns}  # the paper's unit follows its figure
         lines: dict[tuple[str, str], list[str]] = {}
         for one in self.published:
             if one.method == method:

@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from uvar_tune.model.scales import boundaries, level_L
 
@@ -41,14 +42,48 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BLC: torch.Tensor, attend: Attend) -> torch.Tensor:
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x_BLC, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
-        q_BHLd, k_BHLd, v_BHLd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv_BL3Hd = F.linear(x_BLC, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
         if self.l2_norm:
-            sharpness_1H11 = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
-            q_BHLd = (F.normalize(q_BHLd, dim=-1) * sharpness_1H11).to(v_BHLd.dtype)
-            k_BHLd = F.normalize(k_BHLd, dim=-1).to(v_BHLd.dtype)
+            sharpness_H = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp().flatten()
+            q_BHLd, k_BHLd, v_BHLd = UnitHeads.apply(qkv_BL3Hd, sharpness_H)
+        else:
+            q_BHLd, k_BHLd, v_BHLd = qkv_BL3Hd.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_BHLd = attend(q_BHLd, k_BHLd, v_BHLd, self.scale)
         return self.proj(mixed_BHLd.transpose(1, 2).flatten(2))
+
+
+class UnitHeads(torch.autograd.Function):
+    """(q, k, v), each (B, H, L, d), from their projection: q of length ``sharpness_H``, k of length 1.
+
+    One function, because autograd's own chain walks over queries and keys twice as often, back and forth, and gathers
+    the three gradients by a copy. Norms and scalar products are float32 at least.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv_BL3Hd: torch.Tensor, sharpness_H: torch.Tensor):
+        qk_BL2Hd, exact = qkv_BL3Hd[:, :, :2], torch.promote_types(qkv_BL3Hd.dtype, torch.float32)
+        factor_BL2H1 = torch.linalg.vector_norm(qk_BL2Hd, dim=-1, keepdim=True, dtype=exact).clamp_min(1e-12)
+        factor_BL2H1.reciprocal_()[:, :, 0].mul_(sharpness_H[:, None])
+        unit_BL2Hd = (qk_BL2Hd * factor_BL2H1).to(qkv_BL3Hd.dtype)
+        ctx.save_for_backward(unit_BL2Hd, factor_BL2H1, sharpness_H)
+        q, k = unit_BL2Hd.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, qkv_BL3Hd[:, :, 2].transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients_BHLd: torch.Tensor):
+        """x ↦ y = s·x/|x| has the gradient s/|x|·(g - y·(y·g)/s²), and s itself Σ y·g/s."""
+        unit_BL2Hd, factor_BL2H1, sharpness_H = ctx.saved_tensors
+        out = unit_BL2Hd.new_empty(*unit_BL2Hd.shape[:2], 3, *unit_BL2Hd.shape[3:])
+        for i, length_H in enumerate((sharpness_H, torch.ones_like(sharpness_H))):
+            g, y = gradients_BHLd[i].transpose(1, 2), unit_BL2Hd[:, :, i]
+            along = (y * g).sum(-1, keepdim=True, dtype=factor_BL2H1.dtype)
+            if i == 0:
+                sharpness_gradient_H = along.sum((0, 1)).flatten() / sharpness_H
+            along = (along / length_H[:, None] ** 2).to(y.dtype)
+            torch.mul(torch.addcmul(g, y, along, value=-1), factor_BL2H1[:, :, i].to(y.dtype), out=out[:, :, i])
+        out[:, :, 2] = gradients_BHLd[2].transpose(1, 2)
+        return out, sharpness_gradient_H
 
 
 class PrefixAttention:

@@ -110,7 +110,7 @@ def _scales(vae_state, vae_where: str, var_state, var_where: str, given: Sequenc
 def _scales_of_levels(levels_1L: torch.Tensor, where: str) -> tuple[int, ...]:
     counts = levels_1L.flatten().bincount().tolist() if not levels_1L.is_floating_point() else []
     scales = tuple(round(count**0.5) for count in counts)
-    if not counts or positions(scales) != levels_1L.numel() or not torch.equal(levels_1L.flatten(), level_L(scales)):
+    if 0 in (counts or [0]) or positions(scales) != levels_1L.numel() or not torch.equal(levels_1L.flatten(), level_L(scales)):
         raise ConfigError(f"{_LEVELS} does not count square scales, coarse to fine", where=where)
     return scales
 

@@ -30,12 +30,12 @@ from uvar_tune.objective.prepared import Objective
 from uvar_tune.objective.semantic import semantic_entropy
 from uvar_tune.objective.terms import TERMS, LossTerms, refuse_nonsense, weighted_total
 
-BLOCK_ELEMENTS = 2**22
-"""Logits held at once: few enough for a CPU's last cache, enough to fill a GPU."""
+BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**22}
+"""Logits held at once, by device: on a CPU what stays in its last cache, on a GPU what fills it."""
 
 
 class _Block(NamedTuple):
-    """e of n positions, p − 1/V where a moment needs it, their most likely code and its probability, the moments."""
+    """e of n positions, (p − 1/V)/p_j where a moment needs it, their most likely code j, its probability, the moments."""
 
     rest_Vn: torch.Tensor
     deviation_Vn: torch.Tensor | None
@@ -61,7 +61,7 @@ def _measure(logits_Vn: torch.Tensor, targets_n: torch.Tensor, objective: Object
     leaves = {"log_target": relative_Vn.gather(0, targets_n[None]).squeeze(0)}
     if objective.first_order == "label_smoothing":
         leaves["mean_log"] = relative_Vn.mean(0)
-    if "collision" in needs:  # p − 1/V over p_j, exact where the prediction is nearly uniform
+    if "collision" in needs:  # exact where the prediction is nearly uniform
         deviation_Vn = torch.expm1(relative_Vn)
         deviation_Vn.sub_(deviation_Vn.mean(0))
     rest_Vn = relative_Vn.exp_().scatter_(0, mode_1n, 0.0)
@@ -71,8 +71,7 @@ def _measure(logits_Vn: torch.Tensor, targets_n: torch.Tensor, objective: Object
     for name in leaves:
         leaves[name] = leaves[name] - log_sum_n
     if "collision" in needs:
-        deviation_Vn.mul_(top_n)
-        leaves["collision"] = torch.linalg.vector_norm(deviation_Vn, dim=0).square()
+        leaves["collision"] = deviation_Vn.square().sum(0) * top_n.square()
     if "spread" in needs:
         sums_nF = sums_nF * top_n[:, None]
         leaves["first"] = sums_nF[:, :-2] - sums_nF[:, -1:] * codes.centred_VC[mode_n]
@@ -150,7 +149,7 @@ def _logit_gradient(block: _Block, gradients: dict, targets_n: torch.Tensor, obj
         else:
             factor_Vn = codes.features_VF @ weights_Fn
     if "collision" in gradients:
-        factor_Vn = torch.addcmul(factor_Vn, deviation_Vn, slope_n * top_n, out=deviation_Vn)
+        factor_Vn = torch.addcmul(factor_Vn, deviation_Vn, slope_n * top_n.square(), out=deviation_Vn)
     logits_Vn = rest_Vn.mul_(factor_Vn).scatter_add_(0, targets_n[None], gradients["log_target"][None])
     if "mean_log" in gradients:
         logits_Vn.add_(gradients["mean_log"] / objective.vocabulary)
@@ -181,27 +180,34 @@ class _Gradients:
             self.weight_VD += low_Vn @ hidden_nD
 
 
+def _one_block(hidden_nD, weight_VD, bias_V1, targets_n, reference_n, objective: Objective, count: int | None):
+    """The terms of n positions, and ∂L/∂z (V, n) where ``count``, the N of the mean, is given."""
+    logits_Vn = torch.addmm(bias_V1, weight_VD, hidden_nD.T).to(objective.dtype)
+    measured = _measure(logits_Vn, targets_n, objective)
+    if count is None:
+        return _small_terms(measured, reference_n, objective), None
+    found, by_moment = _moment_gradients(measured, reference_n, objective, count)
+    return found, _logit_gradient(measured, by_moment, targets_n, objective)
+
+
 class _Fused(torch.autograd.Function):
     """(total, rows): the gradients of the total are finished in the forward pass and scaled in the backward pass."""
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, objective: Objective, low: torch.dtype, wanted: tuple):
         precise, count = objective.dtype, len(hidden_ND)
-        block, reference_N = max(1, BLOCK_ELEMENTS // objective.vocabulary), objective.reference_N(count)
+        elements = BLOCK_ELEMENTS.get(hidden_ND.device.type, BLOCK_ELEMENTS["cuda"])
+        block, reference_N = max(1, elements // objective.vocabulary), objective.reference_N(count)
         low_weight_VD, low_bias_V1 = weight_VD.to(low), bias_V.to(low)[:, None]
         gradients = _Gradients(hidden_ND, weight_VD, wanted, precise)
         rows: dict[str, list[torch.Tensor]] = {name: [] for name in TERMS}
         for start in range(0, count, block):
             part = slice(start, start + block)
-            hidden_nD, targets_n = hidden_ND[part].to(low), targets_N[part]
-            logits_Vn = torch.addmm(low_bias_V1, low_weight_VD, hidden_nD.T).to(precise)
-            measured = _measure(logits_Vn, targets_n, objective)
-            if any(wanted):
-                found, by_moment = _moment_gradients(measured, reference_N[part], objective, count)
-                logits_Vn = _logit_gradient(measured, by_moment, targets_n, objective)
-                gradients.add(part, logits_Vn, hidden_nD, low_weight_VD)
-            else:
-                found = _small_terms(measured, reference_N[part], objective)
+            inputs = (hidden_ND[part].to(low), low_weight_VD, low_bias_V1, targets_N[part], reference_N[part])
+            found, logits_Vn = _one_block(*inputs, objective, count if any(wanted) else None)
+            if logits_Vn is not None:
+                gradients.add(part, logits_Vn, inputs[0], low_weight_VD)
+            del logits_Vn  # or the next block would be held beside this one
             for name in TERMS:
                 rows[name].append(found[name])
         ctx.save_for_backward(gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)

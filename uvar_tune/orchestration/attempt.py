@@ -16,10 +16,9 @@ import torch
 
 from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
-from uvar_tune.errors import Diverged
-from uvar_tune.model.scales import split
+from uvar_tune.errors import ConfigError, Diverged
 from uvar_tune.objective import lambda_for_share
-from uvar_tune.orchestration.build import new_var, objective_of
+from uvar_tune.orchestration.build import new_var, training_loss
 from uvar_tune.orchestration.scoring import Scorer, shares_at
 from uvar_tune.study.files import dump_yaml
 from uvar_tune.tracking.record import Recorder
@@ -33,6 +32,10 @@ from uvar_tune.training import (
     save_checkpoint,
     train,
 )
+
+
+class Infeasible(Exception):
+    """No λ below its limit moves the share of the gradient that was asked for."""
 
 
 class Clock:
@@ -59,7 +62,7 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
 
     Returns:
         {outcome: complete, value, scores, profile, params, cpu_sec, seconds, images} or
-        {outcome: diverged | out_of_memory, reason, images, …}. Any other failure is raised.
+        {outcome: diverged | out_of_memory | infeasible, reason, images, …}. Any other failure is raised.
     """
     config, directory = Config.model_validate(job["config"]), Path(job["directory"])
     recorder = Recorder(directory / "metrics.jsonl", attempt=job["attempt"]) if rank == 0 else None
@@ -70,9 +73,14 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
         config, ran = weights_that_run(config, job, vqvae, device)
         var = new_var(config, vqvae, job["assets"]["num_classes"], job["seeds"]["initialisation"]).to(device)
         scorer = Scorer(config, job, var, vqvae, rank=rank, world_size=world_size, device=device, recorder=recorder)
-        _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report)
+        if job.get("score_only"):
+            var.load_state_dict(load_checkpoint(_newest(job["score_only"])).var_state)
+        else:
+            _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report)
         with clock("evaluation"):
             result = {"outcome": "complete", "images": config.training.images, "ran": ran, **scorer.score(config.training.images)}
+    except Infeasible as error:
+        result = {"outcome": "infeasible", "reason": str(error), "images": 0}
     except Diverged as error:
         result = {"outcome": "diverged", "reason": str(error), "images": error.images}
     except torch.OutOfMemoryError as error:
@@ -94,25 +102,31 @@ def weights_that_run(config: Config, job: dict[str, Any], vqvae, device) -> tupl
              "semantic_entropy": ("objective.lambda_2", config.objective.lambda_2)}
     ran: dict[str, Any] = {name: 0.0 for name, _ in asked.values()}
     if any(share for _, share in asked.values()):
-        checkpoint = load_checkpoint(latest_valid(Path(job["baseline"]) / "checkpoints", on_skip=lambda path, why: None))
+        checkpoint = load_checkpoint(_newest(job["baseline"]))
         baseline = new_var(config, vqvae, job["assets"]["num_classes"], seed=0).to(device)
         baseline.load_state_dict(checkpoint.var_state)
         plain = config.with_values({**ran, "objective.lambda_unit": "raw"})
         shares = shares_at(plain, job["assets"], baseline.eval(), vqvae, device)
-        ran |= {name: lambda_for_share(share, shares[f"{term}_unit"], term=term)
-                for term, (name, share) in asked.items() if share}
+        try:
+            ran |= {name: lambda_for_share(share, shares[f"{term}_unit"], term=term)
+                    for term, (name, share) in asked.items() if share}
+        except ConfigError as error:
+            raise Infeasible(str(error)) from None
     return config.with_values({**ran, "objective.lambda_unit": "raw"}), ran
+
+
+def _newest(trial_directory: str) -> Path:
+    """The newest sound checkpoint of a trial; ConfigError where it has none."""
+    found = latest_valid(Path(trial_directory) / "checkpoints", on_skip=lambda path, why: None)
+    if found is None:
+        raise ConfigError("this trial has no sound checkpoint any more", where=trial_directory)
+    return found
 
 
 def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report) -> None:
     t, run, checkpoints = config.training, config.run, Path(job["directory"]) / "checkpoints"
     state = _resume(checkpoints, var, recorder)
-    compute = objective_of(config, job["assets"], vqvae, device)
-
-    def loss(model, tokenizer, tokens_BL, labels_B, noise):
-        teacher_input = tokenizer.teacher_input(split(tokens_BL, tokenizer.scales))
-        return compute(model(labels_B, teacher_input, **noise), tokens_BL)
-
+    loss = training_loss(config, job["assets"], vqvae, var, device)
     events = train(wrap(var), vqvae, TokenCache.open(job["assets"]["tokens"]["train"]), loss=loss, images=t.images,
                    batch_size=t.batch_size, learning_rate=t.learning_rate, schedule=t.schedule,
                    warmup_images=t.warmup_images, final_ratio=t.final_ratio, weight_decay=t.weight_decay, betas=t.betas,
@@ -167,4 +181,4 @@ def checkpoint_images(config: Config) -> int:
 
 def write_config(directory: Path, config: Config) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(dump_yaml(config.tree(exclude=("space", "verdict", "provenance"))))
+    (directory / "config.yaml").write_text(dump_yaml(config.tree(exclude=("space", "final", "verdict", "provenance"))))

@@ -14,7 +14,8 @@ import torch
 from uvar_tune.config import Config, content_hash
 from uvar_tune.data import TokenCache, load_images
 from uvar_tune.model import VAR
-from uvar_tune.objective import LossTerms, build_classes, build_reference, composite_loss
+from uvar_tune.model.scales import split
+from uvar_tune.objective import CompositeLoss, LossTerms, build_classes, build_reference
 
 
 def load_split(config: Config, split: str):
@@ -53,9 +54,22 @@ def loss_arguments(config: Config, assets: dict[str, Any], vqvae, device) -> dic
             "kl_smoothing": o.kl_smoothing, "first_order": o.first_order, "epsilon": o.epsilon, "alpha": o.alpha}
 
 
-def objective_of(config: Config, assets: dict[str, Any], vqvae, device) -> Callable[..., LossTerms]:
-    """(logits_BLV, targets_BL) → LossTerms under this configuration."""
-    return partial(composite_loss, **loss_arguments(config, assets, vqvae, device))
+FUSED_FROM = 1024  # codes from which the logits of a batch are worth not being held
+
+
+def training_loss(config: Config, assets: dict[str, Any], vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
+    """The ``loss`` of `train`: (model, vqvae, tokens_BL, labels_B, noise) → LossTerms under this configuration."""
+    objective = CompositeLoss(**loss_arguments(config, assets, vqvae, device), device=device)
+    fused = config.training.fused == "on" or (config.training.fused == "auto" and vqvae.vocab_size >= FUSED_FROM)
+
+    def loss(model, tokenizer, tokens_BL, labels_B, noise):
+        teacher_input = tokenizer.teacher_input(split(tokens_BL, tokenizer.scales))
+        if fused:
+            hidden_BLD = model(labels_B, teacher_input, hidden=True, **noise)
+            return objective.fused(hidden_BLD, bare.head.weight, bare.head.bias, tokens_BL)
+        return objective(model(labels_B, teacher_input, **noise), tokens_BL)
+
+    return loss
 
 
 def calibration(config: Config, assets: dict[str, Any], vqvae) -> tuple[torch.Tensor, torch.Tensor]:

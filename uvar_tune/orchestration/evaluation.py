@@ -13,10 +13,10 @@ from rich.console import Console
 from uvar_tune import provenance
 from uvar_tune.config import content_hash
 from uvar_tune.errors import ConfigError
-from uvar_tune.evaluation import Table, write_tables
+from uvar_tune.evaluation import Number, Origin, Protocol, Table, write_tables
 from uvar_tune.evaluation.published import BASELINE, OURS
 from uvar_tune.orchestration.subject import Opened, Plan, Subject, sampling_seeds
-from uvar_tune.orchestration.suites import Bench, evaluate_checkpoints
+from uvar_tune.orchestration.suites import Comparison, evaluate_checkpoints
 from uvar_tune.study.files import StudyFiles, resolve_root
 
 _EVERY_SEC = 5.0  # between two lines of progress
@@ -55,18 +55,18 @@ def run_evaluation(request: Request, say: Callable[[str], None]) -> list[Table]:
     config = opened[OURS].config
     root = resolve_root(request.root or config.run.root)
     samples = request.samples or config.evaluation.samples
-    files = StudyFiles(root, run_name(opened, samples))
+    files = StudyFiles(root, run_name(opened, request, samples))
     try:
-        files.directory.mkdir(parents=True, exist_ok=True)
+        files.cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{files.directory} cannot be written: {error.strerror}", where="--root") from None
+        raise ConfigError(f"{files.cache} cannot be written: {error.strerror}", where="--root") from None
     plan = Plan(cache=files.cache, record=files.directory / "prepare.jsonl", samples=samples,
                 seeds=sampling_seeds(config.study.seed), device=request.device, tokenizer=request.tokenizer, say=say,
                 progress=lambda text: _progress(text, say))
     given = {OURS: request.cfg_scale, BASELINE: request.baseline_cfg_scale}
     subjects = [Subject(method, opened[method], plan, cfg_scale=given[method]) for method in (BASELINE, OURS) if method in opened]
     directory = Path(request.out) if request.out else files.directory
-    tables = evaluate_checkpoints(Bench(tuple(subjects), request.imagenet_c, request.ood), request.suites, say)
+    tables = evaluate_checkpoints(Comparison(tuple(subjects), request.imagenet_c, request.ood), request.suites, say)
     about = {one.method: one.about for one in subjects} | {"samples": samples, **provenance.origin()}
     console = Console(width=None if Console().is_terminal else 160)
     for table in tables:
@@ -89,27 +89,37 @@ def check_device(device: str) -> None:
         raise ConfigError(f"{device!r} is not here", where="--device", nearest="cpu")
 
 
-def run_name(opened: dict[str, Opened], samples: int) -> str:
-    """One run for each pair of checkpoints and number of samples, whichever suites are asked for, and when."""
-    key = content_hash({"samples": samples, **{method: str(one.directory.resolve()) for method, one in opened.items()}})
-    return f"evaluate-{opened[OURS].config.study.name[:40]}-{key[:8]}"
+def run_name(opened: dict[str, Opened], request: Request, samples: int) -> str:
+    """One run for each pair of checkpoints, point and code, whichever suites are asked for, and when."""
+    asked = {method: str(one.directory.resolve()) for method, one in opened.items()}
+    asked |= {"samples": samples, "cfg_scales": [request.cfg_scale, request.baseline_cfg_scale], "device": request.device,
+              "source": provenance.source_hash()}
+    return f"evaluate-{opened[OURS].config.study.name[:40]}-{content_hash(asked)[:8]}"
 
 
 def log(files: StudyFiles, tables: list[Table], written: list[Path], about: dict, say) -> None:
-    """All numbers (the baseline's below `baseline/`), protocols and origins as parameters, the files as artifacts."""
+    """All numbers (the baseline's below `baseline/`), each protocol and origin as a parameter, the files as artifacts."""
     from uvar_tune.tracking.sink import MLflowSink
 
     sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
                       artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
-    numbers = {(method, name): number for table in tables for method, row in table.rows.items() for name, number in row.items()
-               if method == OURS or BASELINE in about or table.suite == "table5"}
-    protocols = {f"protocol.{name}": number.protocol.as_dict() for (method, name), number in numbers.items() if method == OURS}
-    sink.start_study(params={**about, **protocols}, tags={"uvar.kind": "evaluation"})
-    sink.study_metrics({name if method == OURS else f"{method}/{name}": number.value for (method, name), number in numbers.items()})
+    numbers = {name if method == OURS else f"{method}/{name}": number for table in tables for method, row in table.rows.items()
+               for name, number in row.items()}
+    sink.start_study(params={**about, **protocols_of(numbers)}, tags={"uvar.kind": "evaluation"})
+    sink.study_metrics({name: number.value for name, number in numbers.items()})
     for path in written:
         sink.artifact(None, path, "evaluation")
     sink.finish_study("FINISHED")
     sink.close(timeout_sec=60)
+
+
+def protocols_of(numbers: dict[str, Number]) -> dict[str, dict]:
+    """Parameters `protocol.NAME` and `origin.NAME`, NAME being the first of the numbers that share both."""
+    first: dict[tuple[Protocol, Origin], str] = {}
+    for name, number in numbers.items():
+        first.setdefault((number.protocol, number.origin), name)
+    return {f"{what}.{name}": found.as_dict() for pair, name in first.items()
+            for what, found in zip(("protocol", "origin"), pair, strict=True)}
 
 
 def _progress(text: str, say: Callable[[str], None]) -> Callable[[int, int], None]:

@@ -12,11 +12,11 @@ from uvar_tune.config import NAME_PATTERN, Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.orchestration.progress import Follower
-from uvar_tune.orchestration.runner import tags
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.orchestration.study_runner import prepare_remotely
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
+from uvar_tune.tracking.parameters import origin_tags, run_parameters
 from uvar_tune.tracking.sink import MLflowSink
 
 PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
@@ -25,6 +25,7 @@ PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
 def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     """Train and score ``config`` below ``run.root/NAME``; exit code 0 when it has a score (and, replayed, the same)."""
     check_objective(config)
+    config = config if replay else config.with_values(config.final)
     if not re.match(NAME_PATTERN, name):
         raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
     files = StudyFiles(resolve_root(config.run.root), f"{name}-replay" if replay else f"{name}-final")
@@ -33,7 +34,7 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
         sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
                           artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
         sink.start_study(params={"verdict": config.verdict or "none"},
-                         tags={**tags(), "uvar.kind": "replay" if replay else "final"})
+                         tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"})
         try:
             result = _run(config, files, sink, say, replay)
         finally:
@@ -56,8 +57,9 @@ def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool)
         check_shared(files.root)
         assets = prepare_remotely(config, files, follower)
         write_config(directory, config)
-        sink.watch_trial(0, directory, params={"verdict": config.verdict or "none"}, tags=tags())
-        job = {"config": config.model_dump(mode="json", exclude={"space", "provenance"}), "number": 0,
+        sink.watch_trial(0, directory, params=run_parameters(config, {"verdict": config.verdict or "none"}),
+                         tags=origin_tags(provenance.origin()))
+        job = {"config": config.tree(exclude=("space", "provenance")), "number": 0,
                "attempt": 1, "seeds": _seeds(config, replay), "assets": assets, "started": time.time(),
                "directory": str(directory), "baseline": str(directory), "cache": str(files.cache),
                "run_name": f"train-{time.time_ns()}", "ray_directory": str(files.directory / "ray"),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from uvar_tune.config import Config
 from uvar_tune.reporting import ranked_table, write_report
-from uvar_tune.study.export import export_trial
+from uvar_tune.study.export import UNCONFIRMED, export_trial
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.load import load_results
 from uvar_tune.study.results import StudyResults
@@ -32,13 +32,15 @@ def finish(config: Config, files: StudyFiles, sink: MLflowSink | None, say, cpu_
             sink.finish_study("FAILED")
         return FAILED
     run_id = sink.run_id(results.best.number) if sink else None
-    export = export_trial(results, results.best, config, files.export, mlflow_run=run_id)
+    export = export_trial(results, results.best, config, files.export, mlflow_run=run_id, unconfirmed=True)
+    _note_costs(files, cpu_sec)
     pages = write_report(results, files.report)
     if sink:
         _track(results, sink, export, pages)
-    _say_costs(results, files, cpu_sec, say)
-    best = results.best
-    say(f"best: trial {best.number}, {results.objective} {best.value:.4g}, exported to {export} (verdict: unconfirmed)")
+    _say_costs(results, cpu_sec, say)
+    best, verdict = results.best, results.verdict(results.best)
+    word = verdict["verdict"] if verdict else UNCONFIRMED
+    say(f"best: trial {best.number}, {results.objective} {best.value:.4g}, exported to {export} (verdict: {word})")
     say(f"report: {pages['html']}\npicture: {pages['png']}")
     uri = files.tracking_uri()
     local = uri.startswith("sqlite") and f"{_python()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
@@ -60,16 +62,19 @@ def _track(results: StudyResults, sink: MLflowSink, export: Path, pages: dict[st
     sink.finish_study("FINISHED")
 
 
-def _say_costs(results: StudyResults, files: StudyFiles, cpu_sec: dict[str, float], say) -> None:
+def _note_costs(files: StudyFiles, cpu_sec: dict[str, float]) -> None:
+    """One line for each driver that worked at the study."""
+    if cpu_sec:
+        with (files.directory / "cost.jsonl").open("a") as handle:
+            handle.write(json.dumps({"time": time.time(), **cpu_sec}) + "\n")
+
+
+def _say_costs(results: StudyResults, cpu_sec: dict[str, float], say) -> None:
     """CPU seconds by phase, over all drivers that worked at the study; what each process measured of itself."""
     totals: dict[str, float] = {}
     for trial in results.trials:
         for phase, seconds in trial.cpu_sec.items():
             totals[phase] = totals.get(phase, 0.0) + seconds
-    record = files.directory / "cost.jsonl"
-    if cpu_sec:
-        with record.open("a") as handle:
-            handle.write(json.dumps({"time": time.time(), **cpu_sec}) + "\n")
     parts = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in totals.items())
     say(f"CPU seconds of the trials' workers: {parts}")
     for name, seconds in cpu_sec.items():

@@ -44,6 +44,9 @@ class SearchWork:
     def configuration(self, proposal) -> Config:
         return self.search.config.with_values(proposal.values)
 
+    def checkpoint(self, proposal) -> None:
+        """Trials are trained."""
+
     def key(self, number: int) -> int | str:
         return number if self.folder == "trials" else f"{self.folder}/{number}"
 
@@ -116,9 +119,8 @@ class Phases:
         if not chosen:
             raise ConfigError("no trial has finished yet", where="--phase profile")
         arms = {arm_of(trial): trained_values(self.config, trial) for trial in chosen}
-        work = Replicates(self.deep(), self._url, "profile", arms, 1)
-        work.checkpoints = {arm_of(trial): str(trial.directory) for trial in chosen}
-        runner.run(work, concurrent)
+        places = {arm_of(trial): str(trial.directory) for trial in chosen}
+        runner.run(Replicates(self.deep(), self._url, "profile", arms, 1, checkpoints=places), concurrent)
 
     def _confirm(self, runner: Runner, concurrent: int) -> None:
         results = load_results(self.config, self.files)

@@ -21,6 +21,8 @@ from uvar_tune.config import Config, content_hash
 from uvar_tune.data import build_token_cache
 from uvar_tune.evaluation import check_extractor, load_classifier, save_classifier, train_classifier
 from uvar_tune.model import VQVAE
+from uvar_tune.objective.dispersion import anchor_of
+from uvar_tune.objective.moments import prepare_codes
 from uvar_tune.orchestration.build import calibration, load_split, tokenizer_settings
 from uvar_tune.tracking.record import Recorder
 from uvar_tune.training import Progress, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
@@ -60,7 +62,7 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
     names = list(images["train"].class_names)
     assets = Assets(str(tokenizer), tokens, str(cache), len(names), names, {split: images[split].sha256 for split in images},
                     classifier, facts)
-    _check_references(config, dataclasses.asdict(assets), vqvae)
+    facts["references"] = _references(config, dataclasses.asdict(assets), vqvae)
     facts["cpu_sec"] = time.process_time() - began
     recorder.event("prepared", **facts)
     return assets
@@ -120,12 +122,20 @@ def _classifier(images, cache: Path, recorder: Recorder) -> tuple[str, float]:
     return str(directory), accuracy
 
 
-def _check_references(config: Config, assets: dict[str, Any], vqvae) -> None:
-    """Every reference and partition that the space names must be possible, before the first trial is started."""
-    for name in ("objective.reference", "objective.classes", "objective.given", "objective.dispersion"):
-        entry = config.space.get(name)
-        for choice in entry.choices if entry else [config.get(name)]:
+def _references(config: Config, assets: dict[str, Any], vqvae) -> dict[str, list[float]]:
+    """Reference → σ²⋆ of each scale in units of the anchor. Every reference and partition that the space names must be
+    possible, before the first trial is started."""
+    for name in ("objective.classes", "objective.given", "objective.dispersion"):
+        for choice in _choices(config, name):
             calibration(config.with_values({name: choice}), assets, vqvae)
+    anchor = anchor_of(config.objective.dispersion, prepare_codes(vqvae.codebook_VC.detach().double().cpu()))
+    return {choice: (calibration(config.with_values({"objective.reference": choice}), assets, vqvae)[0] / anchor).tolist()
+            for choice in _choices(config, "objective.reference")}
+
+
+def _choices(config: Config, name: str) -> list[Any]:
+    entry = config.space.get(name)
+    return list(entry.choices) if entry else [config.get(name)]
 
 
 def _say(recorder: Recorder, text: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import time
 import uuid
 import warnings
 from pathlib import Path
@@ -28,6 +30,8 @@ DRIVER_ENVIRONMENT = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
 }
+_DASHBOARD_SEC = 90
+_API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
 @contextlib.contextmanager
@@ -41,32 +45,61 @@ def cluster(say):
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     address = os.environ.get("RAY_ADDRESS")
-    options = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    if address:
+        options, places = {}, {"RAY_ADDRESS": address}
+    else:
+        port = _free_port()
+        options = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+        places = {_API_SERVER: f"http://127.0.0.1:{port}"}
+    # The State API looks for the one Ray of a machine; where there are several, everybody must be told which is ours.
+    os.environ.update(places)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="uvar_tune",
-                 runtime_env={"env_vars": WORKER_ENVIRONMENT}, configure_logging=True, **options)
+        context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="uvar_tune",
+                           runtime_env={"env_vars": {**WORKER_ENVIRONMENT, **places}}, configure_logging=True, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"no Ray cluster answers at {address or 'this machine'}: {first_line(error)}",
                           where="RAY_ADDRESS") from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        _preflight()
+        _preflight(context.dashboard_url)
         say(f"Ray {ray.__version__} {'at ' + address if address else 'started here'}: {describe()}")
         yield
     finally:
         ray.shutdown()
+        if not address:
+            os.environ.pop(_API_SERVER, None)
 
 
-def _preflight() -> None:
-    """Without the State API a stopped trial's placement group is never freed and the study would hang."""
+def _free_port() -> int:
+    """A port for the dashboard of an own Ray, from 8265 on."""
+    for port in range(8265, 8765):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError("no port between 8265 and 8764 is free for Ray's dashboard", where="this machine")
+
+
+def _preflight(dashboard_url: str | None) -> None:
+    """Without the State API a stopped trial's placement group is never freed and the study would hang.
+
+    A dashboard that has just been started, or whose machine is busy, is given a minute to answer.
+    """
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException
 
-    try:
-        list_nodes(limit=1, timeout=60, raise_on_missing_output=False)
-    except (RayStateApiException, ConnectionError, RuntimeError) as error:
-        raise ConfigError("this Ray cluster runs without its dashboard, whose State API frees stopped trials: install "
-                          "ray[default] and start it with the dashboard on", where="RAY_ADDRESS") from error
+    deadline = time.monotonic() + (_DASHBOARD_SEC if dashboard_url else 0)
+    while True:
+        try:
+            list_nodes(limit=1, timeout=30, raise_on_missing_output=False)
+            return
+        except (RayStateApiException, ConnectionError, RuntimeError) as error:
+            if time.monotonic() >= deadline:
+                raise ConfigError("this Ray cluster runs without its dashboard, whose State API frees stopped trials: install "
+                                  "ray[default] and start it with the dashboard on", where="RAY_ADDRESS") from error
+        time.sleep(1)
 
 
 def describe() -> str:

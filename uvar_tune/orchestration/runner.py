@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -16,6 +15,7 @@ from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.search import Proposal
+from uvar_tune.tracking.parameters import run_parameters
 from uvar_tune.tracking.sink import MLflowSink
 
 # What drives a trial only waits: it takes no CPU from the workers, and sits where the study's own driver does.
@@ -66,10 +66,11 @@ class _Hands:
 
     def job(self, proposal: Proposal) -> dict[str, Any]:
         runner, config = self._runner, self._work.configuration(proposal)
-        return {"config": config.model_dump(mode="json", exclude={"space"}), "number": proposal.number,
+        return {"config": config.tree(exclude=("space", "provenance")), "number": proposal.number,
                 "attempt": proposal.attempt, "seeds": proposal.seeds, "assets": runner.assets, "started": time.time(),
                 "directory": str(self._directory(proposal)), "worker_retries": self._config.run.max_attempts - 1,
-                "baseline": str(runner.files.trial(0)), "cache": str(runner.files.cache),
+                "baseline": str(runner.files.trial(0)), "score_only": self._work.checkpoint(proposal),
+                "cache": str(runner.files.cache),
                 "run_name": f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",
                 "ray_directory": str(runner.ray_directory)}
 
@@ -77,9 +78,8 @@ class _Hands:
         directory, config = self._directory(proposal), self._work.configuration(proposal)
         write_config(directory, config)
         tags = {"uvar.kind": proposal.kind, "uvar.phase": self._work.phase, "uvar.attempt": str(proposal.attempt)}
-        parameters = {**{name: self._config.get(name) for name in self._config.space}, **proposal.values}
-        self._runner.sink.watch_trial(self._work.key(proposal.number), directory,
-                                      params={**_fixed(config), **parameters}, tags=tags)
+        parameters = run_parameters(config.model_copy(update={"space": self._config.space}), proposal.values)
+        self._runner.sink.watch_trial(self._work.key(proposal.number), directory, params=parameters, tags=tags)
         name = self._work.name(proposal)
         self._runner.follower.follow(name, directory / "metrics.jsonl", config.training.images)
         shown = ", ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in proposal.values.items())
@@ -105,33 +105,17 @@ class _Hands:
             self._say(f"{name}: {self._config.study.objective} {result['value']:.4g} "
                       f"at CFG {result['params']['inference.cfg_scale']:.3g} ({result['seconds']:.0f} s, "
                       f"{result['start_up_seconds']:.0f} s of it before the first step)")
-            self._finish(proposal, "FINISHED", result["scores"])
+            self._finish(proposal, "FINISHED", metrics=result["scores"], params={**result["params"], **result["ran"]})
         else:
             self._work.prune(number, outcome, details)
             self._say(f"{name}: {outcome.replace('_', ' ')} ({result['reason']})")
             self._finish(proposal, "KILLED" if outcome == "stopped" else "FAILED")
 
-    def _finish(self, proposal: Proposal, status: str, metrics: dict[str, float] | None = None) -> None:
-        self._runner.sink.finish_trial(self._work.key(proposal.number), status=status, metrics=metrics)
+    def _finish(self, proposal: Proposal, status: str, **told) -> None:
+        self._runner.sink.finish_trial(self._work.key(proposal.number), status=status, **told)
 
     def _directory(self, proposal: Proposal) -> Path:
         return self._runner.files.directory / self._work.folder / f"{proposal.number:05d}"
-
-
-def parameters(config: Config) -> dict[str, Any]:
-    """Every setting that has a value, under its dotted name."""
-    tree = config.tree(exclude=("space", "verdict", "provenance"))
-    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items() if value is not None}
-
-
-def tags() -> dict[str, str]:
-    """Commit, source hash, versions and machine, as texts."""
-    return {f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value)
-            for key, value in provenance.origin().items()}
-
-
-def _fixed(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in parameters(config).items() if not key.startswith(("run.", "study."))}
 
 
 def _short(value) -> str:

@@ -6,6 +6,7 @@ taken and told on seeds B, so that the choice does not flatter the value. `joint
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from uvar_tune.model.scales import split
 from uvar_tune.objective import gradient_shares
 from uvar_tune.orchestration.build import loss_arguments
 from uvar_tune.orchestration.judge import Judge, Sampler, from_rank_0
-from uvar_tune.study.profile import Axis, ProfileSearch
+from uvar_tune.study.axis import CFG_RAMP, TEMPERATURE, Axis
+from uvar_tune.study.profile import ProfileSearch
 from uvar_tune.tracking.registry import metric
 
-_CFG = "inference.cfg_scale"
 SHARE_IMAGES = 128  # held-out images on which gradient shares are measured
 
 
@@ -73,23 +74,36 @@ class Scorer:
         draw, profile, features = self._sampler(self.config.evaluation.samples), [], None
         search = _Points(self.config, self.config.study.objective) if self.rank == 0 else None
         while (point := from_rank_0(search.ask() if search else None, self.world_size)) is not None:
-            samples = draw({"cfg_scale": point["cfg_scale"]}, f"sampling-{point['seeds']}")
+            place = {name: value for name, value in point.items() if name != "seeds"}
+            samples = draw(place, f"sampling-{point['seeds']}")
             if search:
                 features = self.judge.extractor(samples)
                 found = self.judge.scores(features)
                 search.tell(point, found)
                 profile.append({**point, **found})
                 self.recorder.event("score", images=images, **profile[-1])
+        tokens_NL = draw.tokens_NL
+        again = self._again(draw, place)
         if not search:
             return {}
         scores = found | self.judge.details(features, draw.labels_N)
         scores |= self._held_out()
-        scores |= code_statistics(draw.tokens_NL, scales=self.vqvae.scales, vocab_size=self.vqvae.vocab_size)
+        scores |= code_statistics(tokens_NL, scales=self.vqvae.scales, vocab_size=self.vqvae.vocab_size)
         self.recorder.metrics(images, scores)
         picture = Path(self.job["directory"]) / "samples" / f"{images:012d}.png"
         save_grid(_by_class(samples, draw.labels_N, 10), picture, columns=10)
         return {"value": scores[self.config.study.objective], "scores": scores, "profile": profile,
-                "params": {_CFG: profile[-1]["cfg_scale"]}, "protocol": self.judge.protocol(len(samples))}
+                "params": {f"inference.{name}": value for name, value in place.items()}, "again": again,
+                "protocol": self.judge.protocol(len(samples))}
+
+    def _again(self, draw: Sampler, place: dict[str, float]) -> list[float]:
+        """The objective at the chosen point on further sampling seeds, as many as the job names (phase `noise`)."""
+        values = []
+        for purpose in sorted(name for name in self.job["seeds"] if name.startswith("sampling-b") and name != "sampling-b"):
+            samples = draw(place, purpose)
+            if self.judge:
+                values.append(self.judge(samples)[self.config.study.objective])
+        return values
 
     def _sampler(self, samples: int) -> Sampler:
         return Sampler(self.config, self.var, self.vqvae, samples=samples, seeds=self.job["seeds"], rank=self.rank,
@@ -120,7 +134,7 @@ def shares_at(config: Config, assets: dict[str, Any], var, vqvae, device) -> dic
 
 
 class _Points:
-    """The inference points of a checkpoint: a search over CFG, or in `joint` mode the trial's own point alone."""
+    """The inference points of a checkpoint: a search over `inference.profile_axes`, or in `joint` mode the trial's own CFG."""
 
     def __init__(self, config: Config, objective: str):
         inference, self._objective = config.inference, objective
@@ -128,7 +142,9 @@ class _Points:
         start = inference.cfg_scale if joint else min(scales, key=lambda scale: abs(scale - inference.cfg_scale))
         axis = Axis("cfg_scale", low=min(scales[0], start), high=max(scales[-1], start), start=start, scale="log1p",
                     coarse=() if joint else tuple(scales))
-        self._search = ProfileSearch([axis], direction=metric(objective).direction,
+        known = {"cfg_scale": axis, "temperature": replace(TEMPERATURE, start=inference.temperature), "cfg_ramp": CFG_RAMP}
+        axes = [axis] if joint else [known[name] for name in inference.profile_axes]
+        self._search = ProfileSearch(axes, direction=metric(objective).direction,
                                      budget=1 if joint else len(scales) + inference.profile_refinements + 1)
         self.ask = self._search.ask
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from uvar_tune import provenance
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.orchestration.finish import finish
 from uvar_tune.orchestration.meter import CpuMeter
 from uvar_tune.orchestration.phases import Phases, steps_of
 from uvar_tune.orchestration.progress import Follower
-from uvar_tune.orchestration.runner import Runner, parameters, tags
+from uvar_tune.orchestration.runner import Runner
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.confirm import check_replicates
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
+from uvar_tune.tracking.parameters import origin_tags, study_parameters
 from uvar_tune.tracking.sink import MLflowSink
 
 FAILED, INTERRUPTED = 1, 130
@@ -51,7 +53,8 @@ def run_study(config: Config, say, *, phase: str | None = None) -> int:
 def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ...], sink: MLflowSink, say) -> int:
     from uvar_tune.orchestration.resources import capacity, check_shared, cluster
 
-    sink.start_study(params=parameters(config), tags=tags())
+    sink.start_study(params=study_parameters(config), tags=origin_tags(provenance.origin()))
+    sink.artifact(None, files.config, "")
     follower, signals = Follower(say), Interruptible(say)
     with CpuMeter() as meter, cluster(say), signals:
         concurrent = capacity(config)
@@ -62,6 +65,7 @@ def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ..
         for step in steps:
             phases.run(step, runner, concurrent)
             if signals.asked.is_set():
+                sink.finish_study("KILLED")
                 say("stopped; what was in flight keeps its checkpoints. The same command continues.")
                 return INTERRUPTED
     if halted := phases.search().halted():

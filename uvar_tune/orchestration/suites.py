@@ -1,6 +1,6 @@
 """The paper's tables from checkpoints: which numbers stand in which, and what must be equal for them to stand side by side.
 
-`evaluate_checkpoints` is the whole of it; a new suite is one function from a `Bench` to a `Table` and one line in `SUITES`.
+`evaluate_checkpoints` is the whole of it; a new suite is one function from a `Comparison` to a `Table` and one line in `SUITES`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from uvar_tune.tracking.registry import metric
 
 
 @dataclass(frozen=True)
-class Bench:
+class Comparison:
     """The checkpoints side by side, ours last, and the folders that robustness is read from."""
 
     subjects: tuple[Subject, ...]
@@ -79,17 +79,17 @@ class Bench:
         return found
 
 
-def table2(bench: Bench) -> Table:
+def table2(pair: Comparison) -> Table:
     rows = {one.method: one.sampled({name: one.fidelity[name] for name in ("fid", "is", "is_std", "kid")})
-            for one in bench.subjects}
+            for one in pair.subjects}
     return Table("table2", "Table 2: fidelity", (Column("fid", "FID"), Column("is", "IS"), Column("kid", "KID", digits=4)),
-                 rows, PUBLISHED["table2"], _cfg_notes(bench))
+                 rows, PUBLISHED["table2"], _cfg_notes(pair))
 
 
-def table3(bench: Bench) -> Table:
-    suite, sets = bench.corrupted
+def table3(pair: Comparison) -> Table:
+    suite, sets = pair.corrupted
     errors, rows = {}, {}
-    for one in bench.subjects:
+    for one in pair.subjects:
         progress = one.plan.progress(f"{one.method}: {suite}, sets")
         setting = {"chunk": one.config.evaluation.chunk, "device": one.plan.device}
         errors[one.method] = corruption_errors(one.var, one.vqvae, sets, progress=progress, **setting)
@@ -97,22 +97,22 @@ def table3(bench: Bench) -> Table:
         found = {name: one.likelihood[name] for name in ("nll_token", "nll_image", "accuracy")}
         rows[one.method] = (
             one.told(found)
-            | one.told(ood_detection(one.var, one.vqvae, inside, bench.foreign, **setting), f"OOD: {', '.join(bench.foreign)}")
+            | one.told(ood_detection(one.var, one.vqvae, inside, pair.foreign, **setting), f"OOD: {', '.join(pair.foreign)}")
             | one.told({"corruption_error": mean_error(errors[one.method])}, f"corruptions: {suite}"))
     notes = ("NLL in nats. AUROC of -log mean_y p(R|y), foreign images against the validation split; "
-             f"without a name: the mean over {', '.join(bench.foreign)}. Corruptions: {suite}, {len(errors[OURS])} kinds.",
-             *_mce(bench, suite, errors, rows))
+             f"without a name: the mean over {', '.join(pair.foreign)}. Corruptions: {suite}, {len(errors[OURS])} kinds.",
+             *_mce(pair, suite, errors, rows))
     columns = (Column("nll_token", "NLL / token", digits=3), Column("nll_image", "NLL / image"),
                Column("accuracy", "Accuracy (%)", 100),
-               *(Column(f"auroc_ood/{name}", f"AUROC (%) {name}", 100, 1) for name in bench.foreign),
+               *(Column(f"auroc_ood/{name}", f"AUROC (%) {name}", 100, 1) for name in pair.foreign),
                Column("auroc_ood", "AUROC (%)", 100, 1), Column("mce", "mCE (%)", digits=1),
                Column("corruption_error", "error under corruption (%)", digits=1))
     return Table("table3", "Table 3: likelihood and robustness", columns, rows, PUBLISHED["table3"], notes,
                  facts={"corruption_errors": errors})
 
 
-def table5(bench: Bench) -> Table:
-    ours = bench.ours
+def table5(pair: Comparison) -> Table:
+    ours = pair.ours
     found = step_cost(ours.config, ours.assets, ours.vqvae, ours.plan.device, ours.plan.progress("training steps in turns"))
     protocol = Protocol(metric_version=metric_version(), samples=STEPS, reference=ours.assets.data_sha256["train"],
                         feature_network="none", weights="none", resizer="none", precision=ours.config.training.precision,
@@ -130,22 +130,22 @@ def table5(bench: Bench) -> Table:
     return Table("table5", "Table 5: cost", columns, rows, PUBLISHED["table5"], notes)
 
 
-def table7(bench: Bench) -> Table:
+def table7(pair: Comparison) -> Table:
     titles = {"ssim_pairwise": "Mean pairwise SSIM", "diversity_ssim": "SSIM diversity score", "precision": "Precision",
               "recall": "Recall", "f1": "F1", "density": "Density", "coverage": "Coverage",
               "conditional_accuracy": "Samples classified as their label", "code_usage": "Codes in use, share",
               "code_entropy": "Entropy of the codes (nats)"}
-    found = {one.method: one.fidelity | one.diversity for one in bench.subjects}
+    found = {one.method: one.fidelity | one.diversity for one in pair.subjects}
     titles = {name: title for name, title in titles.items() if name in found[OURS]}
     titles |= {name: _scale_title(name) for name in found[OURS] if "/scale_" in name}
-    rows = {one.method: one.sampled({name: found[one.method][name] for name in titles}) for one in bench.subjects}
-    notes = (*_cfg_notes(bench), "SSIM over pairs of samples of one class; precision and recall with 3 neighbours, density and "
+    rows = {one.method: one.sampled({name: found[one.method][name] for name in titles}) for one in pair.subjects}
+    notes = (*_cfg_notes(pair), "SSIM over pairs of samples of one class; precision and recall with 3 neighbours, density and "
              "coverage with 5.")
     return Table("table7", "Table 7: diversity", tuple(Column(name, title) for name, title in titles.items()), rows,
                  PUBLISHED["table7"], notes, transposed=True)
 
 
-def calibration(bench: Bench) -> Table:
+def calibration(pair: Comparison) -> Table:
     kinds = {"nll_token": "NLL / token", "ece_token": "ECE, tokens", "temperature_token": "Best temperature, tokens",
              "nll_class": "NLL, class", "ece_class": "ECE, class", "temperature_class": "Best temperature, class"}
     columns, rows = [Column("fid", "FID")], {}
@@ -154,49 +154,54 @@ def calibration(bench: Bench) -> Table:
         if not name.startswith("temperature"):
             columns.append(Column(f"{name}_tempered", f"{title}, at its best temperature", digits=4))
     columns.append(Column("accuracy", "Accuracy", digits=4))
-    o = bench.ours.config.objective
+    o = pair.ours.config.objective
     judged = f"reference {o.reference}, dispersion {o.dispersion}, normalize {o.normalize}, classes {o.classes}"
-    for one in bench.subjects:
-        card = one.scorecard(bench.ours.config)
+    for one in pair.subjects:
+        card = one.scorecard(pair.ours.config)
         rows[one.method] = one.sampled({"fid": one.fidelity["fid"]}) | one.told(one.likelihood) | one.told(card, judged)
     columns += [Column(name, _scale_title(name), digits=4) for name in card]
     columns += [Column(name, _scale_title(name), digits=4) for name in one.likelihood if "/scale_" in name]
-    notes = (*_cfg_notes(bench), "The best temperature is fitted on the same images: a bound on what temperature alone can gain.",
+    notes = (*_cfg_notes(pair), "The best temperature is fitted on the same images: a bound on what temperature alone can gain.",
              f"Scorecard: {judged}; dispersion ratio 1 is the preferred spread.")
     return Table("calibration", "Calibration, and the scorecard of uncertainty preservation", tuple(columns), rows,
                  PUBLISHED["calibration"], notes, transposed=True)
 
 
-SUITES: dict[str, Callable[[Bench], Table]] = {
+SUITES: dict[str, Callable[[Comparison], Table]] = {
     "table2": table2, "table3": table3, "table5": table5, "table7": table7, "calibration": calibration}
 _OF_TOKENS = {"table3", "calibration"}
 
 
-def evaluate_checkpoints(bench: Bench, suites: list[str], say: Callable[[str], None]) -> list[Table]:
+def evaluate_checkpoints(pair: Comparison, suites: list[str], say: Callable[[str], None]) -> list[Table]:
     """The tables of ``suites`` in order.
 
     Raises:
         ProtocolMismatch: the two checkpoints' numbers cannot be compared, found before anything is computed.
         ConfigError: unfit images or weights; a network whose outputs are not finite.
     """
-    check_comparable(bench, suites, say)
+    check_comparable(pair, suites, say)
     if "table3" in suites:
-        _ = bench.corrupted, bench.foreign  # folders that cannot be read are found before anything is computed
+        _ = pair.corrupted, pair.foreign  # folders that cannot be read are found before anything is computed
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FidelityWarning)
         try:
-            tables = [SUITES[name](bench) for name in suites]
+            tables = [SUITES[name](pair) for name in suites]
         except Diverged as error:
-            raise ConfigError(f"cannot be evaluated: {error}", where=str(bench.ours.directory)) from None
+            raise ConfigError(f"cannot be evaluated: {error}", where=str(pair.ours.directory)) from None
     for text in dict.fromkeys(str(one.message) for one in caught):
         say(f"warning: {text}")
     return tables
 
 
-def check_comparable(bench: Bench, suites: list[str], say: Callable[[str], None]) -> None:
+def check_comparable(pair: Comparison, suites: list[str], say: Callable[[str], None]) -> None:
     """What of two checkpoints must be equal: the images, and for likelihoods the tokenizer."""
-    ours = bench.ours
-    for other in bench.subjects[:-1]:
+    ours = pair.ours
+    for one in pair.subjects:
+        names = one.splits["validation"].class_names
+        if len(names) != one.var.num_classes:
+            raise ConfigError(f"the checkpoint was trained on {one.var.num_classes} classes, its data (data.*) have {len(names)}",
+                              where=str(one.directory))
+    for other in pair.subjects[:-1]:
         for split in ("train", "validation"):
             if other.splits[split].sha256 != ours.splits[split].sha256:
                 raise ProtocolMismatch(f"the {split} images of the baseline are not those of the checkpoint "
@@ -212,27 +217,27 @@ def check_comparable(bench: Bench, suites: list[str], say: Callable[[str], None]
         say(f"warning: {differ}: a difference in FID is one of both together")
 
 
-def _mce(bench: Bench, suite: str, errors: dict[str, dict[str, list[float]]], rows: dict[str, dict[str, Number]]) -> list[str]:
+def _mce(pair: Comparison, suite: str, errors: dict[str, dict[str, list[float]]], rows: dict[str, dict[str, Number]]) -> list[str]:
     """Adds `mce` to the rows where there is a divisor, and says what it is."""
     if BASELINE not in errors:
         return ["mCE needs a divisor: give --baseline. The plain mean error in percent stands in its place."]
     flawless = [kind for kind, shares in errors[BASELINE].items() if not sum(shares)]
     if flawless:
         return [f"mCE has no divisor: the baseline makes no error under {', '.join(flawless)}."]
-    divisor = f"errors of {bench.subjects[0].about}"
-    for one in bench.subjects:
+    divisor = f"errors of {pair.subjects[0].about}"
+    for one in pair.subjects:
         value = mean_corruption_error(errors[one.method], errors[BASELINE])
         rows[one.method] |= one.told({"mce": value}, f"corruptions: {suite}", divisor)
     return [f"mCE is divided by the baseline's errors ({divisor}), so the baseline's is 100; the paper does not name its divisor."]
 
 
-def _cfg_notes(bench: Bench) -> tuple[str, ...]:
+def _cfg_notes(pair: Comparison) -> tuple[str, ...]:
     notes = []
-    for one in bench.subjects:
+    for one in pair.subjects:
         profile = ", ".join(f"{scale:g}: {fid:.2f}" for scale, fid in one.profile.items())
         how = f"of least FID on seeds A ({profile}), told on seeds B" if profile else "as given"
         notes.append(f"{one.method}: CFG {one.cfg_scale:g}, {how}; {one.plan.samples:,} samples; {one.about}")
-    evaluation = bench.ours.config.evaluation
+    evaluation = pair.ours.config.evaluation
     return (*notes, f"Features: {evaluation.extractor}; reference: the {evaluation.reference_split} split.")
 
 

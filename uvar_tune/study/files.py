@@ -18,7 +18,8 @@ from uvar_tune.config_file import parse_yaml, read_text, validate
 from uvar_tune.errors import ConfigError, nearest
 
 # What may differ when a study is resumed: how much of it to run, and where and how fast.
-_FREE = {"study": ("trials", "question", "max_gpu_hours", "max_wall_time"), "run": None, "verdict": None, "provenance": None}
+_FREE = {"study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
+         "run": None, "final": None, "verdict": None, "provenance": None}
 
 
 class StudyFiles:
@@ -37,8 +38,11 @@ class StudyFiles:
         return self.directory / "trials" / f"{number:05d}"
 
     def storage_url(self, config: Config) -> str:
-        """The Optuna storage of the study: `run.storage`, else the journal file beside the trials."""
-        return config.run.storage or f"journal:{self.journal}"
+        """The Optuna storage of the study: UVAR_STORAGE, `run.storage`, else the journal file beside the trials.
+
+        Files keep `run.storage` without user and password, so a URL that needs them belongs into the environment.
+        """
+        return os.environ.get("UVAR_STORAGE") or config.run.storage or f"journal:{self.journal}"
 
     def tracking_uri(self) -> str:
         """The MLflow server: MLFLOW_TRACKING_URI, else a SQLite file below `run.root`."""

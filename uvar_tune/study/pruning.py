@@ -39,12 +39,13 @@ class Rungs:
 
     def __init__(self, config: Config, study: optuna.Study, storage):
         self._beside: optuna.Study | None = None
+        self._reconciled = False
         study.pruner = make_pruner(config)
         if config.study.further_objectives and config.study.rungs:
             direction = metric(config.study.rung_metric).direction
-            self._beside = open_study(storage, f"{config.study.name}/rungs", [direction], {})
+            self._beside = open_study(storage, f"{study.study_name}/rungs", [direction], {})
             self._beside.pruner, self._beside.sampler = study.pruner, optuna.samplers.RandomSampler(seed=0)
-            self._storage, self._beside_id = storage, storage.get_study_id_from_name(f"{config.study.name}/rungs")
+            self._storage, self._beside_id = storage, storage.get_study_id_from_name(f"{study.study_name}/rungs")
             self._count = len(self._beside.get_trials(deepcopy=False))
 
     def report(self, trial: Trial, images: int, value: float) -> bool:
@@ -59,9 +60,16 @@ class Rungs:
         if self._beside is not None and number < self._count:
             self._beside.tell(number, value if state == TrialState.COMPLETE else None, state=state, skip_if_finished=True)
 
-    def reconcile(self, trials: Iterable[FrozenTrial], which: int) -> None:
-        """After a driver's death: end in `NAME/rungs` what has ended in the study (``which``: index of the objective)."""
-        for trial in trials if self._beside is not None else ():
+    def reconcile(self, study: optuna.Study, which: int) -> None:
+        """Once, by the driver: end in `NAME/rungs` what ended in the study just before an earlier driver died.
+
+        Args:
+            which: index of the rungs' objective among the study's.
+        """
+        if self._beside is None or self._reconciled:
+            return
+        self._reconciled = True
+        for trial in study.get_trials(deepcopy=False):
             if trial.state.is_finished():
                 self.finished(trial.number, trial.state, trial.values[which] if trial.values else None)
 
@@ -70,6 +78,12 @@ class Rungs:
             self._beside.ask()
             self._count += 1
         return Trial(self._beside, self._storage.get_trial_id_from_study_id_trial_number(self._beside_id, number))
+
+
+def rung_values(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, float]]:
+    """Trial number → {images: value of `study.rung_metric`}, of the stored trials that reached a rung."""
+    return {trial.number: {int(images): told["value"] for images, told in trial.user_attrs["rungs"].items()}
+            for trial in trials if "rungs" in trial.user_attrs}
 
 
 def rung_correlation(rungs: Mapping[int, Mapping[int, float]], final: Mapping[int, float]) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from optuna.trial import TrialState
 
 from uvar_tune import seeds
 from uvar_tune.config import Config
-from uvar_tune.errors import ConfigError
 from uvar_tune.study.search import EARLY_ENDS, Proposal
 from uvar_tune.study.storage import open_storage, open_study
 
@@ -49,12 +48,14 @@ class Replicates:
         arms: name → values by dotted name, over the configuration. Stored at the first start; another plan later is refused,
             except for more replicates.
         samplings: sampling seeds B on which each network is told; the first one is the value.
+        checkpoints: arm → directory of a trial whose network is scored as it is, instead of training one.
     """
 
     def __init__(self, config: Config, storage_url: str, phase: str, arms: Mapping[str, Mapping[str, Any]], count: int,
-                 samplings: int = 1):
+                 samplings: int = 1, checkpoints: Mapping[str, str] | None = None):
         self.config, self.phase, self.folder = config, phase, phase
         self.arms, self._count, self._samplings = {name: dict(values) for name, values in arms.items()}, count, samplings
+        self._checkpoints = dict(checkpoints or {})
         self.storage = open_storage(storage_url)
         self.study = open_study(self.storage, f"{config.study.name}/{phase}", _direction(config), {"arms": self.arms})
         self._study_id = self.storage.get_study_id_from_name(f"{config.study.name}/{phase}")
@@ -104,16 +105,14 @@ class Replicates:
 
     def cells(self) -> list[Cell]:
         """Every replicate begun, by number."""
-        found = []
-        for trial in self.study.get_trials(deepcopy=False):
-            attributes = dict(trial.user_attrs)
-            if "values" in attributes:
-                value = trial.value if trial.state == TrialState.COMPLETE else None
-                found.append(Cell(trial.number, attributes["arm"], attributes["replicate"], trial.state.name, value, attributes))
-        return found
+        return cells_of(self.storage, self.config.study.name, self.phase)
 
     def configuration(self, proposal: Proposal) -> Config:
         return self.config.with_values(proposal.values)
+
+    def checkpoint(self, proposal: Proposal) -> str | None:
+        """The trial's directory whose network is scored, None where one is trained."""
+        return self._checkpoints.get(proposal.kind)
 
     def key(self, number: int) -> str:
         return f"{self.phase}/{number}"
@@ -161,15 +160,16 @@ def _direction(config: Config) -> list[str]:
     return directions(config)[:1]
 
 
-def stored_arms(storage_url: str, name: str, phase: str) -> dict[str, dict[str, Any]]:
-    """The plan of a phase that has begun.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    storage = open_storage(storage_url)
+def cells_of(storage, name: str, phase: str) -> list[Cell]:
+    """Every replicate begun of a phase, by number; [] where the phase has not begun."""
     try:
         study_id = storage.get_study_id_from_name(f"{name}/{phase}")
     except KeyError:
-        raise ConfigError(f"study {name!r} has no phase {phase!r} yet: run it with --phase {phase}", where="--study") from None
-    return storage.get_study_user_attrs(study_id)["space"]["arms"]
+        return []
+    found = []
+    for trial in storage.get_all_trials(study_id, deepcopy=False):
+        if "values" in trial.user_attrs:
+            value = trial.values[0] if trial.state == TrialState.COMPLETE else None
+            found.append(Cell(trial.number, trial.user_attrs["arm"], trial.user_attrs["replicate"], trial.state.name, value,
+                              dict(trial.user_attrs)))
+    return found

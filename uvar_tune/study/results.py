@@ -57,6 +57,8 @@ class StudyResults:
         protocol: under which all scores were made; empty until there is one.
         root: the study's directory.
         config: the configuration as nested sections, without the space.
+        verdicts: arm of the phase `confirm` → its `Verdict` as plain data; unjudged: arm → why it has none.
+        noise: `Noise` of the baseline as plain data, after the phase `noise`.
     """
 
     name: str
@@ -68,6 +70,9 @@ class StudyResults:
     seed: int
     root: Path
     config: dict[str, Any]
+    verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unjudged: dict[str, str] = field(default_factory=dict)
+    noise: dict[str, Any] | None = None
 
     def ranked(self) -> list[TrialResult]:
         """The trials with a score, best first; equal ones by number."""
@@ -84,6 +89,10 @@ class StudyResults:
     def best(self) -> TrialResult | None:
         """The first of `ranked`, which may be the baseline; None where nothing has a score."""
         return self._ranked[0] if self._ranked else None
+
+    def verdict(self, trial: TrialResult) -> dict[str, Any] | None:
+        """What the phase `confirm` says of a trial; None where it was not judged."""
+        return self.verdicts.get(f"trial {trial.number}")
 
     @property
     def baseline(self) -> TrialResult | None:

@@ -76,6 +76,7 @@ class Search:
         self._study_id = self.storage.get_study_id_from_name(name)
         self._rungs = Rungs(config, self.study, self.storage)
         self._entries = searched(config)
+        self._judged = config.study.objectives.index(config.study.rung_metric)  # which objective the rungs score
         self._load()
 
     def ask(self) -> Proposal | None:
@@ -84,6 +85,7 @@ class Search:
         None when all have been handed out, when a budget is used up, and while what the others are measured against,
         the baseline, still runs; `halted` says which where nothing will change it.
         """
+        self._rungs.reconcile(self.study, self._judged)
         while self._interrupted:
             number = self._interrupted[0]
             if not self._settle(number):
@@ -190,8 +192,6 @@ class Search:
         self._baseline_lost = bool(trials) and trials[0].state in (TrialState.PRUNED, TrialState.FAIL)
         if trials and trials[0].state == TrialState.COMPLETE:
             self._baseline = {**trials[0].user_attrs, **trials[0].user_attrs.get("scores", {})}
-        study = self.config.study
-        self._rungs.reconcile(trials, study.objectives.index(study.rung_metric))
 
     def _closed(self, number: int, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """``attempts`` of a driver that is no more, the last of which may lack its end."""
@@ -252,8 +252,7 @@ class Search:
         for key, detail in {**details, "attempts": attempts}.items():
             live.trial.set_user_attr(key, detail)
         self.study.tell(live.trial, values, state=state)
-        study = self.config.study
-        self._rungs.finished(number, state, values[study.objectives.index(study.rung_metric)] if values else None)
+        self._rungs.finished(number, state, values[self._judged] if values else None)
         self._baseline_lost = self._baseline_lost or (number == 0 and state != TrialState.COMPLETE)
         self._spans[number] = _spans(attempts)
         del self._live[number]

@@ -35,27 +35,31 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
 def _open_journal(path: str) -> optuna.storages.BaseStorage:
     journal = optuna.storages.journal
-    if os.path.exists(path):
+    if os.path.exists(path) and _whole(path) < os.path.getsize(path):
         _mend(path, journal.JournalFileSymlinkLock(path))
     return optuna.storages.JournalStorage(journal.JournalFileBackend(path))
 
 
 def _mend(path: str, lock) -> None:
     """Cut off a last line that was only half written (full disk, power loss): the next append would join it, and a
-    line that does not parse makes the whole journal unreadable."""
+    line that does not parse makes the whole journal unreadable. Under Optuna's lock nobody is in the middle of a line."""
     lock.acquire()
     try:
-        with open(path, "rb+") as journal:
-            size = end = journal.seek(0, os.SEEK_END)
-            while end > 0:
-                journal.seek(end - 1)
-                if journal.read(1) == b"\n":
-                    break
-                end -= 1
-            if end < size:
-                journal.truncate(end)
+        os.truncate(path, _whole(path))
     finally:
         lock.release()
+
+
+def _whole(path: str) -> int:
+    """The bytes of the file up to the end of its last whole line."""
+    with open(path, "rb") as journal:
+        end = journal.seek(0, os.SEEK_END)
+        while end > 0:
+            journal.seek(end - 1)
+            if journal.read(1) == b"\n":
+                break
+            end -= 1
+    return end
 
 
 def open_study(storage, name: str, directions: list[str], space: dict[str, Any]) -> optuna.Study:

@@ -10,7 +10,7 @@ from uvar_tune.tracking.uri import shown
 
 def study_parameters(config) -> dict[str, Any]:
     """{dotted name: value} of every setting of a `config.Config` that is set; a URL without its user and password."""
-    tree = config.tree(exclude=("space", "verdict", "provenance"))
+    tree = config.tree(exclude=("space", "final", "verdict", "provenance"))
     return {f"{section}.{key}": shown(value) if isinstance(value, str) and "://" in value else value
             for section, keys in tree.items() for key, value in keys.items() if value is not None}
 

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from uvar_tune.model import VQVAE
+from uvar_tune.model.quantizer import Phi
+from uvar_tune.model.scales import phi_index
 
 
 @torch.no_grad()
@@ -56,6 +58,14 @@ def spread(candidates_MC: torch.Tensor, present_NC: torch.Tensor, count: int, ge
         if not len(present_NC) and len(chosen) == 1:
             distance_M = (candidates_MC - candidates_MC[index]).square().sum(1)
     return torch.stack(chosen)
+
+
+def idle_parameters(vqvae: VQVAE) -> list[torch.nn.Parameter]:
+    """Those of a residual convolution that serves no scale (there may be more of them than scales)."""
+    quantizer, count = vqvae.quantize, len(vqvae.scales)
+    serving = {id(quantizer.quant_resi.of(phi_index(k, count, quantizer.share or count))) for k in range(count)}
+    return [parameter for module in quantizer.quant_resi.modules() if isinstance(module, Phi) and id(module) not in serving
+            for parameter in module.parameters()]
 
 
 class Usage:

@@ -144,6 +144,7 @@ class _Training:
                 failure = error
             # a rank that stopped alone would leave the others waiting in the exchange of gradients
             if not all_finite(failure is None, place.world_size, device):
+                self.window.settle(self.seen, self.plan.batch_size)  # it may have begun with an earlier gradient
                 raise Diverged(str(failure or "loss is not a finite number on another rank"), images=self.seen) from failure
             (values[self.task.names[0]] / place.accumulate).backward()
         return torch.stack([values[name].detach().float() for name in self.task.names])

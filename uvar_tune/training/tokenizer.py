@@ -19,7 +19,7 @@ from uvar_tune.data import ImageSet, Order
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
 from uvar_tune.model.scales import positions as length
-from uvar_tune.training.codebook import Usage, restart, start_codebook
+from uvar_tune.training.codebook import Usage, idle_parameters, restart, start_codebook
 from uvar_tune.training.events import Alarm
 from uvar_tune.training.loop import Event, run, unwrap
 from uvar_tune.training.plan import Place, Plan, resolve_precision
@@ -76,7 +76,7 @@ class _Images:
         self._bare, self._order = unwrap(vqvae), Order(len(image_set), seed=plan.seed)
         self._usage = Usage(self._bare, place.world_size)
         self._shares: dict[str, float] = {}
-        self._alarmed = False
+        self._alarmed, self._idle = False, idle_parameters(self._bare)
         tokens = length(self._bare.scales) * plan.batch_size
         self._window_images = math.ceil(_TOKENS_A_CODE * self._bare.vocab_size / tokens) * plan.batch_size
         if fresh:
@@ -96,7 +96,9 @@ class _Images:
         reconstruction, vq_loss, tokens = self.model(pixels)
         self._usage.add(tokens)
         error = functional.mse_loss(reconstruction.float(), pixels)
-        return {"loss/total": error + vq_loss, "loss/vq": vq_loss, "reconstruction_mse": error}
+        # data parallelism waits for a gradient of every parameter, so those without a part get a gradient of 0
+        idle = sum((parameter.sum() * 0 for parameter in self._idle), start=error.new_zeros(()))
+        return {"loss/total": error + vq_loss + idle, "loss/vq": vq_loss, "reconstruction_mse": error}
 
     def after_step(self, seen: int, optimizer: torch.optim.Optimizer) -> Iterator[Alarm]:
         if seen % self._window_images:

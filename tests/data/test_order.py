@@ -1,0 +1,60 @@
+"""The order of images: every image once an epoch, the same whatever the batches, resumable anywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uvar_tune.data import Order, epoch_order
+from uvar_tune.data.order import check_positions
+from uvar_tune.errors import ConfigError
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 2**40), st.lists(st.integers(1, 17), min_size=1, max_size=12), st.integers(1, 4))
+def test_batches_of_any_sizes_read_one_sequence_of_permutations(count, seed, sizes, crops):
+    order, start, seen = Order(count, seed=seed, crops=crops), 0, []
+    for size in sizes:
+        index_B, crop_B = order.at(range(start, start + size))
+        assert len(index_B) == len(crop_B) == size and crop_B.min() >= 0 and crop_B.max() < crops
+        seen += index_B.tolist()
+        start += size
+    expected = torch.cat([epoch_order(count, seed=seed, epoch=epoch) for epoch in range(start // count + 1)])[:start]
+    assert seen == expected.tolist()
+    assert sorted(epoch_order(count, seed=seed, epoch=3).tolist()) == list(range(count))
+
+
+def test_going_on_anywhere_is_the_same_as_never_stopping():
+    """A new object asked from the middle of the third epoch, and one asked backwards."""
+    whole = Order(10, seed=4, crops=3).at(range(60))
+    for start in (27, 3, 45):
+        part = Order(10, seed=4, crops=3).at(range(start, start + 12))
+        assert torch.equal(part[0], whole[0][start : start + 12]) and torch.equal(part[1], whole[1][start : start + 12])
+    backwards = Order(10, seed=4, crops=3)
+    assert torch.equal(torch.cat([backwards.at(range(i, i + 10))[1] for i in (50, 0)]), torch.cat([whole[1][50:], whole[1][:10]]))
+
+
+def test_ranks_share_a_batch_without_overlap():
+    whole = Order(10, seed=4).at(range(32))[0]
+    shares = [Order(10, seed=4).at(range(start, start + 8))[0] for start in (0, 8, 16, 24)]
+    assert torch.equal(torch.cat(shares), whole)
+
+
+def test_epochs_and_seeds_differ():
+    orders = {tuple(epoch_order(30, seed=seed, epoch=epoch).tolist()) for seed in (0, 1) for epoch in (0, 1, 2)}
+    assert len(orders) == 6
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"images": 100}, "100 is not a whole multiple of the batch 64; the nearest: 64 or 128"),
+    ({"images": 10}, "the nearest: 64"),
+    ({"shares": 3}, "batch size 64 is not a whole multiple of ranks x accumulate 3; the nearest: 63 or 66"),
+    ({"count": 63}, "63 images are fewer than a batch of 64"),
+])
+def test_what_does_not_divide_is_refused_with_the_nearest(changes, message):
+    sound = {"images": 640, "batch_size": 64, "shares": 4, "count": 64}
+    check_positions(**sound)
+    with pytest.raises(ConfigError, match=message):
+        check_positions(**{**sound, **changes})

@@ -1,0 +1,149 @@
+"""The token cache: what it holds, killed builds that go on, two builders at once, damage."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from uvar_tune.data import ImageSet, TokenCache, build_token_cache, load_images, token_cache
+from uvar_tune.data.image_set import to_unit
+from uvar_tune.errors import ConfigError
+from uvar_tune.model.scales import concat
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "torch._dynamo", "uvar_tune.training", "uvar_tune.objective"])  # imported once
+
+
+@pytest.fixture
+def images():
+    """13 random images of 8x8 in 4 classes."""
+    pixels = torch.randint(256, (13, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(13) % 4, list("abcd"), "0" * 64, 8)
+
+
+def test_rows_are_the_tokens_of_the_images(tmp_path, images, vqvae):
+    told = []
+    cache = build_token_cache(tmp_path / "c", images, vqvae, batch=4, crops=2, progress=lambda *done: told.append(done))
+    expected = concat(vqvae.encode(to_unit(images.images))).repeat_interleave(2, dim=0)
+    assert np.array_equal(cache.tokens_NL, expected.numpy()) and cache.tokens_NL.dtype == np.uint16
+    assert cache.labels_N.tolist() == images.labels_N.repeat_interleave(2).tolist()
+    assert (cache.crops, cache.images, cache.scales, cache.vocab_size) == (2, 13, (1, 2, 4), 24)
+    assert isinstance(cache.tokens_NL, np.memmap) and not cache.tokens_NL.flags.writeable
+    assert told[-1] == (26, 26) and [done for done, _ in told] == sorted(done for done, _ in told)
+    opened = TokenCache.open(tmp_path / "c", hashes=True)
+    assert np.array_equal(opened.tokens_NL, cache.tokens_NL) and opened.source == cache.source
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["c"]
+
+
+def test_crops_of_a_folder_are_its_random_crops(tmp_path, folder, vqvae):
+    pictures = load_images("folder", split="train", path=str(folder), image_size=8)
+    cache = build_token_cache(tmp_path / "c", pictures, vqvae, crops=3)
+    expected = concat(vqvae.encode(to_unit(pictures.crops([2, 2], [0, 2]))))
+    assert np.array_equal(cache.tokens_NL[[6, 8]], expected.numpy())
+    assert cache.labels_N[6:9].tolist() == [0, 0, 0]
+
+
+def test_a_finished_cache_is_found(tmp_path, images, vqvae):
+    build_token_cache(tmp_path / "c", images, vqvae)
+    before = (tmp_path / "c" / "tokens.npy").stat().st_mtime_ns
+    told = []
+    build_token_cache(tmp_path / "c", images, vqvae, progress=lambda *done: told.append(done))
+    assert told == [] and (tmp_path / "c" / "tokens.npy").stat().st_mtime_ns == before
+
+
+def _die(directory, images, vqvae):
+    """Build in shards of 4 rows and be killed in the third."""
+    torch.set_num_threads(1)
+    token_cache._SHARD_ROWS = 4
+
+    def progress(done: int, rows: int) -> None:
+        if done >= 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    build_token_cache(directory, images, vqvae, batch=2, progress=progress)
+
+
+def _build_slowly(directory, images, vqvae, encoded):
+    torch.set_num_threads(1)
+
+    def progress(done: int, rows: int) -> None:
+        encoded.put(os.getpid())
+        time.sleep(0.2)
+
+    build_token_cache(directory, images, vqvae, batch=4, progress=progress)
+
+
+def child(target, *arguments):
+    process = FORKS.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def test_a_killed_build_goes_on_with_its_shards(tmp_path, images, vqvae, monkeypatch):
+    process = child(_die, tmp_path / "c", images, vqvae)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "c").exists()
+    with pytest.raises(ConfigError, match="no readable manifest"):
+        TokenCache.open(tmp_path / "c")
+    monkeypatch.setattr(token_cache, "_SHARD_ROWS", 4)
+    told = []
+    cache = build_token_cache(tmp_path / "c", images, vqvae, batch=2, progress=lambda done, rows: told.append(done))
+    assert told == [4, 8, 10, 12, 12, 13, 13]  # two shards were there
+    assert np.array_equal(cache.tokens_NL, concat(vqvae.encode(to_unit(images.images))).numpy())
+
+
+def test_shards_of_other_images_are_not_used(tmp_path, images, vqvae):
+    process = child(_die, tmp_path / "c", images, vqvae)
+    process.join(60)
+    other = ImageSet(255 - images.images, images.labels_N, images.class_names, "1" * 64, 8)
+    cache = build_token_cache(tmp_path / "c", other, vqvae, batch=2)
+    assert np.array_equal(cache.tokens_NL, concat(vqvae.encode(to_unit(other.images))).numpy())
+
+
+def test_of_two_builders_at_once_one_builds(tmp_path, images, vqvae):
+    encoded = FORKS.Queue()
+    processes = [child(_build_slowly, tmp_path / "c", images, vqvae, encoded) for _ in range(2)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    told = [encoded.get(timeout=10) for _ in range(5)]  # four batches and the end of the only shard
+    assert encoded.empty() and len(set(told)) == 1
+    assert len(TokenCache.open(tmp_path / "c", hashes=True).tokens_NL) == 13
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 2)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage, name", [(cut, "tokens.npy"), (flip, "tokens.npy"), (cut, "labels.npy"), (cut, "manifest.json")])
+def test_a_damaged_cache_is_told_and_made_anew(tmp_path, images, vqvae, damage, name):
+    directory = tmp_path / "c"
+    whole = np.array(build_token_cache(directory, images, vqvae).tokens_NL)
+    damage(directory / name)
+    with pytest.raises(ConfigError, match=name):
+        TokenCache.open(directory, hashes=True)
+    assert np.array_equal(build_token_cache(directory, images, vqvae).tokens_NL, whole)
+    TokenCache.open(directory, hashes=True)
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path, images, vqvae):
+    build_token_cache(tmp_path / "c", images, vqvae)
+    other = ImageSet(images.images, images.labels_N, images.class_names, "1" * 64, 8)
+    with pytest.raises(ConfigError, match="tokens of other images"):
+        build_token_cache(tmp_path / "c", other, vqvae)
+    with pytest.raises(ConfigError, match="images of 16 px, the tokenizer takes 8"):
+        build_token_cache(tmp_path / "d", load_images("digits", split="validation"), vqvae)
+    with pytest.raises(ConfigError, match="crops 0"):
+        build_token_cache(tmp_path / "d", images, vqvae, crops=0)

@@ -1,0 +1,79 @@
+"""A study of two short trials that tests of faults disturb, and what must hold of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+STUDY = {"trials": 2, "startup_trials": 2}
+TRAINING = {"images": 6400}
+RUN = {"checkpoint_images": 640, "log_images": 64, "max_concurrent": 1}
+
+
+def records(directory: Path, number: int = 0) -> list[dict]:
+    path = directory / "trials" / f"{number:05d}" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def images_seen(directory: Path, number: int) -> int:
+    return max((record["images"] for record in records(directory, number) if "images" in record), default=0)
+
+
+def wait_until(condition, process: subprocess.Popen, timeout: float = 240.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "it did not come so far"
+        time.sleep(0.05)
+
+
+def values(root: Path, name: str, trials: int = 2) -> list[float]:
+    """The value of each trial, and that each stands there once and complete."""
+    import optuna
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(root / name / "optuna.journal")))
+    study = optuna.load_study(study_name=name, storage=storage)
+    assert [trial.number for trial in study.trials] == list(range(trials))
+    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
+    for number in range(trials):  # a step that was computed again is not recorded twice
+        seen = [record["images"] for record in records(root / name, number)
+                if record["kind"] == "metrics" and "loss/total" in record["values"]]
+        assert seen == sorted(set(seen)) and seen[-1] == TRAINING["images"]
+    return [trial.value for trial in study.trials]
+
+
+def train_workers(process: subprocess.Popen) -> list[psutil.Process]:
+    return [child for child in psutil.Process(process.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(_title(child))]
+
+
+def _title(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """kill -9 of the sweep; its Ray follows when it notices."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(children, timeout=60)
+
+
+def metric_rows(database: Path, trial: str) -> list[tuple[str, int]]:
+    """(key, step) of every metric row of a trial's run in MLflow's own database, fidelity profiles apart."""
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(
+            "select m.key, m.step from metrics m join tags t on t.run_uuid = m.run_uuid where t.key = 'uvar.trial' and t.value = ? "
+            "and m.key not like 'profile%'", (trial,)).fetchall()
