@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = {
     "study": {"name": "tiny", "trials": 3, "objective": "fid", "startup_trials": 2},
     "data": {"name": "digits", "image_size": 16},
-    "tokenizer": {"scales": [1, 2, 3, 4], "vocab_size": 64, "images": 1920, "channels": 16},
+    "tokenizer": {"scales": [1, 2, 3, 4], "vocab_size": 64, "images": 4800, "batch_size": 16, "channels": 16},
     "model": {"depth": 1, "width": 32, "heads": 2},
     "training": {"images": 1280, "batch_size": 64, "learning_rate": 2e-3, "warmup_images": 128},
     "inference": {"mode": "profile", "profile_cfg_scales": [0, 2]},

@@ -200,6 +200,9 @@ class Training(Section):
     clip: PositiveFloat | None = 2.0
     accumulate: Positive = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    ema: Positive | None = None  # half-life in images of averaged weights, which are then what is scored
+    activation_checkpointing: bool = False
+    compile: bool = False
     fused: Literal["auto", "on", "off"] = "auto"  # the loss straight from the hidden states, never holding all logits
     init_from: str | None = None
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import VAR, VQVAE, load_official, save_official
+from uvar_tune.model import VAR, VQVAE, load_official, save_official, start_from
 
 SCALES = (1, 2, 4)
 
@@ -107,6 +107,48 @@ def test_a_wrong_file_names_the_first_key_that_differs(which, change, message):
     change(states[which])
     with pytest.raises(ConfigError, match=message):
         load_official(states["vae"], states["var"])
+
+
+def other_var(var, **changes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return VAR(**{**var.settings(), **changes})
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_aln": True}, {"l2": False}])
+def test_weights_to_start_from(options, tmp_path):
+    vqvae, var = networks(**options)
+    official = save_official(vqvae, var, var_path=tmp_path / "var.pth")[1]
+    wrapped = {"trainer": {"var_wo_ddp": official}}
+    for source in (tmp_path / "var.pth", official, wrapped, var.state_dict()):
+        started = other_var(var, label_dropout=0.3)
+        assert not same(started, var)
+        start_from(started, source)
+        assert same(started, var) and started.label_dropout == 0.3 and started.head.weight.requires_grad
+
+
+def test_another_number_of_classes_leaves_the_table_fresh():
+    vqvae, var = networks()
+    fresh, started = other_var(var, num_classes=9).state_dict(), other_var(var, num_classes=9)
+    start_from(started, save_official(vqvae, var)[1])
+    for key, value in started.state_dict().items():
+        assert torch.equal(value, fresh[key] if key == "class_emb.weight" else var.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"depth": 4}, "place: blocks.3.attn.scale_mul_1H11 is missing"), ({"vocab_size": 30}, r"head.weight has shape \(24, 32\)"),
+    ({"width": 64, "heads": 4}, "pos_start has shape"), ({"scales": (1, 2, 3)}, "pos_1LC has shape"),
+    ({"scales": (1, 4, 2)}, "lvl_1L is not what the scales .1, 4, 2. make"),
+    ({"shared_aln": True}, "shared_ada_lin.1.weight is missing"),
+    ({"depth": 2}, "blocks.2.*is not expected in a VAR"),
+])
+def test_a_wrong_start_names_the_first_key_that_differs(changes, message):
+    vqvae, var = networks()
+    target = other_var(var, **changes)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(ConfigError, match=message):
+        start_from(target, save_official(vqvae, var)[1], where="place")
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 
 
 def test_files_that_are_no_checkpoints(tmp_path):

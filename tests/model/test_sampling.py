@@ -96,17 +96,26 @@ def test_without_guidance_greedy_sampling_takes_the_likeliest_token(var, vqvae):
     assert torch.allclose(images, vqvae.decode(tokens) / 2 + 0.5, atol=1e-4)
 
 
-def test_guidance_is_that_of_the_logits(var, vqvae):
+@pytest.mark.parametrize(("ramp", "strengths"), [(0.0, [3.0, 3.0, 3.0, 3.0]), (1.0, [0.0, 1.0, 2.0, 3.0]),
+                                                 (2.0, [0.0, 1 / 3, 4 / 3, 3.0])])
+def test_guidance_is_that_of_the_logits(var, vqvae, ramp, strengths):
     """Guided on the states in front of the head; the same tokens as guided on logits, teacher-forced with both labels."""
     labels = torch.arange(10)
-    _, tokens = generate(var, vqvae, labels, cfg_scale=3.0, top_k=1, return_tokens=True)
+    _, tokens = generate(var, vqvae, labels, cfg_scale=3.0, cfg_ramp=ramp, top_k=1, return_tokens=True)
     teacher_input = vqvae.teacher_input(tokens)
     conditional, unconditional = var(labels, teacher_input), var(torch.full_like(labels, 10), teacher_input)
-    for k, (start, end) in enumerate(boundaries(var.scales)):
-        t = guidance(3.0, k, 4)
+    for k, ((start, end), t) in enumerate(zip(boundaries(var.scales), strengths, strict=True)):
         logits = (1 + t) * conditional[:, start:end] - t * unconditional[:, start:end]
         assert torch.equal(logits.argmax(-1), tokens[k])
-    assert [guidance(3.0, k, 4) for k in range(4)] == [0.0, 1.0, 2.0, 3.0] and "cfg*k/(K-1)" in CFG_CONVENTION
+    assert [guidance(3.0, k, 4, ramp) for k in range(4)] == pytest.approx(strengths)
+
+
+def test_the_convention_of_guidance_is_named(var, vqvae):
+    assert "t_k = cfg*(k/(K-1))^ramp" in CFG_CONVENTION
+    assert guidance(2.0, 0, 1) == guidance(2.0, 0, 1, 0.5) == 2.0
+    as_var, given = (generate(var, vqvae, [3] * 4, seeds=range(4), cfg_scale=2.0, **ramp) for ramp in ({}, {"cfg_ramp": 1.0}))
+    assert torch.equal(as_var, given)
+    assert not torch.equal(as_var, generate(var, vqvae, [3] * 4, seeds=range(4), cfg_scale=2.0, cfg_ramp=0.0))
 
 
 def test_temperature_divides_the_logits(var, vqvae):
@@ -146,6 +155,7 @@ def test_progress_counts_images(var, vqvae):
     ({"labels_B": [0, 11]}, "label 11 is not one of 0 … 9"), ({"labels_B": [-1]}, "label -1"),
     ({"labels_B": [0.5]}, "expected .B,. integers"), ({"labels_B": []}, "labels of shape"),
     ({"cfg_scale": -0.1}, "cfg_scale -0.1 .* at least 0"), ({"cfg_scale": float("nan")}, "cfg_scale nan"),
+    ({"cfg_ramp": -0.5}, "cfg_ramp -0.5 .* at least 0"), ({"cfg_ramp": float("inf")}, "cfg_ramp inf"),
     ({"top_k": 129}, "top_k 129 is not in 0 … 128.*'128'"), ({"top_k": -1}, "top_k -1"), ({"top_p": 1.5}, "top_p 1.5"),
     ({"temperature": 0.0}, "temperature 0.0"), ({"seeds": [1, 2]}, "2 seeds for 3 labels"), ({"chunk": 0}, "chunk 0"),
 ])

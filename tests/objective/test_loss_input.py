@@ -115,7 +115,11 @@ PREDICTIONS = {
     "targets far above": (dict(targets=np.full((BATCH, LENGTH), 2**40)), {}, "targets: 1099511627776 lies"),
     "targets' shape": (dict(targets=np.zeros((BATCH, LENGTH - 1), np.int64)), {}, "targets: shape"),
     "targets' type": (dict(targets=np.zeros((BATCH, LENGTH))), {}, "codes are integers"),
-    "no images": (dict(targets=np.zeros((0, 14), int), logits=np.zeros((0, 14, 8), np.float32)), {}, "holds no position"),
+    "no images": (
+        dict(targets=np.zeros((0, 14), int), logits=np.zeros((0, 14, 8), np.float32)),
+        {},
+        "holds no position",
+    ),
     "logits' length": (dict(logits=np.zeros((BATCH, 13, 8), np.float32)), {}, "14 positions"),
     "scales' sum": ({}, dict(scales=(1, 2, 4)), "21 positions"),
     "logits' codes": (dict(logits=np.zeros((BATCH, LENGTH, 9), np.float32)), {}, "codebook|logits"),
@@ -146,9 +150,11 @@ def test_constants_are_refused_before_the_first_prediction(name):
 
 def test_a_head_that_does_not_fit_is_refused():
     case = problem(8)
-    settings, targets_BL = settings_of(case, reference("embedding", case["codebook"])), torch.from_numpy(case["targets"])
+    settings = settings_of(case, reference("embedding", case["codebook"]))
+    targets_BL = torch.from_numpy(case["targets"])
     hidden_BLD, weight_VD, bias_V = head_of(case)
-    for leaves in ((hidden_BLD, weight_VD[:, :5], bias_V), (hidden_BLD, weight_VD, bias_V[:5]), (hidden_BLD[0], weight_VD, bias_V)):
+    narrow, short, flat = (hidden_BLD, weight_VD[:, :5], bias_V), (hidden_BLD, weight_VD, bias_V[:5]), hidden_BLD[0]
+    for leaves in (narrow, short, (flat, weight_VD, bias_V)):
         with pytest.raises(ConfigError, match="expected \\(B, L, D\\), \\(V, D\\), \\(V,\\)"):
             fused_composite_loss(*leaves, targets_BL, **settings)
     with pytest.raises(ConfigError, match="the codebook asks for"):

@@ -20,7 +20,8 @@ def clusters(seed=0, spread=0.05):
     rng = np.random.default_rng(seed)
     group_V = rng.permutation(np.repeat(np.arange(GROUPS), EACH))
     centres = 3.0 * np.eye(GROUPS, 6) + 0.5
-    return torch.from_numpy(centres[group_V] + spread * rng.standard_normal((GROUPS * EACH, 6))), torch.from_numpy(group_V)
+    codebook_VC = centres[group_V] + spread * rng.standard_normal((GROUPS * EACH, 6))
+    return torch.from_numpy(codebook_VC), torch.from_numpy(group_V)
 
 
 def same_partition(first_V, second_V):

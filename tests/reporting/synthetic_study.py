@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from pathlib import Path
 
+from uvar_tune.study.noise import variance_components
+from uvar_tune.study.objectives import pareto_front
+from uvar_tune.study.pruning import rung_correlation
 from uvar_tune.study.results import StudyResults, TrialResult
+from uvar_tune.study.verdict import Arm, judge
 from uvar_tune.tracking.record import Recorder
 
 SPACE = {
@@ -56,3 +61,55 @@ def study(root: Path, count: int, **changes) -> StudyResults:
         for images in range(160, 3360, 160):
             recorder.metrics(images, {"loss/total": 5 - images / 2000, "loss/ce": 5 - images / 2000, "grad_norm": 0.4})
     return results
+
+
+EFFECTS = {"label smoothing": 0.02, "BEST": -0.6, "SECOND": -0.15, "2nd alone": -0.35, "SE alone": 0.5}  # FID over the baseline's
+CELLS = {"none": "baseline", "second": "2nd alone", "semantic": "SE alone", "both": "BEST"}
+
+
+def whole_study(root: Path, count: int, **changes) -> StudyResults:
+    """A study in which every phase has been run, with a second objective, a constraint and rungs: all that a page can hold."""
+    rng = random.Random(1)
+    plain = study(root, count, further={"ece_token": "minimize"}, **changes)
+    trials = tuple(_measured(trial, rng) for trial in plain.trials)
+    results = dataclasses.replace(plain, trials=trials)
+    rungs = {trial.number: trial.rungs for trial in trials if trial.rungs}
+    feasible = [trial for trial in results.ranked() if trial.feasible]
+    front = pareto_front([list(trial.objectives.values()) for trial in feasible], ["minimize", "minimize"])
+    scores = [[5 + training + sampling + rng.gauss(0, 0.05) for sampling in (0.1, -0.1, 0.02)]
+              for training in (0.3, -0.2, 0.1, -0.15)]
+    return dataclasses.replace(
+        results, pareto=tuple(feasible[index].number for index in front), noise=variance_components(scores).as_dict(),
+        rung_correlation=tuple(rung_correlation(rungs, {trial.number: trial.value for trial in results.ranked()})),
+        importances={"PED-ANOVA": {"objective.lambda_1": 0.7, "objective.lambda_2": 0.25, "objective.reference": 0.05},
+                     "fANOVA": {"objective.lambda_1": 0.35, "objective.lambda_2": 0.65, "objective.reference": None}},
+        idle_sec=3600.0, **confirmation(results, rng))
+
+
+def confirmation(results: StudyResults, rng: random.Random) -> dict:
+    """Eight pairs of each arm around the planted `EFFECTS`, the two best trials among them, judged."""
+    first, second = (f"trial {trial.number}" for trial in [trial for trial in results.ranked() if trial.kind == "search"][:2])
+    names = {"BEST": first, "SECOND": second}
+    searched = {f"trial {trial.number}": trial.value for trial in results.trials}
+    seeds = [rng.gauss(5.4, 0.4) for _ in range(8)]
+    base = Arm("baseline", dict(enumerate(seeds)))
+    arms = [Arm(names.get(arm, arm), {r: seed + effect + rng.gauss(0, 0.15) for r, seed in enumerate(seeds)},
+                search_value=searched.get(names.get(arm))) for arm, effect in EFFECTS.items()]
+    return {"verdicts": {one.arm: one.as_dict() for one in judge(base, arms, direction="minimize")},
+            "unjudged": {"trial 3": "replicate 2: diverged"},
+            "factorial": {cell: names.get(arm, arm) for cell, arm in CELLS.items()},
+            "confirmed": {arm.name: {"values": dict(arm.scores), "mean": sum(arm.scores.values()) / 8,
+                                     "points": {"inference.cfg_scale": 1.5, "inference.temperature": 0.95}}
+                          for arm in (base, *arms)}}
+
+
+def _measured(trial: TrialResult, rng: random.Random) -> TrialResult:
+    if trial.value is None:
+        return dataclasses.replace(trial, rungs={640: 9.0 + rng.random()}, wall_sec={"start-up": 2.0, "work": 20.0, "earlier": 0.0})
+    ece = 0.02 + 0.02 * rng.random() + 0.004 * (6 - trial.value) ** 2
+    shares = {"grad_share/second_order": 0.0003 * trial.params["objective.lambda_1"] / 6, "grad_share/semantic_entropy": 0.2}
+    return dataclasses.replace(
+        trial, objectives={"fid": trial.value, "ece_token": ece}, scores={**trial.scores, "ece_token": ece, **shares},
+        violations={"nll_token max_above_baseline": rng.gauss(-0.05, 0.05) if trial.number else -0.1},
+        rungs={640: trial.value + 2 + rng.gauss(0, 1.5), 1600: trial.value + 1 + rng.gauss(0, 0.2)},
+        wall_sec={"start-up": 4.0, "work": 57.2, "earlier": 30.0 if trial.number % 10 == 5 else 0.0})

@@ -4,11 +4,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_study import study
+from synthetic_study import study, whole_study
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.reporting import facts, write_report
-from uvar_tune.reporting.figures import Values
+from uvar_tune.reporting.figures import Values, _profile, several_axes
 from uvar_tune.reporting.study_figure import _OFF, _axis, _height
 
 VOID = {"meta", "img", "br"}
@@ -61,6 +61,19 @@ def test_the_page_holds_all_and_needs_no_network(results, tmp_path):
                    "abc123", "samples a score", "Best: trial", "Baseline: trial 0"):
         assert wanted in words
     assert page.rows == 24 + 1 + 2 + 1  # trials and their head, phases and theirs
+    for absent in ("Verdicts", "2×2", "Several objectives", "Which parameters", "Noise", "short run"):
+        assert absent not in words
+
+
+def test_a_study_of_all_phases_has_every_section(tmp_path):
+    results = whole_study(tmp_path / "study", 40)
+    pages = write_report(results, tmp_path)
+    assert sorted(pages) == ["html", "importance", "pareto", "png", "profile", "training", "verdicts"]
+    page, words = read(pages), " ".join(read(pages).words)
+    for wanted in ("Verdicts on fresh seeds", "The 2×2", "Several objectives", "Which parameters matter", "Noise of the baseline",
+                   "Is the short run a valid proxy?", "Cost", "replicate 2: diverged", "λ₁ does next to nothing", "idle places"):
+        assert wanted in words
+    assert all(link.startswith("data:image/png;base64,") for link in page.links) and len(page.links) == 6
 
 
 def test_a_wide_grid_of_samples_is_made_smaller(results, tmp_path):
@@ -90,7 +103,7 @@ def test_the_smallest_studies(tmp_path, count):
 
 
 def test_a_thousand_trials_and_a_score_to_maximise(tmp_path):
-    results = study(tmp_path / "study", 1000, direction="maximize")
+    results = whole_study(tmp_path / "study", 1000, direction="maximize")
     pages = write_report(results, tmp_path)
     assert read(pages).rows > 1000 and pages["html"].stat().st_size < 6_000_000
 
@@ -109,10 +122,29 @@ def test_the_better_end_is_above_and_a_far_out_value_does_not_flatten_the_rest()
     assert not down.clipped and Values([3.0], "minimize").place(3.0) == pytest.approx(0.5)
 
 
+def test_a_profile_over_several_parameters_is_dots_of_the_best_at_each_scale(results, tmp_path):
+    points = [{"cfg_scale": cfg, "temperature": temperature, "seeds": seeds, "fid": fid} for cfg, temperature, seeds, fid in (
+        (1.0, 0.9, "a", 6.0), (1.0, 1.0, "a", 5.0), (2.0, 1.1, "a", 7.0), (1.0, 1.0, "b", 5.5))]
+    trials = tuple(dataclasses.replace(trial, profile=points) for trial in results.trials)
+    several = dataclasses.replace(results, trials=trials)
+    assert _profile(several, trials[0]) == [(1.0, 5.0), (2.0, 7.0)] == _profile(results, trials[0])
+    assert several_axes(several) and not several_axes(results)
+    assert "(dots; where" in " ".join(read(write_report(several, tmp_path)).words)
+
+
 def test_axes_place_values_as_they_are_searched(results):
     axis = _axis(results, "objective.lambda_1", results.ranked())
     middle = dataclasses.replace(results.best, params={"objective.lambda_1": (0.01 * 6.0) ** 0.5})
-    assert _height(axis, middle) == pytest.approx(0.5)
-    assert _height(axis, results.baseline) == _OFF
-    assert _height(_axis(results, "objective.reference", results.ranked()), results.baseline) == _OFF
+    assert _height(results, axis, middle) == pytest.approx(0.5)
+    assert _height(results, axis, results.baseline) == _OFF
+    assert _height(results, _axis(results, "objective.reference", results.ranked()), results.baseline) == _OFF
     assert [label for _, label in axis.ticks] == ["0.01", "0.1", "1", "6"]
+
+
+def test_an_axis_of_whole_numbers_names_no_others(results):
+    depth = {"role": "nuisance", "type": "int", "low": 1, "high": 4, "log": False}
+    trials = [dataclasses.replace(results.best, params={**results.best.params, "model.depth": 3})]
+    axis = _axis(dataclasses.replace(results, space={**results.space, "model.depth": depth}), "model.depth", trials)
+    assert [label for _, label in axis.ticks] == ["1", "2", "3", "4"]
+    heights = [axis.place(value) for value in (1, 2, 3, 4)]
+    assert [height for height, _ in axis.ticks] == pytest.approx(heights) and heights == pytest.approx([0, 1 / 3, 2 / 3, 1])

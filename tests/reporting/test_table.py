@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 from rich.console import Console
-from synthetic_study import study
+from synthetic_study import study, whole_study
 
 from uvar_tune.reporting import facts, ranked_table
 from uvar_tune.reporting.table import cell, columns, ordered
@@ -51,31 +51,45 @@ def test_a_long_study_shows_its_best_and_its_baseline(tmp_path):
     assert len(lines) < 45 and any("baseline" in line for line in lines) and "more trials" in "".join(lines)
 
 
-@pytest.mark.parametrize(("name", "value", "end"), [
-    ("objective.lambda_1", 0.0105, "lower bound 0.01"), ("objective.lambda_1", 5.9, "upper bound 6"),
-    ("objective.lambda_2", 0.004, "lower bound 0.004"), ("objective.lambda_1", 0.012, None), ("objective.lambda_2", 0.8, None),
-])
-def test_a_best_at_a_bound_is_warned_of(results, name, value, end):
-    best = dataclasses.replace(results.best, params={**results.best.params, "objective.lambda_1": 0.3, "objective.lambda_2": 0.05,
-                                                     name: value})
+def test_columns_appear_where_they_hold_something(results, tmp_path):
+    assert not {"verdict", "feasible", "ece_token"} & set(columns(results))
+    whole = whole_study(tmp_path, 40)
+    assert columns(whole)[:6] == ["rank", "trial", "kind", "fid", "ece_token", "verdict"] and columns(whole)[6] == "feasible"
+    assert cell(whole, whole.best, 1, "verdict") == "better" and cell(whole, whole.baseline, 9, "verdict") is None
+    assert cell(whole, whole.best, 1, "ece_token") == whole.best.objectives["ece_token"]
+    ranks = [cell(whole, trial, rank, "feasible") for rank, trial in ordered(whole) if rank]
+    assert ranks == ["yes"] * ranks.count("yes") + ["no"] * ranks.count("no") and ranks.count("no") > 0
+    lines = printed(whole)
+    assert max(map(len, lines)) <= 140 and not any("…" in line for line in lines)
+    assert any("better" in line for line in lines) and "fresh paired seeds" in " ".join(lines)
+
+
+def test_a_searched_share_is_told_beside_the_weight_that_ran(results):
+    config = {**results.config, "objective": {"lambda_unit": "share"}}
+    best = dataclasses.replace(results.best, ran={"objective.lambda_1": 0.25, "objective.lambda_2": 0.0})
     trials = tuple(best if trial.number == best.number else trial for trial in results.trials)
-    found = facts.boundary_warnings(dataclasses.replace(results, trials=trials))
-    assert [end in line for line in found] == ([True] if end else [])
+    shares = dataclasses.replace(results, config=config, trials=trials)
+    assert facts.label(shares, "objective.lambda_1") == "share of λ₁" and facts.label(results, "objective.lambda_1") == "λ₁"
+    name = "objective.lambda_1" + facts.RAN
+    assert name in columns(shares) and "objective.lambda_2" + facts.RAN not in columns(shares)
+    assert cell(shares, best, 1, name) == 0.25 and facts.label(shares, name) == "λ₁ that ran"
 
 
-@pytest.mark.parametrize(("cfg", "mode", "warned"), [(4.0, "profile", True), (0.0, "profile", False), (2.0, "profile", False),
-                                                     (0.0, "joint", True), (4.0, "joint", True)])
-def test_so_is_a_cfg_scale_at_an_end(results, cfg, mode, warned):
-    best = dataclasses.replace(results.best, params={"inference.cfg_scale": cfg})
-    config = {**results.config, "inference": {**results.config["inference"], "mode": mode}}
-    assert bool(facts.boundary_warnings(dataclasses.replace(results, trials=(best,), config=config))) == warned
+def test_a_parameter_whose_condition_does_not_hold_did_not_run(results):
+    entry = {"type": "float", "low": 2.0, "high": 32.0, "log": True, "when": {"objective.reference": "semantic"}}
+    space = {**results.space, "objective.neighbours": entry}
+    trials = tuple(dataclasses.replace(trial, params={**trial.params, "objective.neighbours": 8.0}) for trial in results.trials)
+    conditional = dataclasses.replace(results, space=space, trials=trials)
+    shown = {trial.params["objective.reference"] for trial in trials[1:]
+             if cell(conditional, trial, 1, "objective.neighbours") == 8.0}
+    assert shown == {"semantic"}
 
 
-def test_costs_add_up(results):
-    scored = len(results.ranked())
-    assert facts.costs(results) == [("training", 42.0 * scored, 42.0), ("evaluation", 21.0 * scored, 21.0)]
-    (results.root / "cost.jsonl").write_text('{"time": 1.0, "all processes": 100.0}\n{"time": 2.0, "all processes": 20.5}\n')
-    assert facts.costs(results)[-1][1:] == (120.5, None)
+def test_what_the_profile_chose_besides_the_cfg_scale_is_a_column(results):
+    trials = tuple(dataclasses.replace(trial, params={**trial.params, "inference.temperature": 0.9 + 0.01 * trial.number})
+                   for trial in results.trials)
+    assert "inference.temperature" in columns(dataclasses.replace(results, trials=trials))
+    assert "inference.temperature" not in columns(results)
 
 
 def test_a_study_without_a_score_or_without_a_trial_has_a_table_too(results):

@@ -141,6 +141,7 @@ BAD = [
     ({"precision": "fp16"}, "unknown precision 'fp16'"),
     ({"log_images": 24}, "log_images: 24 is not a multiple of the batch 16; did you mean '32'|did you mean '16'"),
     ({"checkpoint_images": 0}, "checkpoint_images: 0 is not a multiple"),
+    ({"also_at": (48, 50)}, "50 is not a multiple of the batch 16; did you mean '48'"),
     ({"clip": 0.0}, "clip: 0.0 must be above 0"),
     ({"rank": 1}, "rank 1 of 1"),
 ]

@@ -2,8 +2,9 @@
 
 Plain is ``F.cross_entropy`` on the float32 logits of the head, as VAR trains; ``autograd`` adds both terms to it with
 ``composite_loss``; ``fused`` is ``fused_composite_loss``. Each measurement ends with the three gradients (hidden states,
-weight, bias). Sides alternate; times are medians of CPU seconds of the process (of device seconds on CUDA). Peak memory is
-what a fresh process holds at most beyond inputs and the three gradients (on CUDA the allocator's own count).
+weight, bias). Sides alternate; times are medians of CPU seconds of the process (of device seconds on CUDA). On a busy
+machine measure with OMP_NUM_THREADS=1: threads that wait for a core spin, and that counts as CPU. Peak memory is what
+a fresh process holds at most beyond inputs and the three gradients (on CUDA the allocator's own count).
 """
 
 from __future__ import annotations

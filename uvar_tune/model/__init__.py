@@ -4,16 +4,16 @@
     labels ─ generate ─► tokens ─ VQVAE.decode ─► images
     image, mask, label ─ inpaint ─► images
 
-`load_official` and `save_official` exchange both networks with the official VAR release.
+`load_official` and `save_official` exchange both networks with the official VAR release; `start_from` begins with its weights.
 """
 
 from uvar_tune.model.editing import box_mask, inpaint
 from uvar_tune.model.filtering import CFG_CONVENTION, filter_logits
-from uvar_tune.model.official import load_official, save_official
+from uvar_tune.model.official import load_official, save_official, start_from
 from uvar_tune.model.presets import PRESETS, preset
 from uvar_tune.model.sampling import generate
 from uvar_tune.model.var import VAR
 from uvar_tune.model.vqvae import VQVAE
 
 __all__ = ["CFG_CONVENTION", "PRESETS", "VAR", "VQVAE", "box_mask", "filter_logits", "generate", "inpaint", "load_official",
-           "preset", "save_official"]
+           "preset", "save_official", "start_from"]

@@ -6,11 +6,15 @@ Legend: B batch, C channels, H, W size, N = H·W positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+CACHED_NUMBERS = 2**20  # float32: 4 MiB
+LevelOf = tuple[Callable[[torch.Tensor], torch.Tensor], int, int]  # what runs, its channels, halvings of the size there
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -78,8 +82,9 @@ class Upsample(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         kernel_IO44 = _doubled(_doubled(self.conv.weight, 2), 3).transpose(0, 1)
-        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)  # the fast layout of this kernel on a CPU
-        return F.conv_transpose2d(x_BCHW, kernel_IO44, self.conv.bias, stride=2, padding=1).contiguous()
+        fast_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)  # the fast layout of this kernel on a CPU
+        doubled = F.conv_transpose2d(fast_BCHW, kernel_IO44, self.conv.bias, stride=2, padding=1)
+        return doubled if fast_BCHW is x_BCHW else doubled.contiguous()
 
 
 def _doubled(weight: torch.Tensor, dim: int) -> torch.Tensor:
@@ -122,6 +127,7 @@ class Encoder(nn.Module):
     def __init__(self, channels: int, multipliers: Sequence[int], code_dim: int, blocks: int):
         super().__init__()
         widths, last = [channels * m for m in (1, *multipliers)], len(multipliers) - 1
+        self.widths = widths
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.down = nn.ModuleList()
         for i in range(len(multipliers)):
@@ -134,11 +140,17 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], code_dim, 3, padding=1)
 
     def forward(self, images_B3HW: torch.Tensor) -> torch.Tensor:
-        h = self.conv_in(images_B3HW)
-        for i, level in enumerate(self.down):
-            h = level(h)
-            if i + 1 < len(self.down):
-                h = level.downsample(h)
+        return _through(self, images_B3HW)
+
+    def levels(self) -> Iterator[LevelOf]:
+        """What forward does, a resolution after the other, from the highest."""
+        for i in range(len(self.down)):
+            yield partial(self._level, i), max(self.widths[i : i + 2]), i
+
+    def _level(self, i: int, h: torch.Tensor) -> torch.Tensor:
+        h = self.down[i](h if i else self.conv_in(h))
+        if i + 1 < len(self.down):
+            return self.down[i].downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True))
 
 
@@ -148,6 +160,7 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, multipliers: Sequence[int], code_dim: int, blocks: int):
         super().__init__()
         widths, last = [channels * m for m in multipliers], len(multipliers) - 1
+        self.widths = widths
         self.conv_in = nn.Conv2d(code_dim, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
         self.up = nn.ModuleList()
@@ -160,9 +173,36 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, features_BCHW: torch.Tensor) -> torch.Tensor:
-        h = self.mid(self.conv_in(features_BCHW))
+        return _through(self, features_BCHW)
+
+    def levels(self) -> Iterator[LevelOf]:
+        """What forward does, a resolution after the other, to the highest."""
         for i in reversed(range(len(self.up))):
-            h = self.up[i](h)
-            if i:
-                h = self.up[i].upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=True))
+            yield partial(self._level, i), max(self.widths[i : i + 2]), i
+
+    def _level(self, i: int, h: torch.Tensor) -> torch.Tensor:
+        h = self.up[i + 1].upsample(h) if i + 1 < len(self.up) else self.mid(self.conv_in(h))
+        h = self.up[i](h)
+        return h if i else self.conv_out(F.silu(self.norm_out(h), inplace=True))
+
+
+def _through(network: Encoder | Decoder, x_BCHW: torch.Tensor) -> torch.Tensor:
+    for run, _, _ in network.levels():
+        x_BCHW = run(x_BCHW)
+    return x_BCHW
+
+
+def in_parts(network: Encoder | Decoder, x_BCHW: torch.Tensor, size: int) -> torch.Tensor:
+    """``network(x)`` without gradients; on a CPU each level on so few images that its activations stay in the cache.
+
+    Args:
+        size: of the images, in pixels.
+    """
+    if x_BCHW.device.type != "cpu":
+        return network(x_BCHW)
+    x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+    for run, channels, halvings in network.levels():
+        images = max(1, CACHED_NUMBERS // (channels * (size >> halvings) ** 2))
+        parts = [run(part) for part in x_BCHW.split(images)]
+        x_BCHW = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return x_BCHW.contiguous()

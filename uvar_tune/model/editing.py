@@ -20,8 +20,8 @@ from uvar_tune.model.vqvae import VQVAE
 
 
 def inpaint(var: VAR, vqvae: VQVAE, image_3SS: torch.Tensor, known_SS: torch.Tensor, label: int, *, cfg_scale: float,
-            count: int = 1, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0, seeds: Sequence[int] | None = None,
-            chunk: int | None = None, return_tokens: bool = False,
+            count: int = 1, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0, cfg_ramp: float = 1.0,
+            seeds: Sequence[int] | None = None, chunk: int | None = None, return_tokens: bool = False,
             progress: Callable[[int, int], None] | None = None):
     """``count`` completions (N, 3, S, S) in [0, 1] of the image's known part.
 
@@ -33,7 +33,7 @@ def inpaint(var: VAR, vqvae: VQVAE, image_3SS: torch.Tensor, known_SS: torch.Ten
         image_3SS: in [0, 1], of the tokenizer's size.
         known_SS: bool, true where the pixel is known.
         label: 0 … num_classes-1, or num_classes (unconditional).
-        cfg_scale, top_k, top_p, temperature, seeds, chunk, return_tokens, progress: as `generate`.
+        cfg_scale, top_k, top_p, temperature, cfg_ramp, seeds, chunk, return_tokens, progress: as `generate`.
 
     Raises:
         ConfigError: an image or a mask of another size, pixels outside [0, 1] or not finite, a mask that hides everything
@@ -46,8 +46,9 @@ def inpaint(var: VAR, vqvae: VQVAE, image_3SS: torch.Tensor, known_SS: torch.Ten
     image_3SS, known_SS = image_3SS.to(device), known_SS.to(device)
     original = vqvae.encode(image_3SS[None].float() * 2 - 1)
     known = _known(vqvae, original, known_SS)
-    images, tokens_NL = sample(var, vqvae, torch.full((count,), label), Inference(cfg_scale, top_k, top_p, temperature),
-                               seeds=seeds, chunk=chunk, known=known, progress=progress)
+    inference = Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp)
+    images, tokens_NL = sample(var, vqvae, torch.full((count,), label), inference, seeds=seeds, chunk=chunk, known=known,
+                               progress=progress)
     reconstruction = vqvae.decode(original).add(1).mul(0.5)
     images = torch.where(known_SS, reconstruction, images)
     return (images, split(tokens_NL, var.scales)) if return_tokens else images

@@ -21,6 +21,7 @@ from uvar_tune.model.vqvae import VQVAE
 
 State = Mapping[str, torch.Tensor]
 _LEVELS, _MASK, _HITS = "lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV"
+_CLASSES = "class_emb.weight"
 _INSIDE = {"vae": "vae_local", "var": "var_wo_ddp"}  # names in a trainer checkpoint
 
 
@@ -65,12 +66,34 @@ def save_official(vqvae: VQVAE, var: VAR | None = None, *, vae_path: str | Path 
     return vae_state, var_state
 
 
-def _read(source: str | Path | State, which: str) -> tuple[dict[str, torch.Tensor], str]:
+def start_from(var: VAR, source: str | Path | State, *, where: str | None = None) -> None:
+    """Give ``var`` the weights of a trained VAR, to go on from. A class table of another number of classes is left fresh.
+
+    Args:
+        source: an official file or state dict, bare or as the official trainer wraps it, or a state dict of ours.
+        where: what to call it in messages.
+
+    Raises:
+        ConfigError: as `load_official`, the first key that differs from ``var``'s being named.
+    """
+    state, where = _read(source, "var", where)
+    wanted = var.state_dict()
+    table, given = wanted[_CLASSES], _need(state, _CLASSES, where, dims=2)
+    if len(given) != len(table) and given.shape[1] == table.shape[1]:
+        state[_CLASSES] = table
+    if _LEVELS in state:
+        _compare({**wanted, **_derived(var.scales, var.depth, var.width)}, state, "VAR", where)
+        _drop_derived(state, where, var.scales, var.depth, var.width)
+    _compare(wanted, state, "VAR", where)
+    var.load_state_dict(state)
+
+
+def _read(source: str | Path | State, which: str, name: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
     """(bare state dict, what to call it in messages)."""
     if isinstance(source, Mapping):
-        tree, where = dict(source), which
+        tree, where = dict(source), name or which
     else:
-        where = str(source)
+        where = name or str(source)
         try:
             tree = torch.load(source, map_location="cpu", weights_only=True)
         except FileNotFoundError:
@@ -140,14 +163,10 @@ def _load_var(state: dict[str, torch.Tensor], where: str, scales: tuple[int, ...
     with torch.device("meta"):
         var = VAR(depth=depth, width=width, heads=_heads(sharpness, depth, width, num_heads, where), scales=scales,
                   vocab_size=_need(state, "head.weight", where, dims=2).shape[0], code_dim=code_dim,
-                  num_classes=_need(state, "class_emb.weight", where, dims=2).shape[0] - 1,
+                  num_classes=_need(state, _CLASSES, where, dims=2).shape[0] - 1,
                   shared_aln="shared_ada_lin.1.weight" in state, attn_l2_norm=sharpness is not None,
                   mlp_ratio=hidden / width)
-    for key, value in _derived(scales, depth, width).items():
-        if key not in state or state[key].shape != value.shape or not torch.equal(state[key].to(value.dtype), value):
-            raise ConfigError(f"{key} " + ("is missing" if key not in state else f"is not what the scales {list(scales)} make"),
-                              where=where)
-        del state[key]
+    _drop_derived(state, where, scales, depth, width)
     return _fill(var, state, where)
 
 
@@ -160,6 +179,15 @@ def _heads(sharpness: torch.Tensor | None, depth: int, width: int, given: int | 
         raise ConfigError(f"without l2 norm, the number of heads of a VAR of depth {depth} and width {width} cannot be "
                           "told; give num_heads", where=where)
     return found
+
+
+def _drop_derived(state: dict[str, torch.Tensor], where: str, scales: Sequence[int], depth: int, width: int) -> None:
+    """Take what follows from the sizes out of an official VAR's state, where it must be what follows."""
+    for key, value in _derived(scales, depth, width).items():
+        if key not in state or state[key].shape != value.shape or not torch.equal(state[key].to(value.dtype), value):
+            raise ConfigError(f"{key} " + ("is missing" if key not in state else f"is not what the scales {list(scales)} make"),
+                              where=where)
+        del state[key]
 
 
 def _derived(scales: Sequence[int], depth: int, width: int) -> dict[str, torch.Tensor]:
@@ -176,15 +204,20 @@ def _official_var_state(var: VAR) -> dict[str, torch.Tensor]:
 def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], where: str):
     """``module``, built on the meta device, with exactly these tensors, in float32."""
     wanted = module.state_dict()
+    _compare(wanted, state, type(module).__name__, where)
+    module.load_state_dict({key: state[key].to("cpu", torch.float32) for key in wanted}, assign=True)
+    return module.requires_grad_(True).eval()
+
+
+def _compare(wanted: State, state: State, name: str, where: str) -> None:
+    """ConfigError that names the first key in which ``state`` has not the keys and shapes of ``wanted``."""
     for key, value in wanted.items():
         found = _need(state, key, where)
         if found.shape != value.shape:
             raise ConfigError(f"{key} has shape {tuple(found.shape)}, expected {tuple(value.shape)}", where=where)
     for key in state:
         if key not in wanted:
-            raise ConfigError(f"{key} is not expected in a {type(module).__name__} of these sizes", where=where)
-    module.load_state_dict({key: state[key].to("cpu", torch.float32) for key in wanted}, assign=True)
-    return module.requires_grad_(True).eval()
+            raise ConfigError(f"{key} is not expected in a {name} of these sizes", where=where)
 
 
 def _need(state: State, key: str, where: str, dims: int | None = None) -> torch.Tensor:

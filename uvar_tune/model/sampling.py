@@ -17,7 +17,7 @@ import torch
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.model.attention import LayerCache
-from uvar_tune.model.filtering import check_filter, draw, filter_logits, guidance
+from uvar_tune.model.filtering import check_filter, draw, guidance
 from uvar_tune.model.scales import boundaries, positions, split
 from uvar_tune.model.transformer import modulate
 from uvar_tune.model.var import VAR
@@ -29,12 +29,13 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class Inference:
-    """How the VAR is sampled: guidance, filters, temperature of the logits."""
+    """How the VAR is sampled: guidance and its growth over the scales, filters, temperature of the logits."""
 
     cfg_scale: float
     top_k: int = 0
     top_p: float = 0.0
     temperature: float = 1.0
+    cfg_ramp: float = 1.0
 
     def check(self, vocabulary: int) -> None:
         """ConfigError for a value that means nothing."""
@@ -42,6 +43,9 @@ class Inference:
         if not (math.isfinite(self.cfg_scale) and self.cfg_scale >= 0):
             raise ConfigError(f"cfg_scale {self.cfg_scale} is not a number of at least 0 (0 = guidance off)",
                               where="cfg_scale", nearest="0")
+        if not (math.isfinite(self.cfg_ramp) and self.cfg_ramp >= 0):
+            raise ConfigError(f"cfg_ramp {self.cfg_ramp} is not a number of at least 0 (1 = VAR's ramp, 0 = the same guidance "
+                              "at every scale)", where="cfg_ramp", nearest="0")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"temperature {self.temperature} is not a number above 0", where="temperature", nearest="1.0")
 
@@ -61,13 +65,14 @@ class Known:
 
 
 def generate(var: VAR, vqvae: VQVAE, labels_B, *, cfg_scale: float, top_k: int = 0, top_p: float = 0.0,
-             temperature: float = 1.0, seeds: Sequence[int] | None = None, chunk: int | None = None,
+             temperature: float = 1.0, cfg_ramp: float = 1.0, seeds: Sequence[int] | None = None, chunk: int | None = None,
              return_tokens: bool = False, progress: Callable[[int, int], None] | None = None):
     """Images in [0, 1], (B, 3, S, S), one for each label.
 
     Args:
         labels_B: 0 … num_classes-1, or num_classes (unconditional); a tensor or a sequence.
-        cfg_scale: guidance at the last scale, growing from 0 at the first (`CFG_CONVENTION`); 0 leaves it out.
+        cfg_scale: guidance at the last scale; 0 leaves it out.
+        cfg_ramp: how guidance grows to it (`CFG_CONVENTION`): 1 linearly from 0 at the first scale, 0 not at all.
         top_k, top_p: as `filter_logits`, on the guided logits.
         temperature: the logits are divided by it before they are filtered.
         seeds: one integer for each image; None draws them from the global random state.
@@ -79,8 +84,8 @@ def generate(var: VAR, vqvae: VQVAE, labels_B, *, cfg_scale: float, top_k: int =
         ConfigError: a label, seed count, chunk or inference value out of range, or a tokenizer that is not the VAR's.
     """
     labels_B = torch.as_tensor(labels_B)
-    images, tokens_BL = sample(var, vqvae, labels_B, Inference(cfg_scale, top_k, top_p, temperature), seeds=seeds,
-                               chunk=chunk, progress=progress)
+    images, tokens_BL = sample(var, vqvae, labels_B, Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp),
+                               seeds=seeds, chunk=chunk, progress=progress)
     return (images, split(tokens_BL, var.scales)) if return_tokens else images
 
 
@@ -125,10 +130,10 @@ def _sample_chunk(var: VAR, vqvae: VQVAE, labels_B: torch.Tensor, noise_BL: torc
     for k, (start, end) in enumerate(boundaries(var.scales)):
         states_BlC = decoder.states(x_BlC)
         if guided:  # the head is affine and the weights sum to 1: guiding its input halves its work
-            t = guidance(inference.cfg_scale, k, K)
+            t = guidance(inference.cfg_scale, k, K, inference.cfg_ramp)
             states_BlC = (1 + t) * states_BlC[:batch] - t * states_BlC[batch:]
         logits_BlV = var.head(states_BlC).float() / inference.temperature
-        drawn_Bl = draw(filter_logits(logits_BlV, inference.top_k, inference.top_p), noise_BL[:, start:end])
+        drawn_Bl = draw(logits_BlV, noise_BL[:, start:end], inference.top_k, inference.top_p)
         if known is not None:
             drawn_Bl = torch.where(known.known_1L[:, start:end], known.tokens_1L[:, start:end], drawn_Bl)
         tokens.append(drawn_Bl)

@@ -12,10 +12,8 @@ import torch
 from torch import nn
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.model.autoencoder import Decoder, Encoder
+from uvar_tune.model.autoencoder import Decoder, Encoder, in_parts
 from uvar_tune.model.quantizer import Quantizer
-
-CACHED_NUMBERS = 2**21  # float32: 8 MiB
 
 
 class VQVAE(nn.Module):
@@ -69,7 +67,7 @@ class VQVAE(nn.Module):
         """
         self._check_images(images_B3HW)
         with torch.autocast(images_B3HW.device.type, enabled=False):
-            features = self._in_parts(lambda part: self.quant_conv(self.encoder(part)), images_B3HW.float())
+            features = self.quant_conv(in_parts(self.encoder, images_B3HW.float(), self.image_size))
             tokens, teacher_input = self.quantize.quantise(features)
         return (tokens, teacher_input) if with_teacher_input else tokens
 
@@ -86,14 +84,7 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def decode_features(self, features_BCHW: torch.Tensor) -> torch.Tensor:
         """Images, clamped to [-1, 1], of the features that tokens explain."""
-        return self._in_parts(lambda part: self.decoder(self.post_quant_conv(part)).clamp_(-1, 1), features_BCHW)
-
-    def _in_parts(self, network, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """``network(x)``; on a CPU a few images at a time, so that the widest activation stays in the cache."""
-        size = len(x_BCHW)
-        if x_BCHW.device.type == "cpu":
-            size = max(1, CACHED_NUMBERS // (self._settings["channels"] * self.image_size**2))
-        return torch.cat([network(part) for part in x_BCHW.split(size)])
+        return in_parts(self.decoder, self.post_quant_conv(features_BCHW), self.image_size).clamp_(-1, 1)
 
     def teacher_input(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
         """What the VAR sees at every scale but the first when these tokens are given: (B, L - p_1², C) float32.

@@ -35,7 +35,7 @@ BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**22}
 
 
 class _Block(NamedTuple):
-    """e of n positions, (p − 1/V)/p_j where a moment needs it, their most likely code j, its probability, the moments."""
+    """e of n positions, (p − 1/V)/p_j where a moment needs it, the most likely code j, p_j, and the moments."""
 
     rest_Vn: torch.Tensor
     deviation_Vn: torch.Tensor | None
@@ -120,8 +120,8 @@ def _moment_gradients(block: _Block, reference_n: torch.Tensor, objective: Objec
 def _logit_gradient(block: _Block, gradients: dict, targets_n: torch.Tensor, objective: Objective):
     """∂L/∂z (V, n) in closed form, written over ``rest_Vn``.
 
-    A gradient at logits sums to 0, so the most likely code gets what the others leave: at nearly one-hot predictions the
-    others keep their relative accuracy, while its own formula would be a difference of large numbers.
+    A gradient at logits sums to 0, so the most likely code gets what the others leave: at nearly one-hot predictions
+    the others keep their relative accuracy, while its own formula would be a difference of large numbers.
     """
     codes, (rest_Vn, deviation_Vn, mode_n, top_n, leaves) = objective.codes, block
     constant_n = -gradients["log_target"]

@@ -1,4 +1,4 @@
-"""The doors of the objective: a function on logits, the same on hidden states, and both with constants prepared once."""
+"""The doors of the objective: on logits, on hidden states, and both with constants prepared once."""
 
 from __future__ import annotations
 

@@ -16,26 +16,22 @@ import torch
 
 from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
-from uvar_tune.errors import ConfigError, Diverged
-from uvar_tune.objective import lambda_for_share
+from uvar_tune.errors import Diverged
 from uvar_tune.orchestration.build import new_var, training_loss
-from uvar_tune.orchestration.scoring import Scorer, shares_at
+from uvar_tune.orchestration.scoring import Scorer
+from uvar_tune.orchestration.scratch import on_this_node
+from uvar_tune.orchestration.start import Infeasible, resume, scored_weights, weights_that_run
 from uvar_tune.study.files import dump_yaml
 from uvar_tune.tracking.record import Recorder
 from uvar_tune.training import (
+    Alarm,
     CheckpointDue,
     Progress,
-    latest_valid,
-    load_checkpoint,
     load_tokenizer,
     retain,
     save_checkpoint,
     train,
 )
-
-
-class Infeasible(Exception):
-    """No λ below its limit moves the share of the gradient that was asked for."""
 
 
 class Clock:
@@ -66,6 +62,7 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
     """
     config, directory = Config.model_validate(job["config"]), Path(job["directory"])
     recorder = Recorder(directory / "metrics.jsonl", attempt=job["attempt"]) if rank == 0 else None
+    job = {**job, "assets": on_this_node(job["assets"], config.run.scratch)}
     clock, started = Clock(), time.time()
     result: dict[str, Any]
     try:
@@ -74,7 +71,7 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
         var = new_var(config, vqvae, job["assets"]["num_classes"], job["seeds"]["initialisation"]).to(device)
         scorer = Scorer(config, job, var, vqvae, rank=rank, world_size=world_size, device=device, recorder=recorder)
         if job.get("score_only"):
-            var.load_state_dict(load_checkpoint(_newest(job["score_only"])).var_state)
+            var.load_state_dict(scored_weights(job["score_only"]))
         else:
             _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report)
         with clock("evaluation"):
@@ -93,78 +90,59 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
     return result
 
 
-def weights_that_run(config: Config, job: dict[str, Any], vqvae, device) -> tuple[Config, dict[str, float]]:
-    """(the configuration with plain λ, those λ by name): under `lambda_unit: share` what moves the asked shares of the
-    gradient at the baseline's predictions (docs/method.md); {} where λ is given as it is."""
-    if config.objective.lambda_unit != "share":
-        return config, {}
-    asked = {"second_order": ("objective.lambda_1", config.objective.lambda_1),
-             "semantic_entropy": ("objective.lambda_2", config.objective.lambda_2)}
-    ran: dict[str, Any] = {name: 0.0 for name, _ in asked.values()}
-    if any(share for _, share in asked.values()):
-        checkpoint = load_checkpoint(_newest(job["baseline"]))
-        baseline = new_var(config, vqvae, job["assets"]["num_classes"], seed=0).to(device)
-        baseline.load_state_dict(checkpoint.var_state)
-        plain = config.with_values({**ran, "objective.lambda_unit": "raw"})
-        shares = shares_at(plain, job["assets"], baseline.eval(), vqvae, device)
-        try:
-            ran |= {name: lambda_for_share(share, shares[f"{term}_unit"], term=term)
-                    for term, (name, share) in asked.items() if share}
-        except ConfigError as error:
-            raise Infeasible(str(error)) from None
-    return config.with_values({**ran, "objective.lambda_unit": "raw"}), ran
-
-
-def _newest(trial_directory: str) -> Path:
-    """The newest sound checkpoint of a trial; ConfigError where it has none."""
-    found = latest_valid(Path(trial_directory) / "checkpoints", on_skip=lambda path, why: None)
-    if found is None:
-        raise ConfigError("this trial has no sound checkpoint any more", where=trial_directory)
-    return found
-
-
 def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report) -> None:
-    t, run, checkpoints = config.training, config.run, Path(job["directory"]) / "checkpoints"
-    state = _resume(checkpoints, var, recorder)
-    loss = training_loss(config, job["assets"], vqvae, var, device)
-    events = train(wrap(var), vqvae, TokenCache.open(job["assets"]["tokens"]["train"]), loss=loss, images=t.images,
-                   batch_size=t.batch_size, learning_rate=t.learning_rate, schedule=t.schedule,
-                   warmup_images=t.warmup_images, final_ratio=t.final_ratio, weight_decay=t.weight_decay, betas=t.betas,
-                   clip=t.clip, seed=job["seeds"]["training"], rank=rank, world_size=world_size, device=device,
-                   precision=t.precision, accumulate=t.accumulate, log_images=log_images(config),
-                   checkpoint_images=checkpoint_images(config), also_at=config.study.rungs, start=state)
+    """Train to the end; ``var`` then holds what is to be scored, the averaged weights where there are any."""
+    checkpoints = Path(job["directory"]) / "checkpoints"
+    state = resume(checkpoints, var, recorder, job["config"])
+    averaged = (state or {}).get("ema")
+    events = _events(config, job, wrap(var), var, vqvae, rank, world_size, device, state)
     while True:
         with clock("training"):
             event = next(events, None)
         if event is None:
-            return
+            break
         if recorder and isinstance(event, Progress):
             recorder.metrics(event.images, event.values)
-        if rank == 0 and isinstance(event, CheckpointDue):
-            save_checkpoint(checkpoints / f"{event.images:012d}", var_state=var.state_dict(), config=job["config"],
-                            tokenizer={"path": job["assets"]["tokenizer"]}, training_state=event.state())
-            retain(checkpoints, max_bytes=run.checkpoint_bytes)
-        if isinstance(event, CheckpointDue) and event.images in config.study.rungs:
-            with clock("evaluation"):
-                value = scorer.rung(event.images)
-            report({"images": event.images, "value": value})  # every rank: Ray waits for all of them
+        elif recorder and isinstance(event, Alarm):
+            recorder.event("say", text=event.text)
+        elif isinstance(event, CheckpointDue):
+            averaged = event.state()["ema"] if config.training.ema else None
+            if rank == 0:
+                save_checkpoint(checkpoints / f"{event.images:012d}", var_state=var.state_dict(), config=job["config"],
+                                tokenizer={"path": job["assets"]["tokenizer"]}, training_state=event.state())
+                retain(checkpoints, max_bytes=config.run.checkpoint_bytes)
+            if event.images in config.study.rungs:
+                with clock("evaluation"), _holding(var, averaged):
+                    value = scorer.rung(event.images)
+                report({"images": event.images, "value": value})  # every rank: Ray waits for all of them
+    if averaged is not None:
+        var.load_state_dict(averaged)
 
 
-def _resume(checkpoints: Path, var, recorder):
-    """Bring ``var`` to the newest valid checkpoint; its training state, None where there is none."""
-    def skipped(path: Path, why: str) -> None:
-        if recorder:
-            recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
+def _events(config: Config, job: dict[str, Any], model, var, vqvae, rank: int, world_size: int, device, state):
+    t = config.training
+    var.activation_checkpointing = t.activation_checkpointing
+    return train(model, vqvae, TokenCache.open(job["assets"]["tokens"]["train"]),
+                 loss=training_loss(config, job["assets"], vqvae, var, device), images=t.images, batch_size=t.batch_size,
+                 learning_rate=t.learning_rate, schedule=t.schedule, warmup_images=t.warmup_images, final_ratio=t.final_ratio,
+                 weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=job["seeds"]["training"], rank=rank,
+                 world_size=world_size, device=device, precision=t.precision, accumulate=t.accumulate,
+                 log_images=log_images(config), checkpoint_images=checkpoint_images(config), also_at=config.study.rungs,
+                 ema=t.ema, compile=t.compile, start=state)
 
-    found = latest_valid(checkpoints, on_skip=skipped, training_state=True)
-    if found is None:
-        return None
-    checkpoint = load_checkpoint(found, training_state=True)
-    var.load_state_dict(checkpoint.var_state)
-    if recorder:
-        recorder.event("resumed", images=checkpoint.images)
-        recorder.event("say", text=f"continues at {checkpoint.images:,} images")
-    return checkpoint.training_state
+
+@contextlib.contextmanager
+def _holding(var, averaged):
+    """``var`` with the averaged weights for as long as it lasts; as it is where there are none."""
+    if averaged is None:
+        yield
+        return
+    own = {name: value.clone() for name, value in var.state_dict().items()}
+    var.load_state_dict(averaged)
+    try:
+        yield
+    finally:
+        var.load_state_dict(own)
 
 
 def log_images(config: Config) -> int:

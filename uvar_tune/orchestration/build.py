@@ -13,9 +13,11 @@ import torch
 
 from uvar_tune.config import Config, content_hash
 from uvar_tune.data import TokenCache, load_images
-from uvar_tune.model import VAR
+from uvar_tune.errors import ConfigError
+from uvar_tune.model import VAR, start_from
 from uvar_tune.model.scales import split
 from uvar_tune.objective import CompositeLoss, LossTerms, build_classes, build_reference
+from uvar_tune.training import latest_valid, load_checkpoint, tokenizer_hash
 
 
 def load_split(config: Config, split: str):
@@ -33,15 +35,42 @@ def tokenizer_settings(config: Config) -> dict[str, Any]:
             "share_quant_resi": t.share_quant_resi, "beta": t.beta}
 
 
-def new_var(config: Config, vqvae, num_classes: int, seed: int) -> VAR:
-    """A VAR for this tokenizer, initialised from ``seed`` (the process's own random state stays as it is)."""
+def new_var(config: Config, vqvae, num_classes: int, seed: int, *, empty: bool = False) -> VAR:
+    """A VAR for this tokenizer, initialised from ``seed`` (the process's own random state stays as it is), and from
+    `training.init_from` where that is set; ``empty``: its weights are loaded afterwards, so no others are looked for.
+
+    Raises:
+        ConfigError: `training.init_from` holds no weights of a VAR of these sizes.
+    """
     model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VAR(depth=model.depth, width=model.width or 64 * model.depth, heads=model.heads or model.depth,
-                   scales=vqvae.scales, vocab_size=vqvae.vocab_size, code_dim=vqvae.code_dim, num_classes=num_classes,
-                   shared_aln=model.shared_aln, attn_l2_norm=model.attn_l2_norm, label_dropout=model.label_dropout,
-                   drop_path=model.drop_path)
+        var = VAR(depth=model.depth, width=model.width or 64 * model.depth, heads=model.heads or model.depth,
+                  scales=vqvae.scales, vocab_size=vqvae.vocab_size, code_dim=vqvae.code_dim, num_classes=num_classes,
+                  shared_aln=model.shared_aln, attn_l2_norm=model.attn_l2_norm, label_dropout=model.label_dropout,
+                  drop_path=model.drop_path)
+    if config.training.init_from is not None and not empty:
+        place = Path(config.training.init_from)
+        source = load_checkpoint(find(place)).var_state if place.is_dir() else place
+        start_from(var, source, where=f"training.init_from: {place}")
+    return var
+
+
+def find(path: Path) -> Path:
+    """The checkpoint directory meant by ``path``: itself, or the newest sound one of a trial's directory.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if (path / "manifest.json").exists():
+        return path
+    for parent in (path / "checkpoints", path):
+        if parent.is_dir():
+            found = latest_valid(parent, on_skip=lambda skipped, why: None)
+            if found is not None:
+                return found
+    raise ConfigError("is not a checkpoint: a directory with manifest.json and var.safetensors, or a trial's directory",
+                      where=str(path))
 
 
 def loss_arguments(config: Config, assets: dict[str, Any], vqvae, device) -> dict[str, Any]:
@@ -91,7 +120,7 @@ def calibration(config: Config, assets: dict[str, Any], vqvae) -> tuple[torch.Te
         return {"classes": build_classes(codebook=vqvae.codebook_VC.cpu(), decode=decode, **partition).tolist()}
 
     variance = _cached(cache, {"tokens": Path(assets["tokens"]["train"]).name, **asked}, reference)["variance"]
-    found = _cached(cache, {"tokenizer": Path(assets["tokenizer"]).name, **partition}, classes)["classes"]
+    found = _cached(cache, {"tokenizer": tokenizer_hash(assets["tokenizer"]), **partition}, classes)["classes"]
     return torch.tensor(variance), torch.tensor(found)
 
 

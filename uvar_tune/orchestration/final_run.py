@@ -31,6 +31,7 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     files = StudyFiles(resolve_root(config.run.root), f"{name}-replay" if replay else f"{name}-final")
     files.prepare()
     with files.lock():
+        files.claim(config)
         sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
                           artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
         sink.start_study(params={"verdict": config.verdict or "none"},

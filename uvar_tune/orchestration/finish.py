@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from uvar_tune.config import Config
-from uvar_tune.reporting import ranked_table, write_report
+from uvar_tune.reporting import costs, ranked_table, write_report
 from uvar_tune.study.export import UNCONFIRMED, export_trial
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.load import load_results
@@ -45,7 +45,7 @@ def finish(config: Config, files: StudyFiles, sink: MLflowSink | None, say, cpu_
     uri = files.tracking_uri()
     local = uri.startswith("sqlite") and f"{_python()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
     say(f"MLflow UI:        {local or shown(uri)}")
-    storage = str(files.journal) if not config.run.storage else shown(config.run.storage)
+    storage = shown(files.storage_url(config).removeprefix("journal:"))
     say(f"Optuna dashboard: {Path(_python()).parent / 'optuna-dashboard'} {shlex.quote(storage)}")
     say(f"final run:        {_python()} -m uvar_tune.train {export}")
     return 0
@@ -70,13 +70,11 @@ def _note_costs(files: StudyFiles, cpu_sec: dict[str, float]) -> None:
 
 
 def _say_costs(results: StudyResults, cpu_sec: dict[str, float], say) -> None:
-    """CPU seconds by phase, over all drivers that worked at the study; what each process measured of itself."""
-    totals: dict[str, float] = {}
-    for trial in results.trials:
-        for phase, seconds in trial.cpu_sec.items():
-            totals[phase] = totals.get(phase, 0.0) + seconds
-    parts = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in totals.items())
-    say(f"CPU seconds of the trials' workers: {parts}")
+    """Where the time went, over all commands that worked at the study."""
+    for row in costs(results):
+        parts = [f"{seconds:,.0f} {kind} s" for seconds, kind in ((row.wall_sec, "wall"), (row.cpu_sec, "CPU")) if seconds]
+        if parts:
+            say(f"time, {row.phase}: {', '.join(parts)}")
     for name, seconds in cpu_sec.items():
         say(f"CPU seconds of this command, {name}: {seconds:.0f} ({seconds / 60:.1f} minutes)")
 

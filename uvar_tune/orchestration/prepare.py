@@ -19,13 +19,13 @@ import torch
 from uvar_tune import seeds
 from uvar_tune.config import Config, content_hash
 from uvar_tune.data import build_token_cache
-from uvar_tune.evaluation import check_extractor, load_classifier, save_classifier, train_classifier
+from uvar_tune.evaluation import load_classifier, open_extractor, save_classifier, train_classifier
 from uvar_tune.model import VQVAE
 from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
 from uvar_tune.orchestration.build import calibration, load_split, tokenizer_settings
 from uvar_tune.tracking.record import Recorder
-from uvar_tune.training import Progress, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
+from uvar_tune.training import Alarm, Progress, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +50,16 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
     """
     torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
     recorder, began = Recorder(record_path), time.process_time()
+    own_classifier = config.evaluation.extractor == "digits" and config.evaluation.weights is None
+    if not own_classifier:  # before anything is trained: weights that cannot be had or read end the study here
+        open_extractor(config.evaluation.extractor, weights=config.evaluation.weights)
     images = {split: load_split(config, split) for split in ("train", "validation")}
     tokenizer, facts = _tokenizer(config, cache, images, recorder)
     vqvae = load_tokenizer(tokenizer).eval().requires_grad_(False)
     tokens = {split: str(_tokens(config, cache, tokenizer, split, images[split], vqvae, recorder)) for split in images}
     classifier = None
-    if config.evaluation.extractor == "digits" and config.evaluation.weights is None:
+    if own_classifier:
         classifier, facts["classifier_accuracy"] = _classifier(images, cache, recorder)
-    else:
-        check_extractor(config.evaluation.extractor, config.evaluation.weights)
     names = list(images["train"].class_names)
     assets = Assets(str(tokenizer), tokens, str(cache), len(names), names, {split: images[split].sha256 for split in images},
                     classifier, facts)
@@ -85,6 +86,8 @@ def _tokenizer(config: Config, cache: Path, images, recorder: Recorder) -> tuple
         for event in train_tokenizer(vqvae, images["train"], **plan):
             if isinstance(event, Progress):
                 recorder.metrics(event.images, event.values)
+            elif isinstance(event, Alarm):
+                _say(recorder, f"tokenizer: {event.text}")
         facts = _reconstruction(vqvae.eval(), images["validation"])
         save_tokenizer(directory, vqvae)
         (directory / "facts.json").write_text(json.dumps(facts))
@@ -95,12 +98,15 @@ def _tokenizer(config: Config, cache: Path, images, recorder: Recorder) -> tuple
 
 
 @torch.no_grad()
-def _reconstruction(vqvae, images) -> dict[str, float]:
+def _reconstruction(vqvae, images, chunk: int = 64) -> dict[str, float]:
     """Mean squared error of held-out images after a round trip through their tokens, and how many codes these use."""
-    pixels = torch.as_tensor(images.images).float() / 127.5 - 1
-    tokens = vqvae.encode(pixels)
-    error = torch.nn.functional.mse_loss(vqvae.decode(tokens), pixels)
-    return {"reconstruction_mse": float(error), "codes_in_use": float(len(torch.cat(tokens, 1).unique()))}
+    squared, used = 0.0, torch.zeros(vqvae.vocab_size, dtype=torch.bool)
+    for start in range(0, len(images.images), chunk):
+        pixels = torch.as_tensor(images.images[start:start + chunk]).float() / 127.5 - 1
+        tokens = vqvae.encode(pixels)
+        squared += float((vqvae.decode(tokens) - pixels).square().mean(dim=(1, 2, 3)).sum())
+        used[torch.cat(tokens, 1).flatten()] = True
+    return {"reconstruction_mse": squared / len(images.images), "codes_in_use": float(used.sum())}
 
 
 def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vqvae, recorder: Recorder) -> Path:

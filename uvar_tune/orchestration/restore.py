@@ -1,21 +1,51 @@
-"""A checkpoint back as models: what `generate`, `evaluate` and others start from."""
+"""A checkpoint back as models: what `generate`, `edit`, `evaluate` and others start from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
-from uvar_tune.orchestration.build import new_var
-from uvar_tune.training import latest_valid, load_checkpoint, load_tokenizer
+from uvar_tune.model import load_official, start_from
+from uvar_tune.orchestration.build import find, new_var
+from uvar_tune.training import load_checkpoint, load_tokenizer, tokenizer_hash
+
+__all__ = ["find", "open_networks", "restore"]
+
+
+def open_networks(checkpoint: str | None, *, vae: str | None = None, var: str | None = None, tokenizer: str | None = None,
+                  device: str = "cpu"):
+    """(VAR, VQVAE, description) of a checkpoint of ours, or of official files.
+
+    Raises:
+        ConfigError: both or neither of the two given, one official file without the other, or what `restore` and
+            `load_official` refuse.
+    """
+    if vae is None and var is None:
+        if checkpoint is None:
+            raise ConfigError("a checkpoint is missing: its directory, or official files by --vae and --var", where="command line")
+        return restore(checkpoint, tokenizer=tokenizer, device=device)
+    if vae is None or var is None:
+        raise ConfigError("official files come in pairs: the tokenizer's by --vae and the transformer's by --var",
+                          where="--var" if vae is None else "--vae")
+    for given, name in ((checkpoint, "a checkpoint directory"), (tokenizer, "--tokenizer")):
+        if given is not None:
+            raise ConfigError(f"{name} ({given}) beside official files: one or the other", where="--vae and --var")
+    check_device(device)
+    vqvae, transformer = load_official(vae, var)
+    vqvae = vqvae.to(device).eval().requires_grad_(False)
+    return transformer.to(device).eval().requires_grad_(False), vqvae, f"{var}, tokenizer {vae} (official files)"
 
 
 def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cpu"):
     """(VAR, VQVAE, description) of a checkpoint directory, or of a trial's directory (its newest valid checkpoint).
 
     Raises:
-        ConfigError: not a checkpoint, a corrupt one, or its tokenizer is not where it was.
+        ConfigError: not a checkpoint, a corrupt one, or its tokenizer is not where it was or not one of these sizes.
     """
+    check_device(device)
     directory = find(Path(path))
     checkpoint = load_checkpoint(directory)
     config = Config.model_validate(checkpoint.config)
@@ -23,20 +53,22 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
     if not Path(place).exists():
         raise ConfigError(f"the tokenizer of this checkpoint is not at {place}; give its place with --tokenizer",
                           where=str(directory))
+    if tokenizer_hash(place) != checkpoint.tokenizer["sha256"]:
+        raise ConfigError(f"{place} is not the tokenizer that this checkpoint was trained with", where=str(directory))
     vqvae = load_tokenizer(place).to(device).eval().requires_grad_(False)
-    var = new_var(config, vqvae, checkpoint.var_state["class_emb.weight"].shape[0] - 1, seed=0)
-    var.load_state_dict(checkpoint.var_state)
+    weights = checkpoint.ema_state or checkpoint.var_state
+    var = new_var(config, vqvae, weights["class_emb.weight"].shape[0] - 1, seed=0, empty=True)
+    start_from(var, weights, where=f"{directory} with the tokenizer {place}")
     return var.to(device).eval(), vqvae, f"{directory} ({checkpoint.images:,} images)"
 
 
-def find(path: Path) -> Path:
-    """The checkpoint directory meant by ``path``."""
-    if (path / "manifest.json").exists():
-        return path
-    for parent in (path / "checkpoints", path):
-        if parent.is_dir():
-            found = latest_valid(parent, on_skip=lambda skipped, why: None)
-            if found is not None:
-                return found
-    raise ConfigError("is not a checkpoint: a directory with manifest.json and var.safetensors, or a trial's directory",
-                      where=str(path))
+def check_device(device: str) -> None:
+    """ConfigError unless PyTorch can compute there."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"{device!r} is no device (cpu, cuda, cuda:1, …)", where="--device", nearest="cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{device!r} asks for a GPU, and PyTorch sees none here", where="--device", nearest="cpu")

@@ -68,7 +68,8 @@ class _Hands:
         runner, config = self._runner, self._work.configuration(proposal)
         return {"config": config.tree(exclude=("space", "provenance")), "number": proposal.number,
                 "attempt": proposal.attempt, "seeds": proposal.seeds, "assets": runner.assets, "started": time.time(),
-                "directory": str(self._directory(proposal)), "worker_retries": self._config.run.max_attempts - 1,
+                "directory": str(self._directory(proposal)),
+                "worker_retries": max(0, self._config.run.max_attempts - proposal.attempt),
                 "baseline": str(runner.files.trial(0)), "score_only": self._work.checkpoint(proposal),
                 "cache": str(runner.files.cache),
                 "run_name": f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",

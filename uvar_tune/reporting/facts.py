@@ -1,10 +1,8 @@
-"""What tables, figures and page say of a study, computed once: names, cells, warnings, costs."""
+"""What tables, figures and page say of a study, computed once: names, cells, what applies where."""
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 from collections import Counter
 from typing import Any
 
@@ -13,27 +11,58 @@ from uvar_tune.tracking.registry import metric
 
 LAMBDA_1, LAMBDA_2, REFERENCE = "objective.lambda_1", "objective.lambda_2", "objective.reference"
 CFG = "inference.cfg_scale"
-_EDGE = 0.02  # of a range: nearer to its end than this, the optimum may lie outside
+RAN = " that ran"  # behind a λ whose share was searched: the λ itself
 _SHORT = {LAMBDA_1: "λ₁", LAMBDA_2: "λ₂", CFG: "CFG", "fid": "FID", "kid": "KID", "is": "IS", "conditional_accuracy": "recognised",
-          "nll_token": "NLL", "code_usage": "codes used"}
+          "nll_token": "NLL", "code_usage": "codes used", "grad_share/second_order": "2nd's gradient",
+          "grad_share/semantic_entropy": "SE's gradient", "grad_share/second_order_cosine": "2nd·CE cosine",
+          "grad_share/semantic_entropy_cosine": "SE·CE cosine"}
 
 
 def short(name: str) -> str:
     """A dotted name or a metric as the head of a column."""
+    if name.endswith(RAN):
+        return short(name.removesuffix(RAN)) + RAN
     return _SHORT.get(name, name.rpartition(".")[2].replace("_", " "))
+
+
+def label(results: StudyResults, name: str) -> str:
+    """`short`, and of a λ that is searched as a share of the gradient (`objective.lambda_unit`) that it is one."""
+    share = name in (LAMBDA_1, LAMBDA_2) and results.config.get("objective", {}).get("lambda_unit") == "share"
+    return f"share of {short(name)}" if share else short(name)
+
+
+def objectives(results: StudyResults) -> dict[str, str]:
+    """Objective → direction, the first first."""
+    return {results.objective: results.direction, **results.further}
 
 
 def parameters(results: StudyResults) -> list[str]:
     """The searched parameters in the order of the study figure: λ1, λ2, reference, others; CFG, the last, apart."""
-    first = [name for name in (LAMBDA_1, LAMBDA_2, REFERENCE) if name in results.space]
-    return [*first, *(name for name in results.space if name not in (*first, CFG))]
+    searched = [name for name, entry in results.space.items() if entry.get("role") != "fixed" and name != CFG]
+    first = [name for name in (LAMBDA_1, LAMBDA_2, REFERENCE) if name in searched]
+    return [*first, *(name for name in searched if name not in first)]
 
 
-def applies(trial: TrialResult, name: str) -> bool:
-    """Whether a parameter entered the trial: the reference does where λ1 > 0."""
-    if name == REFERENCE:
-        return bool(trial.params.get(LAMBDA_1))
-    return name in trial.params
+def chosen(results: StudyResults) -> list[str]:
+    """Inference parameters outside the space, CFG first, that the trials chose for themselves and not all alike."""
+    names = dict.fromkeys(name for trial in results.trials for name in trial.params if name.startswith("inference."))
+    names = [name for name in names if name == CFG or name not in results.space]
+    told = {name: {trial.params.get(name) for trial in results.ranked()} for name in names}
+    return sorted((name for name in names if name == CFG or len(told[name]) > 1), key=lambda name: name != CFG)
+
+
+def applies(results: StudyResults, trial: TrialResult, name: str) -> bool:
+    """Whether a parameter entered the trial: its condition holds, and for the reference also λ1 > 0."""
+    if name not in trial.params or (name == REFERENCE and not trial.params.get(LAMBDA_1)):
+        return False
+    when = results.space.get(name, {}).get("when") or {}
+    return all(_value(results, trial, other) in (wanted if isinstance(wanted, list | tuple) else [wanted])
+               for other, wanted in when.items())
+
+
+def _value(results: StudyResults, trial: TrialResult, name: str) -> Any:
+    section, _, key = name.partition(".")
+    return trial.params.get(name, results.config.get(section, {}).get(key))
 
 
 def text(value: Any, digits: int = 4) -> str:
@@ -63,7 +92,7 @@ def outcomes(results: StudyResults) -> str:
 def score_names(results: StudyResults) -> list[str]:
     """The scores beside the objective that any trial has, the registry's order kept by the trials themselves."""
     names = dict.fromkeys(name for trial in results.trials for name in trial.scores)
-    return [name for name in names if name != results.objective]
+    return [name for name in names if name not in objectives(results)]
 
 
 def against_baseline(results: StudyResults) -> str | None:
@@ -75,45 +104,15 @@ def against_baseline(results: StudyResults) -> str | None:
     return f"{short(results.objective)} {text(best.value)} against {text(baseline.value)} of the baseline{change}"
 
 
-def boundary_warnings(results: StudyResults) -> list[str]:
-    """A line for each parameter whose best value sits within 2 % of an end of its range, or at an end of the profile."""
-    best = results.best
-    if best is None:
-        return []
-    lines = [line for name, entry in results.space.items() if (line := _at_edge(best, name, entry, results))]
-    points = results.config.get("inference", {}).get("profile_cfg_scales", []) if profiled(results) else []
-    if points and best.params.get(CFG) == max(points):
-        lines.append(f"the best CFG {text(best.params[CFG])} is the largest that the profile looks at: a larger one may be better")
-    return lines
-
-
-def _at_edge(best: TrialResult, name: str, entry: dict[str, Any], results: StudyResults) -> str | None:
-    low, high, value = entry.get("low"), entry.get("high"), best.params.get(name)
-    if low is None or not isinstance(value, (int, float)) or not low <= value <= high or (name == CFG and profiled(results)):
-        return None
-    share = math.log(value / low) / math.log(high / low) if entry.get("log") else (value - low) / (high - low)
-    if _EDGE < share < 1 - _EDGE:
-        return None
-    end, bound = ("lower", low) if share <= _EDGE else ("upper", high)
-    return f"the best {short(name)} {text(value)} sits at the {end} bound {text(bound)} of its range: widen it and search on"
+def judged(results: StudyResults) -> list[dict[str, Any]]:
+    """The verdicts, the largest gain over the baseline first."""
+    sign = 1 if results.direction == "minimize" else -1
+    return sorted(results.verdicts.values(), key=lambda one: sign * one["difference"])
 
 
 def profiled(results: StudyResults) -> bool:
     """Whether each trial chose its CFG scale by itself."""
     return results.config.get("inference", {}).get("mode") == "profile"
-
-
-def costs(results: StudyResults) -> list[tuple[str, float, float | None]]:
-    """(phase, CPU seconds of all trials, median of a trial), and what the commands measured of all their processes."""
-    phases: dict[str, list[float]] = {}
-    for trial in results.trials:
-        for phase, seconds in trial.cpu_sec.items():
-            phases.setdefault(phase, []).append(seconds)
-    rows = [(phase, sum(each), statistics.median(each)) for phase, each in phases.items()]
-    record = results.root / "cost.jsonl"
-    commands = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    total = sum(seconds for command in commands for key, seconds in command.items() if key != "time")
-    return [*rows, ("everything, all processes of all commands", total, None)] if commands else rows
 
 
 def direction_word(name: str) -> str:

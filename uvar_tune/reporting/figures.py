@@ -74,11 +74,12 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
         figure = canvas(8, 4.2)
         axes = figure.add_subplot()
         alpha = min(0.6, max(0.06, 15 / len(curves)))
+        line = "" if several_axes(results) else "-"
         for points in curves.values():
-            axes.plot(*zip(*points, strict=True), color=FAINT, lw=0.8, alpha=alpha)
+            axes.plot(*zip(*points, strict=True), color=FAINT, lw=0.8, ls=line, marker="" if line else ".", mec="none", alpha=alpha)
         for trial, colour, name in _highlighted(results):
             if trial.number in curves:
-                axes.plot(*zip(*curves[trial.number], strict=True), color=colour, lw=2, marker="o", ms=4.5, label=name)
+                axes.plot(*zip(*curves[trial.number], strict=True), color=colour, lw=2, ls=line, marker="o", ms=4.5, label=name)
             told = [point for point in trial.profile if point.get("seeds") == "b" and results.objective in point]
             if told:
                 axes.plot(told[-1]["cfg_scale"], told[-1][results.objective], marker="D", ms=8, mfc="white", mec=colour, mew=1.6,
@@ -92,9 +93,19 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
         return save(figure, path)
 
 
+def several_axes(results: StudyResults) -> bool:
+    """Whether points differ in more than the CFG scale, so that a line through them would be no curve."""
+    return any({"temperature", "cfg_ramp"} & point.keys() for trial in results.trials for point in trial.profile)
+
+
 def _profile(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:
-    points = {point["cfg_scale"]: point[results.objective] for point in trial.profile
-              if point.get("seeds") == "a" and math.isfinite(float(point.get(results.objective, math.nan)))}
+    """(CFG scale, the best score there on seeds A)."""
+    better = min if results.direction == "minimize" else max
+    points: dict[float, float] = {}
+    for point in trial.profile:
+        value = float(point.get(results.objective, math.nan))
+        if point.get("seeds") == "a" and math.isfinite(value):
+            points[point["cfg_scale"]] = better(value, points.get(point["cfg_scale"], value))
     return sorted(points.items())
 
 

@@ -15,8 +15,9 @@ p { margin: .4rem 0; max-width: 60rem; } .soft { color: var(--soft); }
 .card span { color: var(--soft); font-size: .87rem; }
 .note { border-left: 4px solid var(--soft); background: var(--wash); padding: .5rem .9rem; margin: .7rem 0; }
 .note.warn { border-color: #bf8700; background: #fff8e6; }
+.note.good { border-color: var(--best); background: #eef4ff; } .note.bad { border-color: #a40e26; background: #fff0f0; }
 img { max-width: 100%; height: auto; }
-figure { margin: 0; }
+figure { margin: 0; } figure.narrow { max-width: 54rem; }
 figcaption { color: var(--soft); font-size: .87rem; margin-top: .3rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.4rem; }
 .pair img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
@@ -25,9 +26,16 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 .scroll table { width: 100%; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #eaeef2; }
 th.word, td.word { text-align: left; }
-.scroll th { position: sticky; top: 0; background: var(--wash); cursor: pointer; user-select: none; }
-.scroll th:hover, .scroll th:focus { background: #e7ecf0; }
+.scroll th { position: sticky; top: 0; background: var(--wash); }
+.sortable th { cursor: pointer; user-select: none; } .sortable th:hover, .sortable th:focus { background: #e7ecf0; }
 th[aria-sort=ascending]::after { content: " ▲"; } th[aria-sort=descending]::after { content: " ▼"; }
+tr.broken td { color: #8c959f; } tr.worse td { color: #a40e26; background: #fff0f0; }
+tr.better td { color: var(--best); background: #eef4ff; } .verdicts th, .verdicts td { padding: .3rem .5rem; }
+.wide { overflow-x: auto; margin-top: .7rem; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+.scroll.short { max-height: 20rem; margin-top: .7rem; } .scroll .wide { overflow: visible; margin: 0; }
+.factorial td:not(.word) { text-align: center; padding: .6rem 1.4rem; } .factorial th { text-align: center; }
+.factorial b { font-size: 1.15rem; } .factorial span { color: var(--soft); }
 tr.best td { font-weight: 600; color: var(--best); background: #eef4ff; } tr.base td { color: var(--base); background: #fff4ed; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: 0; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }

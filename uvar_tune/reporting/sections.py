@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Container
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from uvar_tune.reporting import facts
-from uvar_tune.reporting.table import cell, columns, ordered
+from uvar_tune.reporting import cautions, facts
+from uvar_tune.reporting import costs as spent
+from uvar_tune.reporting.table import cell, columns, ordered, worded
 from uvar_tune.study.results import BASELINE, StudyResults, TrialResult
 from uvar_tune.tracking.uri import shown
 
 _WIDEST_PIXELS = 1400  # a grid of samples wider than this is made smaller for the page
 
 
-def figure(path: Path | None, caption: str) -> str:
-    """A picture with its caption, within the page."""
+def figure(path: Path | None, caption: str, narrow: bool = False) -> str:
+    """A picture with its caption, within the page; a narrow one leaves room at its right."""
     if path is None:
         return ""
     alt = escape(caption or path.stem, quote=True)
-    return f'<figure><img src="{_inlined(path)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+    kind = ' class="narrow"' if narrow else ""
+    return f'<figure{kind}><img src="{_inlined(path)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _inlined(path: Path) -> str:
@@ -33,16 +36,46 @@ def _inlined(path: Path) -> str:
 def table(results: StudyResults) -> str:
     """All trials, ranked, to be sorted by a click; raw values beside the rounded ones, for the sorting."""
     names = columns(results)
-    words = {name for name in names if name in ("kind", "outcome") or results.space.get(name, {}).get("type") == "categorical"}
-    heads = "".join(f'<th{_word(name in words)} title="{escape(name)}">{escape(facts.short(name))}</th>' for name in names)
+    words = {name for name in names if worded(results, name)}
+    heads = "".join(f'<th{_word(name in words)} title="{escape(name)}">{escape(facts.label(results, name))}</th>' for name in names)
     rows = []
     for rank, trial in ordered(results):
-        marked = "best" if trial is results.best else "base" if trial.kind == BASELINE else ""
+        marked = "best" if trial is results.best else "base" if trial.kind == BASELINE else "" if trial.feasible else "broken"
+        why = f' title="{escape(_why(trial), quote=True)}"' if trial.broken else ""
         cells = "".join(_cell(cell(results, trial, rank, name), name in words) for name in names)
-        rows.append(f'<tr class="{marked}">{cells}</tr>' if marked else f"<tr>{cells}</tr>")
+        rows.append((f'<tr class="{marked}"{why}>' if marked else f"<tr{why}>") + f"{cells}</tr>")
+    notes = "A click on a head sorts." + (" The reference enters only where λ₁ &gt; 0." if facts.REFERENCE in names else "")
+    if "feasible" in names:
+        notes += " Trials that overstep a constraint stand behind the others, whatever their score."
     return (f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
-            f'<tbody>{"".join(rows)}</tbody></table></div>'
-            '<p class="soft">A click on a head sorts. The reference enters only where λ₁ &gt; 0.</p>')
+            f'<tbody>{"".join(rows)}</tbody></table></div><p class="soft">{notes}</p>')
+
+
+def _why(trial: TrialResult) -> str:
+    return f"oversteps {', '.join(map(cautions.constraint, trial.broken))}"
+
+
+def grid(heads: list[str], rows: list[list[Any]], words: Container[int] = (0,), marks: list[str] | None = None) -> str:
+    """A small table.
+
+    Args:
+        rows: cells; a `Raw` one is HTML, None a dash, others text.
+        words: places of the columns that hold words.
+        marks: the class of each row.
+    """
+    def line(cells, tag: str) -> str:
+        return "".join(f"<{tag}{_word(at in words)}>{value if isinstance(value, Raw) else escape(facts.text(value))}</{tag}>"
+                       for at, value in enumerate(cells))
+
+    if not rows:
+        return ""
+    body = "".join(f'<tr class="{mark}">{line(cells, "td")}</tr>'
+                   for cells, mark in zip(rows, marks or [""] * len(rows), strict=True))
+    return f'<div class="wide"><table><thead><tr>{line(heads, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+class Raw(str):
+    """Text that is HTML already."""
 
 
 def _cell(value: Any, word: bool) -> str:
@@ -90,10 +123,23 @@ def pairs(values: dict[str, Any]) -> str:
 
 
 def costs(results: StudyResults) -> str:
-    rows = "".join(f'<tr><td class="word">{escape(phase)}</td><td>{total:,.0f}</td>'
-                   f'<td>{"–" if each is None else f"{each:,.1f}"}</td></tr>' for phase, total, each in facts.costs(results))
-    head = '<tr><th class="word">phase</th><th>CPU seconds</th><th>median of a trial</th></tr>'
-    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>" if rows else ""
+    """Where the time went; wall time in hours of a place for one trial."""
+    found = spent.costs(results)
+    whole = sum(row.wall_sec or 0.0 for row in found)
+    rows = [[row.phase, *_wall(row.wall_sec, whole), None if row.cpu_sec is None else f"{row.cpu_sec:,.0f}",
+             None if row.cpu_sec_median is None else f"{row.cpu_sec_median:,.1f}"] for row in found]
+    heads = ["phase", "hours of a place", "share", "CPU seconds", "median of a trial"]
+    notes = []
+    if whole:
+        notes.append("A place is what one trial occupies. The time of a trial after its start-up is divided as the CPU seconds of "
+                     "training and evaluation.")
+    if results.idle_sec:
+        notes.append("A place is idle while others work, counted up to the most trials that were ever at work at once.")
+    return grid(heads, rows) + (f'<p class="soft">{" ".join(notes)}</p>' if notes else "")
+
+
+def _wall(seconds: float | None, whole: float) -> tuple[str | None, str | None]:
+    return (None, None) if seconds is None else (f"{seconds / 3600:,.3g}", f"{seconds / whole:.0%}")
 
 
 def provenance(results: StudyResults) -> str:

@@ -41,7 +41,7 @@ def study_figure(results: StudyResults, path: Path) -> Path:
         axes = figure.add_subplot()
         axes.set_axis_off()
         for x, axis in enumerate(axes_list):
-            _draw_axis(axes, x, axis)
+            _draw_axis(axes, x, axis, facts.label(results, axis.name), bool(results.space.get(axis.name, {}).get("when")))
         _draw_objective(axes, len(names), results, values)
         _draw_trials(axes, axes_list, ranked, results, values)
         axes.set(xlim=(-0.35, len(names) + 0.5), ylim=(_OFF - 0.1, 1.16))
@@ -52,7 +52,7 @@ def study_figure(results: StudyResults, path: Path) -> Path:
 def _draw_trials(axes, axes_list, ranked, results: StudyResults, values: Values) -> None:
     alpha = min(0.85, max(0.1, 25 / len(ranked)))
     for rank, trial in reversed(list(enumerate(ranked))):  # the best above the others
-        heights = [_height(axis, trial) for axis in axes_list] + [values.place(trial.value)]
+        heights = [_height(results, axis, trial) for axis in axes_list] + [values.place(trial.value)]
         if trial is results.best:
             style = {"color": BEST, "lw": 3.0, "alpha": 1.0, "zorder": 5}
         elif trial is results.baseline:
@@ -63,12 +63,12 @@ def _draw_trials(axes, axes_list, ranked, results: StudyResults, values: Values)
         axes.plot(range(len(heights)), heights, solid_joinstyle="round", **style)
     baseline = results.baseline
     if results.best is baseline:
-        heights = [_height(axis, baseline) for axis in axes_list] + [values.place(baseline.value)]
+        heights = [_height(results, axis, baseline) for axis in axes_list] + [values.place(baseline.value)]
         axes.plot(range(len(heights)), heights, color=BASELINE, lw=1.4, ls=(0, (4, 2)), zorder=6)
 
 
-def _height(axis: Axis, trial: TrialResult) -> float:
-    if not facts.applies(trial, axis.name):
+def _height(results: StudyResults, axis: Axis, trial: TrialResult) -> float:
+    if not facts.applies(results, trial, axis.name):
         return _OFF
     height = axis.place(trial.params[axis.name])
     return min(1.0, max(0.0, height + _shift(axis, trial))) if height > -1e-6 else _OFF
@@ -82,7 +82,7 @@ def _shift(axis: Axis, trial: TrialResult) -> float:
 
 def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
     entry = results.space.get(name, {})
-    used = [trial.params[name] for trial in ranked if facts.applies(trial, name)]
+    used = [trial.params[name] for trial in ranked if facts.applies(results, trial, name)]
     if entry.get("type") == "categorical":
         choices = list(entry["choices"])
         heights = np.linspace(0.06, 0.94, len(choices)) if len(choices) > 1 else [0.5]
@@ -95,6 +95,8 @@ def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
         return Axis(name, lambda value: math.log(value / low) / math.log(high / low) if value > 0 else _OFF, _log_ticks(low, high))
     span = (high - low) or 1.0
     ticks = [(share, f"{low + share * span:.3g}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    if entry.get("type") == "int":  # whole values only
+        ticks = sorted({((value - low) / span, f"{value:g}") for value in (round(low + share * span) for share, _ in ticks)})
     return Axis(name, lambda value: (value - low) / span, ticks)
 
 
@@ -105,16 +107,17 @@ def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(0.0, f"{low:g}"), *(tick for tick in ticks if 0.07 < tick[0] < 0.93), (1.0, f"{high:g}")]
 
 
-def _draw_axis(axes, x: float, axis: Axis) -> None:
+def _draw_axis(axes, x: float, axis: Axis, name: str, conditional: bool) -> None:
     axes.plot([x, x], [0, 1], color=INK, lw=1.1, zorder=4)
-    axes.text(x, 1.07, facts.short(axis.name), ha="center", va="bottom", fontsize=12, fontweight="bold")
+    axes.text(x, 1.07, name, ha="center", va="bottom", fontsize=12, fontweight="bold")
     halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
     for height, label in axis.ticks:
         axes.plot([x - 0.025, x], [height, height], color=INK, lw=1.1, zorder=4)
         axes.text(x - 0.045, height, label, ha="right", va="center", fontsize=9, bbox=halo, zorder=7)
-    if axis.name in (facts.LAMBDA_1, facts.LAMBDA_2, facts.REFERENCE):
+    if conditional or axis.name in (facts.LAMBDA_1, facts.LAMBDA_2, facts.REFERENCE):
         axes.plot([x], [_OFF], marker="_", ms=10, color=INK, zorder=4)
-        axes.text(x, _OFF - 0.03, "none" if axis.name == facts.REFERENCE else "0", ha="center", va="top", fontsize=9)
+        absent = "0" if axis.name in (facts.LAMBDA_1, facts.LAMBDA_2) else "none"
+        axes.text(x, _OFF - 0.03, absent, ha="center", va="top", fontsize=9)
 
 
 def _draw_objective(axes, x: float, results: StudyResults, values: Values) -> None:

@@ -81,11 +81,12 @@ class Place:
         if self.world_size < 1 or self.accumulate < 1 or not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} of {self.world_size}, accumulate {self.accumulate}", where="training")
         check_positions(images=plan.images, batch_size=plan.batch_size, shares=self.world_size * self.accumulate, count=count)
-        for name in ("log_images", "checkpoint_images"):
-            value = getattr(self, name)
+        asked = [("run.log_images", self.log_images), ("run.checkpoint_images", self.checkpoint_images),
+                 *(("study.rungs", value) for value in self.also_at)]
+        for where, value in asked:
             if value < 1 or value % plan.batch_size:
                 near = max(1, round(value / plan.batch_size)) * plan.batch_size
-                raise ConfigError(f"{value} is not a multiple of the batch {plan.batch_size}", where=f"run.{name}",
+                raise ConfigError(f"{value} is not a multiple of the batch {plan.batch_size}", where=where,
                                   nearest=str(near))
 
 

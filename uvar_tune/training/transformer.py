@@ -62,7 +62,7 @@ def train(model: nn.Module, vqvae, cache: TokenCache, *, loss: Callable[..., Any
     plan = Plan(images=images, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule,
                 warmup_images=warmup_images, final_ratio=final_ratio, weight_decay=weight_decay, betas=tuple(betas), clip=clip,
                 seed=seed, precision=resolve_precision(precision, device), ema=ema,
-                data={**cache.source, "images": cache.images, "crops": cache.crops})
+                data={**cache.source, "count": cache.images, "crops": cache.crops})
     place = Place(rank=rank, world_size=world_size, device=device, accumulate=accumulate, log_images=log_images,
                   checkpoint_images=checkpoint_images, also_at=tuple(also_at))
     place.check(plan, cache.images)

@@ -1,0 +1,55 @@
+"""Early stopping on a real cluster: what is stopped is gone, and the next trial starts."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+from commands import TINY
+
+pytestmark = pytest.mark.ray
+TRIALS = 6
+
+
+@pytest.fixture(scope="module")
+def stopped_study(ray_cluster, root, tmp_path_factory):
+    """(printed text, directory) of a study in which every trial but the baseline learns nothing."""
+    space = {"objective.lambda_1": TINY["space"]["objective.lambda_1"],
+             "training.learning_rate": {"role": "nuisance", "type": "float", "low": 1e-9, "high": 1e-8, "log": True}}
+    study = {**TINY["study"], "name": "stopped", "trials": TRIALS, "startup_trials": TRIALS, "pruner": "successive_halving",
+             "rungs": [3200], "rung_samples": 100}
+    tree = {**TINY, "study": study, "training": {**TINY["training"], "images": 12800}, "space": space,
+            "run": {"root": str(root), "max_concurrent": 1}}
+    path = tmp_path_factory.mktemp("stopped") / "space.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    done = ray_cluster.submit("python", "-m", "uvar_tune.sweep", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, root / "stopped"
+
+
+def test_five_stops_in_a_row(stopped_study):
+    text, directory = stopped_study
+    assert [int(number) for number in re.findall(r"trial (\d): stopped \(after 3,200 images", text)] == list(range(1, TRIALS))
+    assert "trial 0: fid" in text and "1 complete" in text
+    for number in range(1, TRIALS):
+        lines = (directory / "trials" / f"{number:05d}" / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        rungs = [record for record in records if record["kind"] == "metrics" and "rung/fid" in record["values"]]
+        assert [record["images"] for record in rungs] == [3200]
+        assert max(record["images"] for record in records if "images" in record) < 12800
+
+
+def test_nothing_is_left_of_stopped_trials(stopped_study, ray_cluster):
+    """The cluster lives on: no placement group holds its CPUs, no actor of Train its memory."""
+    groups = listed(ray_cluster, "placement-groups")
+    assert groups and {group["state"] for group in groups} == {"REMOVED"}
+    left = {actor["class_name"] for actor in listed(ray_cluster, "actors") if actor["state"] != "DEAD"}
+    assert not {name for name in left if "Train" in name}, left
+
+
+def listed(ray_cluster, what: str) -> list[dict]:
+    """What Ray's State API knows of them, ended ones included."""
+    told = ray_cluster.ray("list", what, "--address", ray_cluster.address, "--format", "json", "--limit", "1000")
+    return json.loads(told.stdout)

@@ -1,0 +1,24 @@
+"""Lines of progress for work that is counted in its own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+_EVERY_SEC = 5.0
+
+
+def counting(text: str, total: int, say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Says ``text: 0 of total`` at once; then, called with (done, of how many), every few seconds and at the end."""
+    say(f"  {text}: 0 of {total:,}")
+    began = told_sec = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told_sec
+        now = time.monotonic()
+        if done == total or now - told_sec > _EVERY_SEC:
+            left = f", {(now - began) / done * (total - done):.0f} s left" if done < total else f", {now - began:.1f} s"
+            say(f"  {text}: {done:,} of {total:,}{left}")
+            told_sec = now
+
+    return tell

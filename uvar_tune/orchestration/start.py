@@ -1,0 +1,77 @@
+"""Where an attempt begins: the λ that run, the checkpoint it continues from, the weights of another trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from uvar_tune.config import Config
+from uvar_tune.errors import ConfigError
+from uvar_tune.objective import lambda_for_share
+from uvar_tune.orchestration.build import new_var
+from uvar_tune.orchestration.scoring import shares_at
+from uvar_tune.training import latest_valid, load_checkpoint, require_same
+
+_TRAINED = ("data", "tokenizer", "model", "objective")  # `train` itself compares its own settings
+
+
+class Infeasible(Exception):
+    """No λ below its limit moves the share of the gradient that was asked for."""
+
+
+def weights_that_run(config: Config, job: dict[str, Any], vqvae, device) -> tuple[Config, dict[str, float]]:
+    """(the configuration with plain λ, those λ by name): under `lambda_unit: share` what moves the asked shares of the
+    gradient at the baseline's predictions (docs/method.md); {} where λ is given as it is."""
+    if config.objective.lambda_unit != "share":
+        return config, {}
+    asked = {"second_order": ("objective.lambda_1", config.objective.lambda_1),
+             "semantic_entropy": ("objective.lambda_2", config.objective.lambda_2)}
+    ran: dict[str, Any] = {name: 0.0 for name, _ in asked.values()}
+    if any(share for _, share in asked.values()):
+        weights = scored_weights(job["baseline"])
+        baseline = new_var(config, vqvae, job["assets"]["num_classes"], seed=0).to(device)
+        baseline.load_state_dict(weights)
+        plain = config.with_values({**ran, "objective.lambda_unit": "raw"})
+        shares = shares_at(plain, job["assets"], baseline.eval(), vqvae, device)
+        try:
+            ran |= {name: lambda_for_share(share, shares[f"{term}_unit"], term=term)
+                    for term, (name, share) in asked.items() if share}
+        except ConfigError as error:
+            raise Infeasible(str(error)) from None
+    return config.with_values({**ran, "objective.lambda_unit": "raw"}), ran
+
+
+def scored_weights(trial_directory: str) -> dict[str, Any]:
+    """What was scored of a trial: its newest sound checkpoint, the averaged weights where there are any.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    found = latest_valid(Path(trial_directory) / "checkpoints", on_skip=lambda path, why: None)
+    if found is None:
+        raise ConfigError("this trial has no sound checkpoint any more", where=trial_directory)
+    checkpoint = load_checkpoint(found)
+    return checkpoint.ema_state or checkpoint.var_state
+
+
+def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
+    """Bring ``var`` to the newest valid checkpoint; its training state, None where there is none.
+
+    Raises:
+        ConfigError: it was trained under other settings than those ``asked``; the difference is shown.
+    """
+    def skipped(path: Path, why: str) -> None:
+        if recorder:
+            recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
+
+    found = latest_valid(checkpoints, on_skip=skipped, training_state=True)
+    if found is None:
+        return None
+    checkpoint = load_checkpoint(found, training_state=True)
+    require_same(*({section: tree[section] for section in _TRAINED} for tree in (checkpoint.config, asked)),
+                 where=f"checkpoint of {checkpoint.images:,} images")
+    var.load_state_dict(checkpoint.var_state)
+    if recorder:
+        recorder.event("resumed", images=checkpoint.images)
+        recorder.event("say", text=f"continues at {checkpoint.images:,} images")
+    return checkpoint.training_state

@@ -1,0 +1,58 @@
+"""Where the time of a study went: training, evaluation, start-up, earlier attempts, places that stood empty."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import NamedTuple
+
+from uvar_tune.study.results import StudyResults
+
+
+class Row(NamedTuple):
+    """One kind of time. Wall seconds are those of a place for a trial; None where a number does not apply or is not known."""
+
+    phase: str
+    wall_sec: float | None
+    cpu_sec: float | None
+    cpu_sec_median: float | None
+
+
+_WORK = ("training", "evaluation")
+EARLIER, IDLE, ALL = "earlier attempts", "idle places", "all processes of all commands"
+
+
+def costs(results: StudyResults) -> list[Row]:
+    """The phases of the trials, then what none of them used, then what the commands measured of all their processes."""
+    cpu: dict[str, list[float]] = {}
+    for trial in results.trials:
+        for phase, seconds in trial.cpu_sec.items():
+            cpu.setdefault(phase, []).append(seconds)
+    wall = _wall(results)
+    rows = [Row(phase, wall.get(phase), sum(cpu[phase]) if phase in cpu else None,
+                statistics.median(cpu[phase]) if phase in cpu else None) for phase in dict.fromkeys([*cpu, *wall])]
+    rows += [Row(IDLE, results.idle_sec, None, None)] if results.idle_sec else []
+    record = results.root / "cost.jsonl"
+    commands = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    total = sum(seconds for command in commands for key, seconds in command.items() if key != "time")
+    return [*rows, Row(ALL, None, total, None)] if commands else rows
+
+
+def _wall(results: StudyResults) -> dict[str, float]:
+    """Phase → wall seconds over all trials. A trial's work is divided as the CPU seconds of its training and evaluation, that of
+    a trial without a record of them (it was stopped) as those of all."""
+    summed = {phase: sum(trial.cpu_sec.get(phase, 0.0) for trial in results.trials) for phase in _WORK}
+    of_all = _shares(summed) or {"training": 1.0}
+    found = dict.fromkeys(("start-up", *_WORK, EARLIER), 0.0)
+    for trial in results.trials:
+        for phase, share in (_shares(trial.cpu_sec) or of_all).items():
+            found[phase] += share * trial.wall_sec.get("work", 0.0)
+        found["start-up"] += trial.wall_sec.get("start-up", 0.0)
+        found[EARLIER] += trial.wall_sec.get("earlier", 0.0)
+    return {phase: seconds for phase, seconds in found.items() if seconds > 0}
+
+
+def _shares(cpu_sec: dict[str, float]) -> dict[str, float]:
+    work = {phase: cpu_sec.get(phase, 0.0) for phase in _WORK}
+    whole = sum(work.values())
+    return {phase: seconds / whole for phase, seconds in work.items()} if whole > 0 else {}
