@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
 import time
 from typing import Any
 
@@ -11,6 +11,7 @@ from uvar_tune import provenance, seeds
 from uvar_tune.config import NAME_PATTERN, Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.orchestration.attempt import write_config
+from uvar_tune.orchestration.outcome import read_outcome
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.orchestration.study_runner import prepare_remotely
@@ -57,6 +58,8 @@ def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool)
         capacity(config)
         check_shared(files.root)
         assets = prepare_remotely(config, files, follower)
+        if replay and read_outcome(directory, _seeds(config, replay)):
+            shutil.rmtree(directory)  # a replay that has ended is made anew
         write_config(directory, config)
         sink.watch_trial(0, directory, params=run_parameters(config, {"verdict": config.verdict or "none"}),
                          tags=origin_tags(provenance.origin()))
@@ -66,26 +69,25 @@ def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool)
                "run_name": f"train-{time.time_ns()}", "ray_directory": str(files.directory / "ray"),
                "worker_retries": config.run.max_attempts - 1}
         with follower.following("training", directory / "metrics.jsonl", config.training.images):
-            result = _fit(job, files)
+            result = _fit(job)
         complete = result["outcome"] == "complete"
         sink.finish_trial(0, status="FINISHED" if complete else "FAILED", metrics=result["scores"] if complete else None)
         return result
 
 
-def _fit(job: dict[str, Any], files: StudyFiles) -> dict[str, Any]:
+def _fit(job: dict[str, Any]) -> dict[str, Any]:
     """Run the worker group to its end; a failure is an outcome with the worker's own message."""
     from ray.train import FailureConfig
 
-    from uvar_tune.orchestration.trial import RESULT, LastReport, fit, root_cause
+    from uvar_tune.orchestration.trial import fit, root_cause
 
-    last = LastReport(files.directory / "result.json")
     try:
-        fit(job, callbacks=[last], failure=FailureConfig(max_failures=job["worker_retries"]))
+        fit(job, failure=FailureConfig(max_failures=job["worker_retries"]))
     except KeyboardInterrupt:
         raise
     except Exception as error:  # whatever a worker raised
         return {"outcome": "crashed", "reason": root_cause(error)}
-    return json.loads(last.read()[RESULT])
+    return read_outcome(job["directory"], job["seeds"])
 
 
 def _seeds(config: Config, replay: bool) -> dict[str, int]:

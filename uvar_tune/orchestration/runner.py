@@ -11,6 +11,7 @@ from typing import Any
 from uvar_tune import provenance
 from uvar_tune.config import Config
 from uvar_tune.orchestration.attempt import write_config
+from uvar_tune.orchestration.outcome import read_outcome
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.files import StudyFiles
@@ -44,7 +45,7 @@ class Runner:
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         hands = _Hands(self, work)
-        searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended)
+        searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended, hands.outcome)
         tuner = tune.Tuner(
             tune.with_resources(trainable, ON_HEAD),
             tune_config=tune.TuneConfig(search_alg=searcher, scheduler=RungStopper(searcher), num_samples=-1),
@@ -86,6 +87,9 @@ class _Hands:
         shown = ", ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in proposal.values.items())
         again = f", attempt {proposal.attempt}" if proposal.attempt > 1 else ""
         self._say(f"{name} ({proposal.kind}{again}): {shown}")
+
+    def outcome(self, proposal: Proposal) -> dict[str, Any] | None:
+        return read_outcome(self._directory(proposal), proposal.seeds)
 
     def ended(self, proposal: Proposal, result: dict[str, Any]) -> None:
         name, number, outcome = self._work.name(proposal), proposal.number, result["outcome"]

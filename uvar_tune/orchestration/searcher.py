@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from uvar_tune.orchestration.trial import RESULT, RUNG
+from uvar_tune.orchestration.trial import CRASH, RUNG
 from uvar_tune.study.search import STOPPED, Proposal
 
 _LOST = {"outcome": "crashed", "reason": "the process that drives the trial was lost"}
@@ -36,13 +36,15 @@ class StudySearcher(_Stateless, Searcher):
     Args:
         job: makes the trainable's configuration from a proposal.
         started, ended: told of each attempt; ``ended`` gets the proposal and its result.
+        outcome: how an attempt at the proposal ended, as it lies on disk; None while it does not.
     """
 
     def __init__(self, work: Work, concurrent: int, job: Callable[[Proposal], dict[str, Any]],
-                 started: Callable[[Proposal], None], ended: Callable[[Proposal, dict[str, Any]], None]):
+                 started: Callable[[Proposal], None], ended: Callable[[Proposal, dict[str, Any]], None],
+                 outcome: Callable[[Proposal], dict[str, Any] | None]):
         super().__init__()
         self._work, self._concurrent, self._job = work, concurrent, job
-        self._started, self._ended = started, ended
+        self._started, self._ended, self._outcome = started, ended, outcome
         self._live: dict[str, Proposal] = {}
         self._stopped: dict[str, dict[str, Any]] = {}
 
@@ -52,12 +54,14 @@ class StudySearcher(_Stateless, Searcher):
     def suggest(self, trial_id: str):
         if len(self._live) >= self._concurrent:
             return None
-        proposal = self._work.ask()
-        if proposal is None:
-            return None if self._live else Searcher.FINISHED
-        self._live[trial_id] = proposal
-        self._started(proposal)
-        return self._job(proposal)
+        while (proposal := self._work.ask()) is not None:
+            self._started(proposal)
+            known = self._outcome(proposal)  # of an attempt that had ended when its driver died
+            if known is None:
+                self._live[trial_id] = proposal
+                return self._job(proposal)
+            self._ended(proposal, known)
+        return None if self._live else Searcher.FINISHED
 
     def reached(self, trial_id: str, rung: dict[str, Any]) -> bool:
         """Note what a trial scored at a rung; whether it stops here."""
@@ -71,9 +75,9 @@ class StudySearcher(_Stateless, Searcher):
         proposal = self._live.pop(trial_id, None)
         if proposal is None:
             return
-        told = (result or {}).get(RESULT)
-        stopped = self._stopped.pop(trial_id, None)
-        self._ended(proposal, json.loads(told) if told else stopped or _LOST)
+        crash = (result or {}).get(CRASH)
+        told = self._stopped.pop(trial_id, None) or self._outcome(proposal)
+        self._ended(proposal, told or ({"outcome": "crashed", "reason": crash} if crash else _LOST))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the Optuna storage holds all."""
@@ -91,5 +95,5 @@ class RungStopper(_Stateless, FIFOScheduler):
 
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:
         rung = result.get(RUNG)
-        stop = rung is not None and RESULT not in result and self._searcher.reached(trial.trial_id, json.loads(rung))
+        stop = rung is not None and self._searcher.reached(trial.trial_id, json.loads(rung))
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

@@ -6,28 +6,26 @@ checkpoint whichever process died; neither Tune's nor Train's own state is kept.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-RESULT, RUNG = "uvar_result", "uvar_rung"
+CRASH, ENDED, RUNG = "uvar_crash", "uvar_ended", "uvar_rung"  # what is reported; how it ended lies in the trial's directory
 
 
 def trainable(job: dict[str, Any]) -> None:
-    """Tune trainable: fit a TorchTrainer and report how the attempt ended (one JSON text under `RESULT`)."""
+    """Tune trainable: fit a TorchTrainer; a failure is reported as `CRASH`, with its own message."""
     try:
         fit(job, callbacks=[TuneReportCallback()], failure=FailureConfig(max_failures=job["worker_retries"]))
     except Exception as error:  # whatever a worker raised: its own message is the reason of this attempt's crash
-        tune.report({RESULT: json.dumps({"outcome": "crashed", "reason": root_cause(error)})})
+        tune.report({CRASH: root_cause(error)})
 
 
 def fit(job: dict[str, Any], *, callbacks=(), failure=None) -> None:
-    """Run the worker group of ``job`` to its end; the last report of rank 0 goes to the callbacks."""
+    """Run the worker group of ``job`` to its end; what rank 0 reports goes to the callbacks."""
     from uvar_tune.orchestration.worker import work
 
     run = job["config"]["run"]
@@ -55,19 +53,3 @@ def root_cause(error: BaseException) -> str:
         error = inner
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:1000]
-
-
-
-class LastReport(UserCallback):
-    """Keeps rank 0's last report in a file (Train's controller, another process, calls it)."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def after_report(self, run_context, metrics, checkpoint) -> None:
-        staged = self._path.with_suffix(".tmp")
-        staged.write_text(json.dumps(metrics[0]))
-        staged.replace(self._path)
-
-    def read(self) -> dict[str, Any]:
-        return json.loads(self._path.read_text())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from uvar_tune.orchestration.trial import RESULT, RUNG
+from uvar_tune.orchestration.outcome import write_outcome
+from uvar_tune.orchestration.trial import ENDED, RUNG
 
 
 def work(job: dict[str, Any]) -> None:
-    """Train, evaluate and report one attempt; rank 0 reports how it ended."""
+    """Train and evaluate one attempt; rank 0 writes down how it ended, and reports that it did."""
     import ray.train
     import ray.train.torch
     import torch
@@ -21,7 +22,9 @@ def work(job: dict[str, Any]) -> None:
     result = run_attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(),
                          device=ray.train.torch.get_device(), wrap=_wrap,
                          report=lambda rung: ray.train.report({RUNG: json.dumps(rung)}))
-    ray.train.report({RESULT: json.dumps(result)})
+    if context.get_world_rank() == 0:
+        write_outcome(job["directory"], job["seeds"], result)
+    ray.train.report({ENDED: result["outcome"]})
 
 
 def _wrap(model):

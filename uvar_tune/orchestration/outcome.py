@@ -1,0 +1,30 @@
+"""How an attempt ended, on disk before anybody is told: `ended.json` in the trial's directory.
+
+A report can be lost with the process that carries it; what lies in the directory is found by this driver or by the next one,
+which then tells it without running anything again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_FILE = "ended.json"
+
+
+def write_outcome(directory: str | Path, seeds: dict[str, int], result: dict[str, Any]) -> None:
+    """Rank 0's last act. NaN cannot be written: it never becomes a score."""
+    path = Path(directory) / _FILE
+    staged = path.with_suffix(".tmp")
+    staged.write_text(json.dumps({"seeds": seeds, "result": result}, allow_nan=False))
+    staged.replace(path)
+
+
+def read_outcome(directory: str | Path, seeds: dict[str, int]) -> dict[str, Any] | None:
+    """The result of an attempt that ran with these seeds; None while there is none."""
+    path = Path(directory) / _FILE
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text())
+    return kept["result"] if kept["seeds"] == seeds else None
