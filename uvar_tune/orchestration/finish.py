@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from uvar_tune.config import Config
-from uvar_tune.reporting import costs, ranked_table, write_report
+from uvar_tune.reporting import ranked_table, write_report
+from uvar_tune.reporting.costs import costs
 from uvar_tune.study.export import UNCONFIRMED, export_trial
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.load import load_results

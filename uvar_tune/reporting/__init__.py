@@ -1,7 +1,6 @@
 """What a study found, for people: the ranked table at the terminal, figures, and one page that needs no network."""
 
-from uvar_tune.reporting.costs import costs
 from uvar_tune.reporting.page import write_report
 from uvar_tune.reporting.table import ranked_table
 
-__all__ = ["costs", "ranked_table", "write_report"]
+__all__ = ["ranked_table", "write_report"]
