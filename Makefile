@@ -1,4 +1,4 @@
-# make study: the handwritten-digits study, end to end.   make test: the tests.   Both set up .venv first.
+# make study: the handwritten-digits study, end to end.   make test: the tests.   make faults, make soak: what is killed.   Each sets up .venv.
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python

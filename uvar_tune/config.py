@@ -127,6 +127,8 @@ class Tokenizer(Section):
     images: Positive = 32_000
     batch_size: Positive = 64
     learning_rate: PositiveFloat = 2e-3
+    lpips_weight: Annotated[float, Field(ge=0)] = 0.0  # of LPIPS beside the squared error; its weights must be at hand
+    lpips_network: Literal["vgg", "alex", "squeeze"] = "vgg"
     crops: Positive = 1
 
     @model_validator(mode="after")

@@ -55,6 +55,15 @@ def test_draw_inverts_the_cumulative_distribution():
     assert draw(logits.expand(1, 7, 6), uniform[None])[0].tolist() == [1, 1, 1, 3, 3, 4, 4]
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (1, 0.0), (7, 0.0), (0, 0.8), (40, 0.5)])
+def test_draw_takes_only_what_the_filter_keeps(top_k, top_p):
+    generator = torch.Generator().manual_seed(2)
+    logits, uniform = 2 * torch.randn(3, 500, 64, generator=generator), torch.rand(3, 500, generator=generator)
+    found = draw(logits, uniform, top_k, top_p)
+    assert torch.equal(found, draw(filter_logits(logits, top_k, top_p), uniform))
+    assert torch.isfinite(filter_logits(logits, top_k, top_p).gather(-1, found[..., None])).all()
+
+
 def test_no_impossible_token_is_drawn_at_the_end():
     logits = torch.randn(2000, 300, generator=torch.Generator().manual_seed(1))
     logits[:, -100:] = -torch.inf

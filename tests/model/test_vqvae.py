@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import VQVAE
-from uvar_tune.model.autoencoder import Upsample
+from uvar_tune.model import VQVAE, autoencoder
+from uvar_tune.model.autoencoder import Upsample, in_parts
 from uvar_tune.model.scales import phi_index
 
 
@@ -69,6 +71,19 @@ def test_upsampling_is_nearest_and_a_convolution():
     x = torch.randn(2, 6, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     wanted = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     assert torch.allclose(layer(x), wanted, rtol=0, atol=1e-13)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout_from", [0, 2**17])
+def test_networks_in_parts_give_what_they_give_whole(vqvae, images, monkeypatch, layout_from):
+    """5 images in parts of 1, 2 and 4 at the three resolutions, with the channels last and not."""
+    monkeypatch.setattr(autoencoder, "CACHED_NUMBERS", 2**14)
+    monkeypatch.setattr(autoencoder, "CHANNELS_LAST_NUMBERS", layout_from)
+    vqvae, images = copy.deepcopy(vqvae).double(), images.double()
+    features = vqvae.encoder(images)
+    for network, given, wanted in ((vqvae.encoder, images, features), (vqvae.decoder, features, vqvae.decoder(features))):
+        found = in_parts(network, given, 16)
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-10) and found.is_contiguous()
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),

@@ -139,9 +139,9 @@ def test_training_starts_from_what_is_named(place, tmp_path):
         new_var(config.with_values({"training.init_from": str(tmp_path)}), vqvae, 3, seed=9)
 
 
-def test_a_tokenizer_of_other_sizes_is_refused(place, tmp_path):
+def test_another_tokenizer_is_refused(place, tmp_path):
     save_tokenizer(tmp_path / "other", VQVAE(**{**TOKENIZER, "vocab_size": 48}))
-    with pytest.raises(ConfigError, match=r"head.weight has shape \(32, 32\), expected \(48, 32\)"):
+    with pytest.raises(ConfigError, match="other is not the tokenizer that this checkpoint was trained with"):
         restore(place / "ours", tokenizer=str(tmp_path / "other"))
 
 

@@ -15,8 +15,7 @@ from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import Origin, Protocol, ProtocolMismatch
-from uvar_tune.model.scales import split
-from uvar_tune.orchestration.build import new_var, objective_of
+from uvar_tune.orchestration.build import new_var, training_loss
 from uvar_tune.orchestration.evaluation import Request, run_evaluation
 from uvar_tune.orchestration.prepare import prepare
 from uvar_tune.orchestration.restore import find
@@ -50,11 +49,7 @@ def train_small(config, cache, directory):
     assets = prepare(config, cache, directory / "prepare.jsonl")
     vqvae = load_tokenizer(assets.tokenizer).eval().requires_grad_(False)
     var, t = new_var(config, vqvae, assets.num_classes, seed=3), config.training
-    compute = objective_of(config, dataclasses.asdict(assets), vqvae, "cpu")
-
-    def loss(model, tokenizer, tokens_BL, labels_B, noise):
-        return compute(model(labels_B, tokenizer.teacher_input(split(tokens_BL, tokenizer.scales)), **noise), tokens_BL)
-
+    loss = training_loss(config, dataclasses.asdict(assets), vqvae, var, "cpu")
     events = train(var, vqvae, TokenCache.open(assets.tokens["train"]), loss=loss, images=t.images, batch_size=t.batch_size,
                    learning_rate=t.learning_rate, schedule=t.schedule, warmup_images=t.warmup_images,
                    final_ratio=t.final_ratio, weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=3,

@@ -10,7 +10,7 @@ import yaml
 from commands import TINY
 
 pytestmark = pytest.mark.ray
-TRIALS = 6
+TRIALS, RUNG = 6, 6400
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,9 @@ def stopped_study(ray_cluster, root, tmp_path_factory):
     space = {"objective.lambda_1": TINY["space"]["objective.lambda_1"],
              "training.learning_rate": {"role": "nuisance", "type": "float", "low": 1e-9, "high": 1e-8, "log": True}}
     study = {**TINY["study"], "name": "stopped", "trials": TRIALS, "startup_trials": TRIALS, "pruner": "successive_halving",
-             "rungs": [3200], "rung_samples": 100}
-    tree = {**TINY, "study": study, "training": {**TINY["training"], "images": 12800}, "space": space,
+             "rungs": [RUNG], "rung_samples": 100}
+    tree = {**TINY, "study": study, "model": {**TINY["model"], "width": 64},
+            "training": {**TINY["training"], "images": 4 * RUNG, "learning_rate": 4e-3}, "space": space,
             "run": {"root": str(root), "max_concurrent": 1}}
     path = tmp_path_factory.mktemp("stopped") / "space.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -31,14 +32,14 @@ def stopped_study(ray_cluster, root, tmp_path_factory):
 
 def test_five_stops_in_a_row(stopped_study):
     text, directory = stopped_study
-    assert [int(number) for number in re.findall(r"trial (\d): stopped \(after 3,200 images", text)] == list(range(1, TRIALS))
+    assert [int(number) for number in re.findall(rf"trial (\d): stopped \(after {RUNG:,} images", text)] == list(range(1, TRIALS))
     assert "trial 0: fid" in text and "1 complete" in text
     for number in range(1, TRIALS):
         lines = (directory / "trials" / f"{number:05d}" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         rungs = [record for record in records if record["kind"] == "metrics" and "rung/fid" in record["values"]]
-        assert [record["images"] for record in rungs] == [3200]
-        assert max(record["images"] for record in records if "images" in record) < 12800
+        assert [record["images"] for record in rungs] == [RUNG]
+        assert max(record["images"] for record in records if "images" in record) < 4 * RUNG
 
 
 def test_nothing_is_left_of_stopped_trials(stopped_study, ray_cluster):

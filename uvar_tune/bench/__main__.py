@@ -16,11 +16,13 @@ from typing import Any
 
 from uvar_tune.errors import ConfigError
 
-BENCHMARKS = {"loss": ("uvar_tune.bench.loss", "the fused objective against plain cross-entropy and autograd"),
+BENCHMARKS = {"data": ("uvar_tune.bench.data", "reading the token cache against encoding the images"),
+              "loss": ("uvar_tune.bench.loss", "the fused objective against plain cross-entropy and autograd"),
               "model": ("uvar_tune.bench.model", "tokenising, training and sampling, against the official code (--official PATH)"),
               "profile": ("uvar_tune.bench.profile", "searching CFG with the rest against profiling each checkpoint"),
               "start": ("uvar_tune.bench.start", "from a trial's start to its first step, against a plain nested trial"),
-              "study": ("uvar_tune.bench.study", "what asking, reporting and telling cost the driver")}
+              "study": ("uvar_tune.bench.study", "what asking, reporting and telling cost the driver"),
+              "train": ("uvar_tune.bench.train", "a training step and its memory, against the official code (--official PATH)")}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 CACHED_NUMBERS = 2**20  # float32: 4 MiB
+CHANNELS_LAST_NUMBERS = 2**17  # of an image, from which convolutions are faster with the channels last
 LevelOf = tuple[Callable[[torch.Tensor], torch.Tensor], int, int]  # what runs, its channels, halvings of the size there
 
 
@@ -200,9 +201,9 @@ def in_parts(network: Encoder | Decoder, x_BCHW: torch.Tensor, size: int) -> tor
     """
     if x_BCHW.device.type != "cpu":
         return network(x_BCHW)
-    x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
     for run, channels, halvings in network.levels():
-        images = max(1, CACHED_NUMBERS // (channels * (size >> halvings) ** 2))
-        parts = [run(part) for part in x_BCHW.split(images)]
+        numbers = channels * (size >> halvings) ** 2
+        fast = torch.channels_last if numbers >= CHANNELS_LAST_NUMBERS else torch.contiguous_format
+        parts = [run(part.contiguous(memory_format=fast)) for part in x_BCHW.split(max(1, CACHED_NUMBERS // numbers))]
         x_BCHW = torch.cat(parts) if len(parts) > 1 else parts[0]
     return x_BCHW.contiguous()

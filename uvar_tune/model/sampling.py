@@ -17,9 +17,9 @@ import torch
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.model.attention import LayerCache
-from uvar_tune.model.branches import modulate
 from uvar_tune.model.filtering import check_filter, draw, guidance
 from uvar_tune.model.scales import boundaries, positions, split
+from uvar_tune.model.transformer import modulate
 from uvar_tune.model.var import VAR
 from uvar_tune.model.vqvae import VQVAE
 from uvar_tune.seeds import generator

@@ -6,12 +6,18 @@ Legend: B batch, L positions, C width.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from uvar_tune.model.attention import Attend, SelfAttention
-from uvar_tune.model.branches import feed_forward, gated, modulate
 
+EPS = 1e-6
 Modulation = tuple[torch.Tensor, ...]  # gamma1, gamma2, scale1, scale2, shift1, shift2, each (B, 1, C)
+
+
+def modulate(x_BLC: torch.Tensor, scale_B1C: torch.Tensor, shift_B1C: torch.Tensor) -> torch.Tensor:
+    """LN(x)·(1 + scale) + shift."""
+    return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS), 1 + scale_B1C)
 
 
 class SharedAdaLinear(nn.Linear):
@@ -31,7 +37,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BLC: torch.Tensor) -> torch.Tensor:
-        return feed_forward(x_BLC, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return self.fc2(F.gelu(self.fc1(x_BLC), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -64,8 +70,8 @@ class Block(nn.Module):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         if gate_2B is not None:
             gamma1, gamma2 = gamma1 * gate_2B[0, :, None, None], gamma2 * gate_2B[1, :, None, None]
-        x_BLC = gated(x_BLC, self.attn(modulate(x_BLC, scale1, shift1), attend), gamma1)
-        return gated(x_BLC, self.ffn(modulate(x_BLC, scale2, shift2)), gamma2)
+        x_BLC = torch.addcmul(x_BLC, self.attn(modulate(x_BLC, scale1, shift1), attend), gamma1)
+        return torch.addcmul(x_BLC, self.ffn(modulate(x_BLC, scale2, shift2)), gamma2)
 
 
 class HeadNorm(nn.Module):

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from uvar_tune import seeds
 from uvar_tune.config import Config, content_hash
 from uvar_tune.data import TokenCache, load_images
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import VAR, start_from
+from uvar_tune.model import VAR, VQVAE, start_from
 from uvar_tune.model.scales import split
 from uvar_tune.objective import CompositeLoss, LossTerms, build_classes, build_reference
 from uvar_tune.training import latest_valid, load_checkpoint, tokenizer_hash
@@ -33,6 +34,21 @@ def tokenizer_settings(config: Config) -> dict[str, Any]:
     return {"vocab_size": t.vocab_size, "code_dim": t.code_dim, "channels": t.channels, "scales": t.scales,
             "channel_multipliers": t.channel_multipliers, "quant_resi": t.quant_resi,
             "share_quant_resi": t.share_quant_resi, "beta": t.beta}
+
+
+def tokenizer_plan(config: Config) -> dict[str, Any]:
+    """The arguments of `train_tokenizer` that decide what a tokenizer becomes."""
+    t = config.tokenizer
+    lpips = {"lpips_weight": t.lpips_weight, "lpips_network": t.lpips_network} if t.lpips_weight else {}
+    return {"images_total": t.images, "batch_size": t.batch_size, "learning_rate": t.learning_rate,
+            "seed": seeds.derive(config.study.seed, "prepare", 0, "tokenizer"), **lpips}
+
+
+def new_vqvae(config: Config) -> VQVAE:
+    """A fresh tokenizer, the same on every rank (the process's own random state stays as it is)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(tokenizer_plan(config)["seed"])
+        return VQVAE(**tokenizer_settings(config))
 
 
 def new_var(config: Config, vqvae, num_classes: int, seed: int, *, empty: bool = False) -> VAR:
@@ -88,11 +104,20 @@ FUSED_FROM = 1024  # codes from which the logits of a batch are worth not being 
 
 def training_loss(config: Config, assets: dict[str, Any], vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
     """The ``loss`` of `train`: (model, vqvae, tokens_BL, labels_B, noise) → LossTerms under this configuration."""
+    compute = batch_loss(config, assets, vqvae, bare, device)
+
+    def loss(model, tokenizer, tokens_BL, labels_B, noise):
+        return compute(model, tokenizer.teacher_input(split(tokens_BL, tokenizer.scales)), tokens_BL, labels_B, noise)
+
+    return loss
+
+
+def batch_loss(config: Config, assets: dict[str, Any], vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
+    """(model, teacher_input, tokens_BL, labels_B, noise) → LossTerms under this configuration."""
     objective = CompositeLoss(**loss_arguments(config, assets, vqvae, device), device=device)
     fused = config.training.fused == "on" or (config.training.fused == "auto" and vqvae.vocab_size >= FUSED_FROM)
 
-    def loss(model, tokenizer, tokens_BL, labels_B, noise):
-        teacher_input = tokenizer.teacher_input(split(tokens_BL, tokenizer.scales))
+    def loss(model, teacher_input, tokens_BL, labels_B, noise):
         if fused:
             hidden_BLD = model(labels_B, teacher_input, hidden=True, **noise)
             return objective.fused(hidden_BLD, bare.head.weight, bare.head.bias, tokens_BL)

@@ -71,7 +71,7 @@ def run_edit(request: Request, say: Callable[[str], None]) -> None:
     rows = [_completed(request, one, image_3SS, known_SS, say) for one in opened]
     label = "no label" if request.label is None else f"label {request.label}"
     about = f"{task}, {label}, CFG {request.sampling['cfg_scale']:g} ({CFG_CONVENTION}, ramp {request.sampling['cfg_ramp']:g})"
-    save_picture(request.out, image_3SS, known_SS, rows, first_seed=request.seed, title=f"{about}, {seen}")
+    save_picture(request.out, image_3SS, known_SS, rows, first_seed=request.seed, title=f"{about}, image {seen}")
     say(f"{request.out}: {request.count} completions of {request.image}, {about}; "
         + "; ".join(f"{name} {where}" for name, _, _, where in opened))
 

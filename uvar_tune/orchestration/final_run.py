@@ -52,6 +52,7 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
 
 def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool) -> dict[str, Any]:
     from uvar_tune.orchestration.resources import capacity, check_shared, cluster
+    from uvar_tune.orchestration.trial import run_group
 
     directory, follower = files.trial(0), Follower(say)
     with cluster(say), Interruptible(say):
@@ -69,25 +70,10 @@ def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool)
                "run_name": f"train-{time.time_ns()}", "ray_directory": str(files.directory / "ray"),
                "worker_retries": config.run.max_attempts - 1}
         with follower.following("training", directory / "metrics.jsonl", config.training.images):
-            result = _fit(job)
+            result = run_group(job)
         complete = result["outcome"] == "complete"
         sink.finish_trial(0, status="FINISHED" if complete else "FAILED", metrics=result["scores"] if complete else None)
         return result
-
-
-def _fit(job: dict[str, Any]) -> dict[str, Any]:
-    """Run the worker group to its end; a failure is an outcome with the worker's own message."""
-    from ray.train import FailureConfig
-
-    from uvar_tune.orchestration.trial import fit, root_cause
-
-    try:
-        fit(job, failure=FailureConfig(max_failures=job["worker_retries"]))
-    except KeyboardInterrupt:
-        raise
-    except Exception as error:  # whatever a worker raised
-        return {"outcome": "crashed", "reason": root_cause(error)}
-    return read_outcome(job["directory"], job["seeds"])
 
 
 def _seeds(config: Config, replay: bool) -> dict[str, int]:

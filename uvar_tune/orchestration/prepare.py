@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from uvar_tune import seeds
 from uvar_tune.config import Config, content_hash
 from uvar_tune.data import build_token_cache
 from uvar_tune.evaluation import load_classifier, open_extractor, save_classifier, train_classifier
-from uvar_tune.model import VQVAE
 from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
-from uvar_tune.orchestration.build import calibration, load_split, tokenizer_settings
+from uvar_tune.orchestration.build import calibration, load_split, new_var, new_vqvae, tokenizer_plan, tokenizer_settings
+from uvar_tune.orchestration.reconstruction import reconstruction
 from uvar_tune.tracking.record import Recorder
 from uvar_tune.training import Alarm, Progress, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
 
@@ -63,6 +62,8 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
     names = list(images["train"].class_names)
     assets = Assets(str(tokenizer), tokens, str(cache), len(names), names, {split: images[split].sha256 for split in images},
                     classifier, facts)
+    if config.training.init_from is not None:
+        new_var(config, vqvae, len(names), seed=0)  # a file that does not fit ends the study here
     facts["references"] = _references(config, dataclasses.asdict(assets), vqvae)
     facts["cpu_sec"] = time.process_time() - began
     recorder.event("prepared", **facts)
@@ -73,40 +74,24 @@ def _tokenizer(config: Config, cache: Path, images, recorder: Recorder) -> tuple
     """The directory of the tokenizer (or the file given) and what is known of it."""
     if config.tokenizer.path is not None:
         return Path(config.tokenizer.path), {}
-    t, settings = config.tokenizer, tokenizer_settings(config)
-    plan = {"images_total": t.images, "batch_size": t.batch_size, "learning_rate": t.learning_rate,
-            "seed": seeds.derive(config.study.seed, "prepare", 0, "tokenizer")}
+    settings, plan = tokenizer_settings(config), tokenizer_plan(config)
     key = content_hash({"settings": settings, "plan": plan, "images": images["train"].sha256})
     directory = cache / "tokenizers" / key
     if not (directory / "facts.json").exists():
         _say(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan["seed"])
-            vqvae = VQVAE(**settings)
+        vqvae = new_vqvae(config)
         for event in train_tokenizer(vqvae, images["train"], **plan):
             if isinstance(event, Progress):
                 recorder.metrics(event.images, event.values)
             elif isinstance(event, Alarm):
                 _say(recorder, f"tokenizer: {event.text}")
-        facts = _reconstruction(vqvae.eval(), images["validation"])
+        facts = reconstruction(vqvae.eval(), images["validation"])
         save_tokenizer(directory, vqvae)
         (directory / "facts.json").write_text(json.dumps(facts))
     facts = json.loads((directory / "facts.json").read_text())
     _say(recorder, f"tokenizer: held-out reconstruction MSE {facts['reconstruction_mse']:.4f} (pixels in [-1, 1]), "
-                   f"{facts['codes_in_use']:.0f} of {t.vocab_size} codes in use")
+                   f"{facts['codes_in_use']:.0f} of {config.tokenizer.vocab_size} codes in use")
     return directory, facts
-
-
-@torch.no_grad()
-def _reconstruction(vqvae, images, chunk: int = 64) -> dict[str, float]:
-    """Mean squared error of held-out images after a round trip through their tokens, and how many codes these use."""
-    squared, used = 0.0, torch.zeros(vqvae.vocab_size, dtype=torch.bool)
-    for start in range(0, len(images.images), chunk):
-        pixels = torch.as_tensor(images.images[start:start + chunk]).float() / 127.5 - 1
-        tokens = vqvae.encode(pixels)
-        squared += float((vqvae.decode(tokens) - pixels).square().mean(dim=(1, 2, 3)).sum())
-        used[torch.cat(tokens, 1).flatten()] = True
-    return {"reconstruction_mse": squared / len(images.images), "codes_in_use": float(used.sum())}
 
 
 def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vqvae, recorder: Recorder) -> Path:

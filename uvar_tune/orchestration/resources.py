@@ -9,7 +9,9 @@ import socket
 import time
 import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -121,6 +123,20 @@ def capacity(config: Config) -> int:
         raise ConfigError(f"a trial asks for {run.workers} workers with {need['CPU']:g} CPUs and {need['GPU']:g} GPUs "
                           f"together; the cluster has {describe()}", where="run.workers")
     return min(fits, run.max_concurrent or fits)
+
+
+def remotely(config: Config, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)``, run as one task on a node that has what a worker needs.
+
+    Raises:
+        ConfigError: its own.
+    """
+    run = config.run
+    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=2)(function)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, ConfigError) else error) from None
 
 
 def check_shared(directory: Path) -> None:

@@ -29,7 +29,7 @@ def weights_that_run(config: Config, job: dict[str, Any], vqvae, device) -> tupl
     ran: dict[str, Any] = {name: 0.0 for name, _ in asked.values()}
     if any(share for _, share in asked.values()):
         weights = scored_weights(job["baseline"])
-        baseline = new_var(config, vqvae, job["assets"]["num_classes"], seed=0).to(device)
+        baseline = new_var(config, vqvae, job["assets"]["num_classes"], seed=0, empty=True).to(device)
         baseline.load_state_dict(weights)
         plain = config.with_values({**ran, "objective.lambda_unit": "raw"})
         shares = shares_at(plain, job["assets"], baseline.eval(), vqvae, device)

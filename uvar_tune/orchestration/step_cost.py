@@ -9,15 +9,15 @@ import dataclasses
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
-from uvar_tune.model.scales import split
-from uvar_tune.orchestration.build import new_var, objective_of
+from uvar_tune.orchestration.build import new_var, training_loss
 from uvar_tune.orchestration.prepare import Assets
 from uvar_tune.training import Progress, train
 
@@ -33,25 +33,23 @@ def step_cost(config: Config, assets: Assets, vqvae, device: str,
     """
     config = config.with_values({"objective.lambda_unit": "raw"})  # what a step costs does not depend on the value of λ
     arms = {"baseline": config.with_values({"objective.lambda_1": 0.0, "objective.lambda_2": 0.0}), "ours": config}
-    memory = {name: _memory(arm, assets, vqvae, device) for name, arm in arms.items()}
-    streams = {name: _steps(arm, assets, vqvae, device) for name, arm in arms.items()}
+    memory = {name: step_memory(partial(step_of, arm, assets, vqvae, device), device) for name, arm in arms.items()}
+    steps = {name: step_of(arm, assets, vqvae, device) for name, arm in arms.items()}
     took: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(WARM + STEPS):
         for name in sorted(arms, reverse=bool(turn % 2)):
             began = time.perf_counter()
-            next(streams[name][1])
-            _wait(device)
+            steps[name][1]()
+            wait(device)
             took[name].append(time.perf_counter() - began)
         progress(turn + 1, WARM + STEPS)
         if turn + 1 >= WARM + LEAST_STEPS and sum(map(sum, took.values())) > 2 * MOST_SEC:
             progress(WARM + STEPS, WARM + STEPS)
             break
-    for _, stream in streams.values():
-        stream.close()
     batch = config.training.batch_size
-    steps = len(TokenCache.open(assets.tokens["train"]).labels_N) / batch
-    return {name: {"parameters": float(sum(p.numel() for p in streams[name][0].parameters())), "batch_size": float(batch),
-                   "memory_gib": memory[name] / _GIB, "epoch_sec": statistics.median(took[name][WARM:]) * steps} for name in arms}
+    epoch = len(TokenCache.open(assets.tokens["train"]).labels_N) / batch
+    return {name: {"parameters": float(sum(p.numel() for p in steps[name][0].parameters())), "batch_size": float(batch),
+                   "memory_gib": memory[name] / _GIB, "epoch_sec": statistics.median(took[name][WARM:]) * epoch} for name in arms}
 
 
 def hardware(device: str) -> str:
@@ -61,30 +59,36 @@ def hardware(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _steps(config: Config, assets: Assets, vqvae, device: str) -> tuple[torch.nn.Module, Iterator[Any]]:
-    """(fresh VAR, endless-enough stream of its training steps); each ``next`` is one step."""
+def step_of(config: Config, assets: Assets, vqvae, device: str,
+            loss: Callable[..., Any] | None = None) -> tuple[torch.nn.Module, Callable[[], Any]]:
+    """(fresh VAR, what runs its next training step).
+
+    Args:
+        loss: (var) → what `train` takes as its loss; by default the configuration's, on cached tokens.
+    """
     t = config.training
     var = new_var(config, vqvae, assets.num_classes, seed=0).to(device)
-    compute = objective_of(config, dataclasses.asdict(assets), vqvae, device)
-
-    def loss(model, tokenizer, tokens_BL, labels_B, noise):
-        teacher_input = tokenizer.teacher_input(split(tokens_BL, tokenizer.scales))
-        return compute(model(labels_B, teacher_input, **noise), tokens_BL)
-
+    chosen = loss(var) if loss else training_loss(config, dataclasses.asdict(assets), vqvae, var, device)
     images = max(t.images, (WARM + STEPS + 1) * t.batch_size)
-    events = train(var, vqvae, TokenCache.open(assets.tokens["train"]), loss=loss, images=images, batch_size=t.batch_size,
+    events = train(var, vqvae, TokenCache.open(assets.tokens["train"]), loss=chosen, images=images, batch_size=t.batch_size,
                    learning_rate=t.learning_rate, schedule=t.schedule, warmup_images=t.warmup_images,
                    final_ratio=t.final_ratio, weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=0, rank=0,
                    world_size=1, device=torch.device(device), precision=t.precision, accumulate=t.accumulate,
                    log_images=t.batch_size, checkpoint_images=images)
-    return var, (event for event in events if isinstance(event, Progress))
+    return var, partial(next, (event for event in events if isinstance(event, Progress)))
 
 
-def _memory(config: Config, assets: Assets, vqvae, device: str) -> float:
-    """Bytes of a training step in the steady state."""
-    before = torch.cuda.memory_allocated(device) if torch.device(device).type == "cuda" else 0
-    var, stream = _steps(config, assets, vqvae, device)
-    next(stream)
+def step_memory(make: Callable[[], tuple[torch.nn.Module, Callable[[], Any]]], device: str) -> float:
+    """Bytes of a training step in the steady state, of the model and step that ``make`` gives."""
+    on_gpu = torch.device(device).type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    var, step = make()
+    step()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
     kept: dict[tuple[int, int], int] = {}
     known = {p.untyped_storage().data_ptr() for p in var.parameters()}
 
@@ -94,20 +98,12 @@ def _memory(config: Config, assets: Assets, vqvae, device: str) -> float:
             kept[storage.data_ptr(), storage.nbytes()] = storage.nbytes()
         return tensor
 
-    try:
-        if torch.device(device).type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            next(stream)
-            _wait(device)
-            return torch.cuda.max_memory_allocated(device) - before
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            next(stream)
-    finally:
-        stream.close()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
     state = 4 * sum(p.numel() * p.element_size() for p in var.parameters())  # weights, gradients, two moments
     return state + sum(kept.values())
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -7,7 +7,6 @@ from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.config import Config
-from uvar_tune.errors import ConfigError
 from uvar_tune.orchestration.finish import finish
 from uvar_tune.orchestration.meter import CpuMeter
 from uvar_tune.orchestration.phases import Phases, steps_of
@@ -75,14 +74,9 @@ def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ..
 
 def prepare_remotely(config: Config, files: StudyFiles, follower: Follower) -> dict[str, Any]:
     """The assets of a study, made on a node that has what a worker needs; its progress is followed."""
-    import ray
-
     from uvar_tune.orchestration.prepare import prepare
+    from uvar_tune.orchestration.resources import remotely
 
-    run, record = config.run, files.directory / "prepare.jsonl"
-    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=2)(prepare)
+    record = files.directory / "prepare.jsonl"
     with follower.following("prepare", record, config.tokenizer.images):
-        try:
-            return dataclasses.asdict(ray.get(task.remote(config, files.cache, record)))
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, ConfigError) else error) from None
+        return dataclasses.asdict(remotely(config, prepare, config, files.cache, record))

@@ -13,6 +13,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from uvar_tune.orchestration.outcome import read_outcome
+
 CRASH, ENDED, RUNG = "uvar_crash", "uvar_ended", "uvar_rung"  # what is reported; how it ended lies in the trial's directory
 
 
@@ -24,8 +26,27 @@ def trainable(job: dict[str, Any]) -> None:
         tune.report({CRASH: root_cause(error)})
 
 
-def fit(job: dict[str, Any], *, callbacks=(), failure=None) -> None:
-    """Run the worker group of ``job`` to its end; what rank 0 reports goes to the callbacks."""
+def run_group(job: dict[str, Any], loop=None) -> dict[str, Any]:
+    """Run the worker group from the driver itself; how it ended. A failure is an outcome with the worker's own message.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once the workers are gone.
+    """
+    try:
+        fit(job, loop, failure=FailureConfig(max_failures=job["worker_retries"]))
+    except SystemExit:  # how Ray's own handler of Ctrl-C, which replaces ours meanwhile, ends the program
+        raise KeyboardInterrupt from None
+    except Exception as error:  # whatever a worker raised
+        return {"outcome": "crashed", "reason": root_cause(error)}
+    return read_outcome(job["directory"], job["seeds"])
+
+
+def fit(job: dict[str, Any], loop=None, *, callbacks=(), failure=None) -> None:
+    """Run the worker group of ``job`` to its end; what rank 0 reports goes to the callbacks.
+
+    Args:
+        loop: what each worker runs, by default the attempt at a trial.
+    """
     from uvar_tune.orchestration.worker import work
 
     run = job["config"]["run"]
@@ -33,7 +54,7 @@ def fit(job: dict[str, Any], *, callbacks=(), failure=None) -> None:
     if run["gpus_per_worker"]:
         resources["GPU"] = run["gpus_per_worker"]
     trainer = TorchTrainer(
-        work, train_loop_config=job,
+        loop or work, train_loop_config=job,
         scaling_config=ScalingConfig(num_workers=run["workers"], use_gpu=bool(run["gpus_per_worker"]),
                                      resources_per_worker=resources),
         run_config=RunConfig(name=job["run_name"], storage_path=job["ray_directory"], callbacks=list(callbacks),

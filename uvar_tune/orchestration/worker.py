@@ -27,6 +27,23 @@ def work(job: dict[str, Any]) -> None:
     ray.train.report({ENDED: result["outcome"]})
 
 
+def work_on_tokenizer(job: dict[str, Any]) -> None:
+    """Train and judge a tokenizer; rank 0 writes down how it ended."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from uvar_tune.orchestration.tokenizer_attempt import run_tokenizer_attempt
+
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, int(job["config"]["run"]["cpus_per_worker"])))
+    result = run_tokenizer_attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(),
+                                   device=ray.train.torch.get_device(), wrap=_wrap)
+    if context.get_world_rank() == 0:
+        write_outcome(job["directory"], job["seeds"], result)
+    ray.train.report({ENDED: result["outcome"]})
+
+
 def _wrap(model):
     import ray.train.torch
 

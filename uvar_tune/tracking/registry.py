@@ -61,6 +61,7 @@ METRICS = _table(
     ("learning_rate", "1", None, "Learning rate"),
     ("grad_norm", "1", None, "Gradient norm before clipping"),
     ("images_per_sec", "images/s", None, "Speed"),
+    ("held_out", "1", None, "Of images that the tokenizer was not trained on"),
     ("reconstruction_mse", "1", "minimize", "Reconstruction error, pixels in [-1, 1]"),
     ("parameters", "1", None, "Parameters of the VAR"),
     ("batch_size", "images", None, "Images a step"),

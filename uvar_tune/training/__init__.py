@@ -7,11 +7,19 @@
 from uvar_tune.training.checkpoint import Checkpoint, latest_valid, load_checkpoint, retain, save_checkpoint
 from uvar_tune.training.events import Alarm, CheckpointDue, Progress
 from uvar_tune.training.optim import SCHEDULES, parameter_groups, rate_factor
+from uvar_tune.training.perceptual import open_lpips
 from uvar_tune.training.plan import differences, require_same, resolve_precision
 from uvar_tune.training.tokenizer import train_tokenizer
-from uvar_tune.training.tokenizer_files import load_tokenizer, save_tokenizer, tokenizer_hash
+from uvar_tune.training.tokenizer_files import (
+    check_tokenizer,
+    load_tokenizer,
+    load_training_state,
+    save_tokenizer,
+    tokenizer_hash,
+)
 from uvar_tune.training.transformer import train
 
-__all__ = ["SCHEDULES", "Alarm", "Checkpoint", "CheckpointDue", "Progress", "differences", "latest_valid", "load_checkpoint",
-           "load_tokenizer", "parameter_groups", "rate_factor", "require_same", "resolve_precision", "retain",
-           "save_checkpoint", "save_tokenizer", "tokenizer_hash", "train", "train_tokenizer"]
+__all__ = ["SCHEDULES", "Alarm", "Checkpoint", "CheckpointDue", "Progress", "check_tokenizer", "differences", "latest_valid",
+           "load_checkpoint", "load_tokenizer", "load_training_state", "open_lpips", "parameter_groups", "rate_factor",
+           "require_same", "resolve_precision", "retain", "save_checkpoint", "save_tokenizer", "tokenizer_hash", "train",
+           "train_tokenizer"]

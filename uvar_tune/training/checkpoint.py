@@ -100,16 +100,18 @@ def check_checkpoint(directory: Path, *, training_state: bool) -> dict[str, Any]
     return manifest
 
 
-def latest_valid(parent: str | Path, *, on_skip: Callable[[Path, str], Any], training_state: bool = False) -> Path | None:
+def latest_valid(parent: str | Path, *, on_skip: Callable[[Path, str], Any], training_state: bool = False,
+                 check: Callable[..., Any] = check_checkpoint) -> Path | None:
     """The newest sound checkpoint in ``parent``, or None.
 
     Args:
         on_skip: told each newer one that is not used, and why.
         training_state: only one from which training can continue.
+        check: (directory, training_state=…) raises ConfigError for one that is not sound; `check_tokenizer` for stage 1.
     """
     for directory in reversed(_checkpoints(Path(parent))):
         try:
-            check_checkpoint(directory, training_state=training_state)
+            check(directory, training_state=training_state)
         except ConfigError as error:
             on_skip(directory, error.message)
         else:
@@ -117,7 +119,7 @@ def latest_valid(parent: str | Path, *, on_skip: Callable[[Path, str], Any], tra
     return None
 
 
-def retain(parent: str | Path, *, max_bytes: int) -> list[Path]:
+def retain(parent: str | Path, *, max_bytes: int, check: Callable[..., Any] = check_checkpoint) -> list[Path]:
     """Delete the oldest checkpoints until all together hold at most ``max_bytes``; never the newest sound one.
 
     Returns:
@@ -128,7 +130,7 @@ def retain(parent: str | Path, *, max_bytes: int) -> list[Path]:
     excess, deleted = sum(sizes.values()) - max_bytes, []
     if excess <= 0:
         return []
-    keep = latest_valid(parent, on_skip=lambda path, why: None)
+    keep = latest_valid(parent, on_skip=lambda path, why: None, check=check)
     for path in found:
         if excess > 0 and path != keep:
             remove_directory(path)

@@ -1,4 +1,7 @@
-"""Tokenizers on disk: a directory of ours (``vqvae.safetensors``, ``settings.json``, ``manifest.json``) or an official .pth."""
+"""Tokenizers on disk: a directory of ours (``vqvae.safetensors``, ``settings.json``, ``manifest.json``) or an official .pth.
+
+A checkpoint of their training is such a directory too, with ``training.pt`` (what continues it) beside the weights.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,43 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from uvar_tune.data.manifest import check_directory, file_sha256, write_directory
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE, load_official
 
-_WEIGHTS, _SETTINGS = "vqvae.safetensors", "settings.json"
+_WEIGHTS, _SETTINGS, _TRAINING = "vqvae.safetensors", "settings.json", "training.pt"
 
 
-def save_tokenizer(directory: str | Path, vqvae: VQVAE) -> None:
-    """Write weights and settings, whole or not at all."""
+def save_tokenizer(directory: str | Path, vqvae: VQVAE, *, training_state: dict[str, Any] | None = None) -> None:
+    """Write weights and settings, whole or not at all; with the state of a CheckpointDue, a checkpoint of its training."""
     from safetensors.torch import save_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in vqvae.state_dict().items()}
     settings = json.dumps(vqvae.settings(), indent=1)
-    write_directory(Path(directory), {_WEIGHTS: lambda path: save_file(state, path),
-                                      _SETTINGS: lambda path: path.write_text(settings)}, {})
+    writers = {_WEIGHTS: lambda path: save_file(state, path), _SETTINGS: lambda path: path.write_text(settings)}
+    if training_state is None:
+        return write_directory(Path(directory), writers, {})
+    writers[_TRAINING] = lambda path: torch.save(training_state, path)
+    write_directory(Path(directory), writers, {"images": training_state["images"]})
+
+
+def check_tokenizer(directory: Path, *, training_state: bool = False) -> dict[str, Any]:
+    """The manifest of a sound tokenizer, or, with ``training_state``, of a sound checkpoint of its training.
+
+    Raises:
+        ConfigError: what is wrong with another.
+    """
+    return check_directory(directory, needed=(_WEIGHTS, _SETTINGS, *((_TRAINING,) if training_state else ())),
+                           optional=(_TRAINING,))
+
+
+def load_training_state(directory: Path) -> dict[str, Any]:
+    """What `train_tokenizer` takes as ``start``, of a checkpoint that `check_tokenizer` found sound."""
+    return torch.load(directory / _TRAINING, map_location="cpu", weights_only=True)
 
 
 def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> VQVAE:
@@ -40,7 +64,7 @@ def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> 
         return load_official(path, scales=scales)[0]
     if not path.is_dir():
         raise ConfigError("there is no tokenizer here: neither a directory nor a .pth file", where=str(path))
-    check_directory(path, needed=(_WEIGHTS, _SETTINGS))
+    check_tokenizer(path)
     vqvae = VQVAE(**json.loads((path / _SETTINGS).read_text()))
     if scales is not None and tuple(scales) != vqvae.scales:
         raise ConfigError(f"scales {list(scales)} were given, but this tokenizer has {list(vqvae.scales)}", where=str(path))

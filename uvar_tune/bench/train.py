@@ -1,0 +1,179 @@
+"""A training step as `train` runs it: λ = 0 beside λ1, λ2 > 0, from cached tokens and tokenising each time, beside the
+official code's step where a checkout is given.
+
+Every step has loss, clipping and AdamW; ours has the reading of the data and the noise of each image besides. The columns
+are those of the paper's table of costs (Table 5): parameters, batch, memory of a device, time of an epoch (of ImageNet's
+1,281,167 images). The steps alternate; times are medians of CPU seconds of the process, one thread (on CUDA of seconds, in
+bf16). Memory is what a step holds: weights, gradients, moments and what is kept for the backward pass (on CUDA the
+allocator's peak).
+
+Legend: B images, L positions.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from uvar_tune.bench.model import FULL, SMALL, _official_networks
+from uvar_tune.config import Config
+from uvar_tune.data import ImageSet, build_token_cache
+from uvar_tune.data.image_set import to_unit
+from uvar_tune.errors import ConfigError
+from uvar_tune.model import VQVAE
+from uvar_tune.orchestration.build import batch_loss, new_vqvae
+from uvar_tune.orchestration.prepare import Assets
+from uvar_tune.orchestration.step_cost import WARM, step_memory, step_of, wait
+from uvar_tune.training import save_tokenizer
+
+EPOCH_IMAGES = 1_281_167
+WEIGHTS = {"objective.lambda_1": 0.1, "objective.lambda_2": 0.1}
+SIDES = {"baseline": {}, "ours": {**WEIGHTS, "training.fused": "off"}, "ours, fused": {**WEIGHTS, "training.fused": "on"}}
+TOKENS = ("cached", "each step")
+Step = tuple[torch.nn.Module, Callable[[], Any]]  # the model, and what runs its next step
+
+
+def run(*, small: bool = False, repeats: int = 7, official: str | None = None, device: str | None = None) -> list[dict]:
+    """A row for each side and source of tokens: images_per_sec, the columns of Table 5, and ratios of times.
+
+    ``to_baseline`` is this row's time over that of the baseline with the same tokens; ``ratio`` the official step's over
+    this row's.
+
+    Args:
+        small: a shape that takes seconds.
+        repeats: alternated steps of each side, after some that are not counted.
+        official: a checkout of FoundationVision/VAR.
+        device: `cpu` or `cuda`; None takes CUDA where there is one.
+
+    Raises:
+        ConfigError: ``official`` is no such checkout.
+    """
+    if official is not None and not (Path(official) / "models" / "var.py").is_file():
+        raise ConfigError("is no checkout of FoundationVision/VAR: there is no models/var.py", where=f"--official {official}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    shape, threads = SMALL if small else FULL, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+            makes = _makes(shape, Path(folder), official, device)
+            memory = {key: step_memory(make, device) for key, make in makes.items()}
+            made = {key: make() for key, make in makes.items()}
+            seconds = _alternated(made, repeats, device)
+    finally:
+        torch.set_num_threads(threads)
+    about = {"device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(), "threads": 1,
+             "load": round(os.getloadavg()[0], 2), "torch": torch.__version__, "repeats": repeats,
+             "length": sum(p * p for p in shape["scales"]), **{key: shape[key] for key in ("depth", "width", "vocab_size")}}
+    return [{**_row(key, made[key][0], memory[key], seconds, shape["batch"]), **about} for key in makes]
+
+
+def _row(key: tuple[str, str], var: torch.nn.Module, memory: float, seconds: dict[tuple[str, str], float], batch: int) -> dict:
+    side, tokens = key
+    row = {"side": side, "tokens": tokens, "images_per_sec": round(batch / seconds[key], 3),
+           "parameters_m": round(sum(p.numel() for p in var.parameters()) / 1e6, 3), "batch_size": batch,
+           "memory_gib": round(memory / 2**30, 4), "epoch_sec": round(EPOCH_IMAGES / batch * seconds[key]),
+           "step_sec": round(seconds[key], 4)}
+    if side == "official":
+        return row
+    theirs = seconds.get(("official", "each step"))
+    ratio = {} if theirs is None else {"ratio": round(theirs / seconds[key], 3)}
+    return {**row, "to_baseline": round(seconds[key] / seconds["baseline", tokens], 3), **ratio}
+
+
+def _alternated(made: dict[tuple[str, str], Step], repeats: int, device: str) -> dict[tuple[str, str], float]:
+    """The median time of a step of each."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    took: dict[tuple[str, str], list[float]] = {key: [] for key in made}
+    for turn in range(WARM + repeats):
+        for key in sorted(made, reverse=bool(turn % 2)):
+            began = clock()
+            made[key][1]()
+            wait(device)
+            took[key].append(clock() - began)
+    return {key: statistics.median(values[WARM:]) for key, values in took.items()}
+
+
+def configuration(shape: dict[str, Any]) -> Config:
+    """The shape as a configuration; its images are random."""
+    size = shape["scales"][-1] * 16
+    tokenizer = {**{key: shape[key] for key in ("scales", "vocab_size", "code_dim", "channels")},
+                 "channel_multipliers": (1, 1, 2, 2, 4)}
+    training = {"batch_size": shape["batch"], "images": 1000 * shape["batch"], "warmup_images": 0, "learning_rate": 1e-4}
+    return Config.model_validate({"data": {"image_size": size}, "tokenizer": tokenizer, "training": training,
+                                  "model": {key: shape[key] for key in ("depth", "width", "heads")}})
+
+
+def random_images(shape: dict[str, Any], count: int) -> ImageSet:
+    draws, size = torch.Generator().manual_seed(0), shape["scales"][-1] * 16
+    pixels = torch.randint(256, (count, 3, size, size), generator=draws, dtype=torch.uint8)
+    labels_N = torch.randint(shape["num_classes"], (count,), generator=draws)
+    return ImageSet(pixels, labels_N, [str(label) for label in range(shape["num_classes"])], "0" * 64, size)
+
+
+def _makes(shape: dict[str, Any], folder: Path, official: str | None, device: str) -> dict[tuple[str, str], Callable[[], Step]]:
+    """What makes each side, fresh."""
+    config, images = configuration(shape), random_images(shape, 4 * shape["batch"])
+    vqvae = new_vqvae(config).eval().requires_grad_(False)
+    save_tokenizer(folder / "tokenizer", vqvae)
+    build_token_cache(folder / "tokens", images, vqvae, batch=shape["batch"])
+    assets = Assets(str(folder / "tokenizer"), {"train": str(folder / "tokens")}, str(folder / "cache"), shape["num_classes"],
+                    images.class_names, {"train": images.sha256}, None, {})
+    vqvae, pixels = vqvae.to(device), to_unit(images.images[: shape["batch"]]).to(device)
+    makes: dict[tuple[str, str], Callable[[], Step]] = {}
+    for tokens in TOKENS:
+        for side, values in SIDES.items():
+            arm = config.with_values(values)
+            loss = functools.partial(_tokenising, arm, assets, vqvae, pixels, device) if tokens == "each step" else None
+            makes[side, tokens] = functools.partial(step_of, arm, assets, vqvae, device, loss)
+    if official:
+        theirs = _official_networks(shape, official)
+        makes["official", "each step"] = functools.partial(_official_step, theirs, images, pixels, device)
+    return makes
+
+
+def _tokenising(config: Config, assets: Assets, vqvae: VQVAE, pixels: torch.Tensor, device: str,
+                var: torch.nn.Module) -> Callable[..., Any]:
+    """The configuration's loss on images that are tokenised first; the tokens that `train` hands over are not looked at."""
+    compute = batch_loss(config, dataclasses.asdict(assets), vqvae, var, device)
+
+    def loss(model, tokenizer, tokens_BL, labels_B, noise):
+        tokens, teacher_input = tokenizer.encode(pixels, with_teacher_input=True)
+        return compute(model, teacher_input, torch.cat(tokens, dim=1), labels_B, noise)
+
+    return loss
+
+
+def _official_step(networks: tuple[torch.nn.Module, torch.nn.Module], images: ImageSet, pixels: torch.Tensor,
+                   device: str) -> Step:
+    """A copy of the official VAR, and a step of it as their trainer takes it: the tokenizer in float32, outside autocast."""
+    vqvae, var = (network.to(device) for network in copy.deepcopy(networks))
+    vqvae.eval().requires_grad_(False)
+    var.train()
+    optimizer = torch.optim.AdamW(var.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    labels_B = images.labels_N[: len(pixels)].to(device)
+
+    def step() -> None:
+        with torch.no_grad():
+            tokens = vqvae.img_to_idxBl(pixels)
+            teacher_input = vqvae.quantize.idxBl_to_var_input(tokens)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits_BLV = var(labels_B, teacher_input)
+            loss = F.cross_entropy(logits_BLV.flatten(0, 1), torch.cat(tokens, dim=1).flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(var.parameters(), 2.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return var, step

@@ -1,0 +1,136 @@
+"""A run of `python -m uvar_tune.tokenizer`: the tokenizer of a configuration trained by a group of workers, shown, handed over.
+
+    run.root/NAME-tokenizer/{tokenizer.yaml, tokenizer/, trials/00000/{metrics.jsonl, checkpoints/<images>/, samples/}}
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from uvar_tune import provenance
+from uvar_tune.config import NAME_PATTERN, Config
+from uvar_tune.config_file import parse_yaml, read_text
+from uvar_tune.errors import ConfigError
+from uvar_tune.model import save_official
+from uvar_tune.orchestration.attempt import write_config
+from uvar_tune.orchestration.build import tokenizer_plan
+from uvar_tune.orchestration.outcome import read_outcome
+from uvar_tune.orchestration.progress import Follower
+from uvar_tune.orchestration.signals import Interruptible
+from uvar_tune.study.files import StudyFiles, dump_yaml, resolve_root
+from uvar_tune.tracking.parameters import origin_tags, study_parameters
+from uvar_tune.tracking.sink import MLflowSink
+from uvar_tune.tracking.uri import shown
+from uvar_tune.training import load_tokenizer, require_same
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def run_tokenizer(config: Config, name: str, *, official: str | None, say) -> int:
+    """Train what is missing of the tokenizer and say where it lies; exit code 0 when it is there, 130 when interrupted."""
+    _check(config, name, official)
+    files = StudyFiles(resolve_root(config.run.root), f"{name}-tokenizer")
+    files.prepare()
+    place, known = files.directory / "tokenizer", files.directory / "tokenizer.yaml"
+    seeds = {"tokenizer": tokenizer_plan(config)["seed"]}
+    with files.lock():
+        if known.exists():
+            require_same(parse_yaml(read_text(known), str(known)), _asked(config), where=f"tokenizer {name!r} in {files.directory}")
+        result = read_outcome(files.trial(0), seeds)
+        if result and result["outcome"] == "complete":
+            say("this tokenizer has been trained; nothing to run (--name starts another)")
+        else:
+            try:
+                result = _train(config, files, known, place, seeds, say)
+            except KeyboardInterrupt:
+                say("stopped; the last checkpoint is kept. The same command continues.")
+                return INTERRUPTED
+    if result["outcome"] != "complete":
+        say(f"{result['outcome']}: {result['reason']}")
+        return FAILED
+    return _hand_over(config, result, files, place, official, say)
+
+
+def _check(config: Config, name: str, official: str | None) -> None:
+    """What can be refused without looking at the images."""
+    t = config.tokenizer
+    if t.path is not None:
+        raise ConfigError(f"{t.path!r} is a tokenizer already; leave it out to train one", where="tokenizer.path")
+    if not re.match(NAME_PATTERN, name):
+        raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
+    if t.batch_size % config.run.workers:
+        low = t.batch_size // config.run.workers * config.run.workers
+        raise ConfigError(f"{t.batch_size} is not a multiple of run.workers {config.run.workers}", where="tokenizer.batch_size",
+                          nearest=str(low or config.run.workers))
+    if official is not None and (Path(official).is_dir() or not Path(official).absolute().parent.is_dir()):
+        raise ConfigError(f"{official!r} is no file in a directory that exists", where="--official")
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    """The settings that make the tokenizer, by section."""
+    tree = config.tree()
+    return {"study": {"seed": config.study.seed}, "data": tree["data"],
+            "tokenizer": {key: value for key, value in tree["tokenizer"].items() if key not in ("path", "crops")}}
+
+
+def _train(config: Config, files: StudyFiles, known: Path, place: Path, seeds: dict[str, int], say) -> dict[str, Any]:
+    """Run the worker group, followed by MLflow and the user; how it ended."""
+    sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
+                      artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
+    status = "KILLED"
+    try:
+        result = _on_ray(config, files, known, place, seeds, sink, say)
+        status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
+        metrics = {f"held_out/{key}": value for key, value in result.get("scores", {}).items()}
+        sink.finish_trial(0, status=status, metrics=metrics)
+        return result
+    finally:
+        if known.exists():  # else it was refused, and there is nothing to show
+            sink.finish_study(status)
+        sink.close(timeout_sec=60)
+
+
+def _on_ray(config: Config, files: StudyFiles, known: Path, place: Path, seeds: dict[str, int], sink: MLflowSink,
+            say) -> dict[str, Any]:
+    from uvar_tune.orchestration.resources import capacity, check_shared, cluster, remotely
+    from uvar_tune.orchestration.tokenizer_attempt import check_run
+    from uvar_tune.orchestration.trial import run_group
+    from uvar_tune.orchestration.worker import work_on_tokenizer
+
+    directory, follower = files.trial(0), Follower(say)
+    with cluster(say), Interruptible(say):
+        capacity(config)
+        check_shared(files.root)
+        if not known.exists():
+            remotely(config, check_run, config)
+            known.write_text(dump_yaml(_asked(config)))
+        write_config(directory, config)
+        tags = {**origin_tags(provenance.origin()), "uvar.kind": "tokenizer"}
+        sink.start_study(params={}, tags=tags)
+        parameters = {key: value for key, value in study_parameters(config).items() if key.startswith(("data.", "tokenizer."))}
+        sink.watch_trial(0, directory, params={**parameters, "study.seed": config.study.seed}, tags=tags)
+        job = {"config": config.tree(exclude=("space", "final", "verdict", "provenance")), "seeds": seeds,
+               "directory": str(directory), "tokenizer": str(place), "run_name": f"tokenizer-{time.time_ns()}",
+               "ray_directory": str(files.directory / "ray"), "worker_retries": config.run.max_attempts - 1}
+        with follower.following("tokenizer", directory / "metrics.jsonl", config.tokenizer.images):
+            return run_group(job, work_on_tokenizer)
+
+
+def _hand_over(config: Config, result: dict[str, Any], files: StudyFiles, place: Path, official: str | None, say) -> int:
+    scores = result["scores"]
+    vqvae = load_tokenizer(place)
+    say(f"held-out reconstruction MSE {scores['reconstruction_mse']:.4f} (pixels in [-1, 1]), {scores['codes_in_use']:.0f} of "
+        f"{config.tokenizer.vocab_size} codes in use ("
+        + ", ".join(f"{scores[f'code_usage/scale_{k}']:.0%}" for k in range(1, len(vqvae.scales) + 1)) + " at the scales)")
+    pictures = sorted((files.trial(0) / "samples").glob("*.png"))
+    if pictures:
+        say(f"reconstructions: {pictures[-1]}")
+    say(f"MLflow: {shown(files.tracking_uri())}")
+    if official is not None:
+        save_official(vqvae, vae_path=official)
+        say(f"official layout: {official}")
+    say(f"tokenizer: {place}\nuse it with tokenizer.path={place}")
+    return 0
