@@ -96,7 +96,8 @@ def test_plain_rooms_run_without_ray_mlflow_and_optuna(room):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
-@pytest.mark.parametrize("door", ["sweep", "train", "export", "report", "generate", "doctor", "sync", "evaluate", "edit"])
+@pytest.mark.parametrize("door", ["sweep", "train", "export", "report", "generate", "doctor", "sync", "evaluate",
+                                  "tokenizer", "edit"])
 def test_help_imports_nothing_heavy(door):
     code = ("import sys, runpy\n"
             f"sys.argv = ['{door}', '--help']\n"

@@ -37,10 +37,15 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
                           artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
         sink.start_study(params={"verdict": config.verdict or "none"},
                          tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"})
+        status = "KILLED"
         try:
             result = _run(config, files, sink, say, replay)
+            status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
+        except KeyboardInterrupt:
+            say("stopped; its checkpoints are kept. The same command continues.")
+            raise
         finally:
-            sink.finish_study("FINISHED")
+            sink.finish_study(status)
             sink.close(timeout_sec=60)
     if result["outcome"] != "complete":
         say(f"{result['outcome']}: {result.get('reason', '')}")

@@ -73,15 +73,16 @@ def cluster(say):
 
 
 def _free_port() -> int:
-    """A port for the dashboard of an own Ray, from 8265 on."""
-    for port in range(8265, 8765):
+    """A port for the dashboard of an own Ray. Where to look first follows the process, so that two that start at once differ."""
+    first = 8265 + os.getpid() % 500
+    for port in range(first, first + 500):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
-    raise ConfigError("no port between 8265 and 8764 is free for Ray's dashboard", where="this machine")
+    raise ConfigError("no port is free for Ray's dashboard", where="this machine")
 
 
 def _preflight(dashboard_url: str | None) -> None:
