@@ -23,6 +23,9 @@ CASES = {
     "objective with a weight": (["study.objective=loss/total"], "never selects on it"),
     "unknown objective": (["study.objective=fidd"], "did you mean 'fid'"),
     "study name with a path": (["study.name=../x"], "study.name '../x'"),
+    "weights that are not there": (["evaluation.extractor=inception-v3-compat", "evaluation.weights=/nowhere/inception.pth"],
+                                   "evaluation.weights: /nowhere/inception.pth does not exist"),
+    "unknown feature network": (["evaluation.extractor=inceptoin-v3-compat"], "did you mean 'inception-v3-compat'"),
     "root in a file": (["run.root=/dev/null/runs"], "cannot be written"),
 }
 

@@ -58,6 +58,7 @@ def test_mlflow_shows_a_parent_and_its_trials(study, root):
             assert repeated == 0
             params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
             assert {"objective.lambda_1", "objective.reference", "training.images", "evaluation.samples"} <= set(params)
+            assert params["protocol.samples"] == "100" and {"protocol.reference", "origin.seed.sampling-b"} <= set(params)
     assert rows
 
 

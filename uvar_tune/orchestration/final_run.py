@@ -12,12 +12,13 @@ from uvar_tune.config import NAME_PATTERN, Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.orchestration.outcome import read_outcome
+from uvar_tune.orchestration.prepare import check_weights
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.orchestration.study_runner import prepare_remotely
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
-from uvar_tune.tracking.parameters import origin_tags, run_parameters
+from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_under
 from uvar_tune.tracking.sink import MLflowSink
 
 PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
@@ -29,6 +30,7 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     config = config if replay else config.with_values(config.final)
     if not re.match(NAME_PATTERN, name):
         raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
+    check_weights(config)
     files = StudyFiles(resolve_root(config.run.root), f"{name}-replay" if replay else f"{name}-final")
     files.prepare()
     with files.lock():
@@ -76,8 +78,11 @@ def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool)
                "worker_retries": config.run.max_attempts - 1}
         with follower.following("training", directory / "metrics.jsonl", config.training.images):
             result = run_group(job)
-        complete = result["outcome"] == "complete"
-        sink.finish_trial(0, status="FINISHED" if complete else "FAILED", metrics=result["scores"] if complete else None)
+        if result["outcome"] == "complete":
+            about = {**result["params"], **scored_under(result["protocol"], job["seeds"])}
+            sink.finish_trial(0, status="FINISHED", metrics=result["scores"], params=about)
+        else:
+            sink.finish_trial(0, status="FAILED")
         return result
 
 

@@ -16,7 +16,7 @@ from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.search import Proposal
-from uvar_tune.tracking.parameters import run_parameters
+from uvar_tune.tracking.parameters import run_parameters, scored_under
 from uvar_tune.tracking.sink import MLflowSink
 
 # What drives a trial only waits: it takes no CPU from the workers, and sits where the study's own driver does.
@@ -110,7 +110,8 @@ class _Hands:
             self._say(f"{name}: {self._config.study.objective} {result['value']:.4g} "
                       f"at CFG {result['params']['inference.cfg_scale']:.3g} ({result['seconds']:.0f} s, "
                       f"{result['start_up_seconds']:.0f} s of it before the first step)")
-            self._finish(proposal, "FINISHED", metrics=result["scores"], params={**result["params"], **result["ran"]})
+            about = scored_under(result["protocol"], proposal.seeds)
+            self._finish(proposal, "FINISHED", metrics=result["scores"], params={**result["params"], **result["ran"], **about})
         else:
             self._work.prune(number, outcome, details)
             self._say(f"{name}: {outcome.replace('_', ' ')} ({result['reason']})")

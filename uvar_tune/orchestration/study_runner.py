@@ -10,6 +10,7 @@ from uvar_tune.config import Config
 from uvar_tune.orchestration.finish import finish
 from uvar_tune.orchestration.meter import CpuMeter
 from uvar_tune.orchestration.phases import Phases, steps_of
+from uvar_tune.orchestration.prepare import check_weights
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.runner import Runner
 from uvar_tune.orchestration.signals import Interruptible
@@ -32,6 +33,7 @@ def run_study(config: Config, say, *, phase: str | None = None) -> int:
     check_objective(config)
     if "confirm" in steps:
         check_replicates(config)
+    check_weights(config)
     files = StudyFiles(resolve_root(config.run.root), config.study.name)
     files.prepare()
     with files.lock():

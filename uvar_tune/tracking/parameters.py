@@ -32,6 +32,12 @@ def profiled(config) -> set[str]:
     return {"inference.cfg_scale"} | {name for name, entry in config.space.items() if entry.role == "inference"}
 
 
+def scored_under(protocol: dict[str, Any], seeds: dict[str, int]) -> dict[str, Any]:
+    """Parameters `protocol.*`, which must be equal for two numbers to be compared, and `origin.*`, the seeds behind them."""
+    return {**{f"protocol.{name}": value for name, value in protocol.items() if value != ""},
+            **{f"origin.seed.{purpose}": seed for purpose, seed in seeds.items()}}
+
+
 def origin_tags(origin: dict[str, Any]) -> dict[str, str]:
     """Tags of `provenance.origin`: commit, source, versions, machine."""
     return {f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value) for key, value in origin.items()}
