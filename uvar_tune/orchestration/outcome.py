@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_FILE = "ended.json"
+_FILE, _CRASH = "ended.json", "crashed.json"
 
 
 def write_outcome(directory: str | Path, seeds: dict[str, int], result: dict[str, Any]) -> None:
@@ -19,6 +19,21 @@ def write_outcome(directory: str | Path, seeds: dict[str, int], result: dict[str
     staged = path.with_suffix(".tmp")
     staged.write_text(json.dumps({"seeds": seeds, "result": result}, allow_nan=False))
     staged.replace(path)
+
+
+def write_crash(directory: str | Path, attempt: int, reason: str) -> None:
+    """Why an attempt ended from outside, by the process that drives it."""
+    path = Path(directory) / _CRASH
+    staged = path.with_suffix(".tmp")
+    staged.write_text(json.dumps({"attempt": attempt, "reason": reason}))
+    staged.replace(path)
+
+
+def read_crash(directory: str | Path, attempt: int) -> dict[str, Any] | None:
+    """The crash of this very attempt as a result; None where none was written."""
+    path = Path(directory) / _CRASH
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    return {"outcome": "crashed", "reason": kept["reason"]} if kept.get("attempt") == attempt else None
 
 
 def read_outcome(directory: str | Path, seeds: dict[str, int]) -> dict[str, Any] | None:

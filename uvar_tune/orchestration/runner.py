@@ -11,7 +11,7 @@ from typing import Any
 from uvar_tune import provenance
 from uvar_tune.config import Config
 from uvar_tune.orchestration.attempt import write_config
-from uvar_tune.orchestration.outcome import read_outcome
+from uvar_tune.orchestration.outcome import read_crash, read_outcome
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.files import StudyFiles
@@ -89,7 +89,8 @@ class _Hands:
         self._say(f"{name} ({proposal.kind}{again}): {shown}")
 
     def outcome(self, proposal: Proposal) -> dict[str, Any] | None:
-        return read_outcome(self._directory(proposal), proposal.seeds)
+        directory = self._directory(proposal)
+        return read_outcome(directory, proposal.seeds) or read_crash(directory, proposal.attempt)
 
     def ended(self, proposal: Proposal, result: dict[str, Any]) -> None:
         name, number, outcome = self._work.name(proposal), proposal.number, result["outcome"]

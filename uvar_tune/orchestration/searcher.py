@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from uvar_tune.orchestration.trial import CRASH, RUNG
+from uvar_tune.orchestration.trial import RUNG
 from uvar_tune.study.search import STOPPED, Proposal
 
 _LOST = {"outcome": "crashed", "reason": "the process that drives the trial was lost"}
@@ -75,9 +75,7 @@ class StudySearcher(_Stateless, Searcher):
         proposal = self._live.pop(trial_id, None)
         if proposal is None:
             return
-        crash = (result or {}).get(CRASH)
-        told = self._stopped.pop(trial_id, None) or self._outcome(proposal)
-        self._ended(proposal, told or ({"outcome": "crashed", "reason": crash} if crash else _LOST))
+        self._ended(proposal, self._stopped.pop(trial_id, None) or self._outcome(proposal) or _LOST)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the Optuna storage holds all."""

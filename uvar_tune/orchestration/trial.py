@@ -8,22 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from uvar_tune.orchestration.outcome import read_outcome
+from uvar_tune.orchestration.outcome import read_outcome, write_crash
 
-CRASH, ENDED, RUNG = "uvar_crash", "uvar_ended", "uvar_rung"  # what is reported; how it ended lies in the trial's directory
+RUNG = "uvar_rung"  # what is reported; how an attempt ended lies in the trial's directory
 
 
 def trainable(job: dict[str, Any]) -> None:
-    """Tune trainable: fit a TorchTrainer; a failure is reported as `CRASH`, with its own message."""
+    """Tune trainable: fit a TorchTrainer; the message of a failure is written down.
+
+    It reports nothing itself: Tune waits for ever where a report of its own meets one that came from a worker.
+    """
+    callbacks = [TuneReportCallback()] if job["config"]["study"]["rungs"] else []
     try:
-        fit(job, callbacks=[TuneReportCallback()], failure=FailureConfig(max_failures=job["worker_retries"]))
+        fit(job, callbacks=callbacks, failure=FailureConfig(max_failures=job["worker_retries"]))
     except Exception as error:  # whatever a worker raised: its own message is the reason of this attempt's crash
-        tune.report({CRASH: root_cause(error)})
+        write_crash(job["directory"], job["attempt"], root_cause(error))
 
 
 def run_group(job: dict[str, Any], loop=None) -> dict[str, Any]:

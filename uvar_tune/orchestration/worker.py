@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 from uvar_tune.orchestration.outcome import write_outcome
-from uvar_tune.orchestration.trial import ENDED, RUNG
+from uvar_tune.orchestration.trial import RUNG
 
 
 def work(job: dict[str, Any]) -> None:
-    """Train and evaluate one attempt; rank 0 writes down how it ended, and reports that it did."""
+    """Train and evaluate one attempt; rank 0 reports rungs and writes down how it ended."""
     import ray.train
     import ray.train.torch
     import torch
@@ -24,7 +24,6 @@ def work(job: dict[str, Any]) -> None:
                          report=lambda rung: ray.train.report({RUNG: json.dumps(rung)}))
     if context.get_world_rank() == 0:
         write_outcome(job["directory"], job["seeds"], result)
-    ray.train.report({ENDED: result["outcome"]})
 
 
 def work_on_tokenizer(job: dict[str, Any]) -> None:
@@ -41,7 +40,6 @@ def work_on_tokenizer(job: dict[str, Any]) -> None:
                                    device=ray.train.torch.get_device(), wrap=_wrap)
     if context.get_world_rank() == 0:
         write_outcome(job["directory"], job["seeds"], result)
-    ray.train.report({ENDED: result["outcome"]})
 
 
 def _wrap(model):
