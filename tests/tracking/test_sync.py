@@ -9,7 +9,7 @@ from mlflow_place import Place
 from uvar_tune.config import Config
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.search import Search
-from uvar_tune.tracking.parameters import profiled, run_parameters, study_parameters
+from uvar_tune.tracking.parameters import profiled, run_parameters, scored_under, study_parameters
 from uvar_tune.tracking.record import Recorder
 from uvar_tune.training import save_checkpoint
 
@@ -45,8 +45,11 @@ def run_study(place):
         recorder.event("score", images=640, cfg_scale=1.5, seeds="a", fid=3.0 - number)
         recorder.metrics(640, {"fid": 3.0 - number})
         scores, params = {"fid": 3.0 - number, "f1": 0.5}, {"inference.cfg_scale": 1.5}
-        search.complete(number, 3.0 - number, {"scores": scores, "params": params, "made_by": {"commit": "abc"}})
-        sink.finish_trial(number, "FINISHED", scores, {name: params[name] for name in profiled(CONFIG)})
+        protocol = {"samples": 1000, "reference": "4677e795", "divisor": ""}
+        search.complete(number, 3.0 - number, {"scores": scores, "params": params, "protocol": protocol,
+                                               "made_by": {"commit": "abc"}})
+        about = {**{name: params[name] for name in profiled(CONFIG)}, **scored_under(protocol, proposal.seeds)}
+        sink.finish_trial(number, "FINISHED", scores, about)
     sink.study_metrics({"best/fid": 2.0, "best/f1": 0.5})
     sink.finish_study("FINISHED")
     return sink
