@@ -4,6 +4,7 @@ import math
 
 from mlflow_place import expected, query
 
+from uvar_tune.tracking.record import Recorder
 from uvar_tune.tracking.sink import known_runs
 from uvar_tune.tracking.sink.server import Server
 from uvar_tune.tracking.sink.spool import Spool
@@ -157,3 +158,20 @@ def test_another_server_gets_the_records_from_their_beginning(place, said, tmp_p
     assert sink.close(60) and "another server" in said[0]
     assert sorted(query(tmp_path / "mlflow.db", "select key, step, value from metrics")) == expected(range(8))
     assert place.rows(place.runs("uvar.trial", "moved/0")[0]) == expected(range(5))
+
+
+def test_a_replicate_of_a_phase_has_a_run_of_its_own(place, said):
+    sink, _, _ = one_trial(place, "phased")
+    directory = place.root / "phased" / "confirm" / "00003"
+    (directory / "samples").mkdir(parents=True)
+    recorder = Recorder(directory / "metrics.jsonl")
+    recorder.metrics(64, {"loss/total": 2.0})
+    sink.watch_trial("confirm/3", directory, {"objective.lambda_1": 0.5}, {"uvar.phase": "confirm"})
+    sink.finish_trial("confirm/3", "FINISHED", {"fid": 3.0})
+    sink.finish_trial(0, "FINISHED")
+    assert sink.close(60) and said == []
+    [parent], [child] = place.runs("uvar.study", "phased"), place.runs("uvar.trial", "phased/confirm/3")
+    assert sink.run_id("confirm/3") == child and place.status(child) == "FINISHED"
+    assert ("loss/total", 64, 2.0) in place.rows(child)
+    assert place.tags(child)["mlflow.runName"] == "confirm/3" and place.tags(child)["mlflow.parentRunId"] == parent
+    assert known_runs(place.root / "phased" / "mlflow") == {0: place.runs("uvar.trial", "phased/0")[0]}

@@ -55,7 +55,7 @@ def test_a_torn_or_missing_state_is_the_empty_one(tmp_path):
 
 def test_known_runs_are_those_of_trials(tmp_path):
     spool = Spool(tmp_path)
-    spool.save({"runs": {"study": "p", "0": "a", "12": "b"}})
+    spool.save({"runs": {"study": "p", "0": "a", "12": "b", "confirm/3": "c"}})
     assert known_runs(tmp_path) == {0: "a", 12: "b"}
     assert spool.load()["uncertain"] == []
 

@@ -45,13 +45,13 @@ class MLflowSink:
         """Make or find the parent run. ``at``, here and below: when it happened (s since 1970), if not now."""
         self._put("study", at, params=_texts(params), tags=_texts(tags))
 
-    def watch_trial(self, number: int, directory: str | Path, params: dict[str, Any], tags: dict[str, Any],
+    def watch_trial(self, number: int | str, directory: str | Path, params: dict[str, Any], tags: dict[str, Any],
                     at: float | None = None) -> None:
         """Make or find the trial's run and follow its record and samples until `finish_trial`."""
         self._put("watch", at, number=number, directory=self._spool.relative(directory), params=_texts(params),
                   tags=_texts(tags))
 
-    def finish_trial(self, number: int, status: str, metrics: dict[str, float] | None = None,
+    def finish_trial(self, number: int | str, status: str, metrics: dict[str, float] | None = None,
                      params: dict[str, Any] | None = None, at: float | None = None) -> None:
         """End the trial's run (FINISHED, FAILED, KILLED).
 
@@ -65,7 +65,7 @@ class MLflowSink:
         """Values of the study as a whole; one that the run shows already is not sent again."""
         self._put("metrics", None, values=values)
 
-    def artifact(self, number: int | None, path: str | Path, folder: str) -> None:
+    def artifact(self, number: int | str | None, path: str | Path, folder: str) -> None:
         """A file, or a directory under its own name, for the run of a trial (None: of the study)."""
         self._put("artifact", None, number=number, path=self._spool.relative(path), folder=folder)
 
@@ -73,7 +73,7 @@ class MLflowSink:
         """End the parent run."""
         self._put("end", at, status=status)
 
-    def run_id(self, number: int | None) -> str | None:
+    def run_id(self, number: int | str | None) -> str | None:
         """The id of a run (None: the study's), as soon as the server has given it."""
         return self._spool.load()["runs"].get(STUDY if number is None else str(number))
 

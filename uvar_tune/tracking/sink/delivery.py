@@ -75,7 +75,7 @@ class Delivery:
             if stop():
                 return
             if not entry["done"]:
-                self._follow(int(number), entry, settled=False)
+                self._follow(int(number) if number.isdigit() else number, entry, settled=False)
 
     # the operations, as `MLflowSink` puts them
 
@@ -126,7 +126,7 @@ class Delivery:
 
     # the parts
 
-    def _follow(self, number: int, entry: dict[str, Any], *, settled: bool) -> None:
+    def _follow(self, number: int | str, entry: dict[str, Any], *, settled: bool) -> None:
         run_id = self._run(number, time.time())  # first: a run that was lost sets the offset back
         directory, scored = self._spool.absolute(entry["directory"]), list(entry["scored"])
         try:
@@ -153,7 +153,7 @@ class Delivery:
             entry["files"][path.name] = mark
             self._spool.save(self._state)
 
-    def _run(self, number: int | None, at: float) -> str:
+    def _run(self, number: int | str | None, at: float) -> str:
         """The run of a trial (None: of the study), made where it does not exist."""
         key, runs = STUDY if number is None else str(number), self._state["runs"]
         if key in self._confirmed:
@@ -172,10 +172,10 @@ class Delivery:
         self._spool.save(self._state)
         return run_id
 
-    def _make(self, key: str, number: int | None, at: float) -> str:
+    def _make(self, key: str, number: int | str | None, at: float) -> str:
         """A new run. Where the answer never comes, the run may have been made all the same: `_tidy` looks later."""
         tags, uncertain = self._identity(number), self._state["uncertain"]
-        name = self._study if number is None else f"trial {number}"
+        name = self._study if number is None else f"trial {number}" if isinstance(number, int) else number
         if number is not None:
             tags["mlflow.parentRunId"] = self._run(None, at)
         try:
@@ -185,7 +185,7 @@ class Delivery:
             self._spool.save(self._state)
             raise
 
-    def _tidy(self, number: int | None) -> None:
+    def _tidy(self, number: int | str | None) -> None:
         """Delete what a request that was answered too late has made beside the run."""
         key = STUDY if number is None else str(number)
         if key in self._state["uncertain"]:
@@ -194,7 +194,7 @@ class Delivery:
                     self._server.delete(spare)
             self._state["uncertain"].remove(key)
 
-    def _identity(self, number: int | None) -> dict[str, str]:
+    def _identity(self, number: int | str | None) -> dict[str, str]:
         """The tags by which a run is known: study and trial, and where it lies (names are unique below one run.root)."""
         which = {"uvar.study": self._study} if number is None else {"uvar.trial": f"{self._study}/{number}"}
         return {**which, "uvar.root": self._root}

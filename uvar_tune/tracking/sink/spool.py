@@ -141,4 +141,4 @@ class Spool:
 
 def known_runs(spool_dir: str | Path) -> dict[int, str]:
     """{trial number: MLflow run id} as far as runs have been made."""
-    return {int(key): run_id for key, run_id in Spool(spool_dir).load()["runs"].items() if key != STUDY}
+    return {int(key): run_id for key, run_id in Spool(spool_dir).load()["runs"].items() if key.isdigit()}
