@@ -15,18 +15,12 @@ _FILE, _CRASH = "ended.json", "crashed.json"
 
 def write_outcome(directory: str | Path, seeds: dict[str, int], result: dict[str, Any]) -> None:
     """Rank 0's last act. NaN cannot be written: it never becomes a score."""
-    path = Path(directory) / _FILE
-    staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps({"seeds": seeds, "result": result}, allow_nan=False))
-    staged.replace(path)
+    _write(Path(directory) / _FILE, {"seeds": seeds, "result": result})
 
 
 def write_crash(directory: str | Path, attempt: int, reason: str) -> None:
     """Why an attempt ended from outside, by the process that drives it."""
-    path = Path(directory) / _CRASH
-    staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps({"attempt": attempt, "reason": reason}))
-    staged.replace(path)
+    _write(Path(directory) / _CRASH, {"attempt": attempt, "reason": reason})
 
 
 def read_crash(directory: str | Path, attempt: int) -> dict[str, Any] | None:
@@ -43,3 +37,9 @@ def read_outcome(directory: str | Path, seeds: dict[str, int]) -> dict[str, Any]
         return None
     kept = json.loads(path.read_text())
     return kept["result"] if kept["seeds"] == seeds else None
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    staged = path.with_suffix(".tmp")
+    staged.write_text(json.dumps(content, allow_nan=False))
+    staged.replace(path)

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 
 from uvar_tune import seeds
 from uvar_tune.config import Config
+from uvar_tune.study.objectives import directions
 from uvar_tune.study.search import EARLY_ENDS, Proposal
 from uvar_tune.study.storage import open_storage, open_study
 
@@ -57,7 +58,7 @@ class Replicates:
         self.arms, self._count, self._samplings = {name: dict(values) for name, values in arms.items()}, count, samplings
         self._checkpoints = dict(checkpoints or {})
         self.storage = open_storage(storage_url)
-        self.study = open_study(self.storage, f"{config.study.name}/{phase}", _direction(config), {"arms": self.arms})
+        self.study = open_study(self.storage, f"{config.study.name}/{phase}", directions(config)[:1], {"arms": self.arms})
         self._study_id = self.storage.get_study_id_from_name(f"{config.study.name}/{phase}")
         self.study.sampler = optuna.samplers.RandomSampler(seed=0)  # nothing is sampled
         self._handed_out: dict[int, list[dict[str, Any]]] = {}
@@ -152,12 +153,6 @@ class Replicates:
 
     def _set(self, number: int, key: str, value) -> None:
         self.storage.set_trial_user_attr(self._trial_id(number), key, value)
-
-
-def _direction(config: Config) -> list[str]:
-    from uvar_tune.study.objectives import directions
-
-    return directions(config)[:1]
 
 
 def cells_of(storage, name: str, phase: str) -> list[Cell]:
