@@ -70,7 +70,6 @@ class _Hands:
         return {"config": config.tree(exclude=("space", "provenance")), "number": proposal.number,
                 "attempt": proposal.attempt, "seeds": proposal.seeds, "assets": runner.assets, "started": time.time(),
                 "directory": str(self._directory(proposal)),
-                "worker_retries": max(0, self._config.run.max_attempts - proposal.attempt),
                 "baseline": str(runner.files.trial(0)), "score_only": self._work.checkpoint(proposal),
                 "cache": str(runner.files.cache),
                 "run_name": f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",

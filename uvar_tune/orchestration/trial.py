@@ -20,11 +20,13 @@ RUNG = "uvar_rung"  # what is reported; how an attempt ended lies in the trial's
 def trainable(job: dict[str, Any]) -> None:
     """Tune trainable: fit a TorchTrainer; the message of a failure is written down.
 
-    It reports nothing itself: Tune waits for ever where a report of its own meets one that came from a worker.
+    It reports nothing itself: Tune waits for ever where a report of its own meets one that came from a worker. Train
+    restarts nothing here: of a trial that Tune stops, the workers die first, and a controller that still lives would reserve
+    the resources of a new worker group that nobody ever frees. The study itself makes the next attempt.
     """
     callbacks = [TuneReportCallback()] if job["config"]["study"]["rungs"] else []
     try:
-        fit(job, callbacks=callbacks, failure=FailureConfig(max_failures=job["worker_retries"]))
+        fit(job, callbacks=callbacks, failure=FailureConfig(max_failures=0))
     except Exception as error:  # whatever a worker raised: its own message is the reason of this attempt's crash
         write_crash(job["directory"], job["attempt"], root_cause(error))
 
