@@ -1,4 +1,5 @@
-# make study: the handwritten-digits study, end to end.   make test: the tests.   make faults, make soak: what is killed.   Each sets up .venv.
+# make study: the handwritten-digits study, end to end.   make test: the tests.   make faults: what is killed, once each.   Each sets up .venv.
+# make soak: what takes hours, random kills for UVAR_SOAK_SEC (3600) seconds among it; UVAR_SOAK_SEED (0) draws other moments.
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -18,7 +19,7 @@ faults: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -v tests/faults -m "not slow"
 
 soak: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest -v -m slow
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 2; }

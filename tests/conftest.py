@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import postgresql_server
 import pytest
 import yaml
 from commands import TINY, Doors
@@ -24,6 +25,13 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def doors(tmp_path_factory, home) -> Doors:
     return Doors(tmp_path_factory.mktemp("cwd"), HOME=str(home))
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """The URL of a private cluster, made for the session."""
+    with postgresql_server.running() as url:
+        yield url
 
 
 @pytest.fixture

@@ -25,19 +25,20 @@ def images_seen(directory: Path, number: int) -> int:
     return max((record["images"] for record in records(directory, number) if "images" in record), default=0)
 
 
-def wait_until(condition, process: subprocess.Popen, timeout: float = 240.0) -> None:
+def wait_until(condition, process: subprocess.Popen | None = None, timeout: float = 240.0) -> None:
+    """Wait for a condition, for no longer than ``timeout`` seconds and not beyond the end of ``process``."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert process.poll() is None, process.stdout.read()
+        assert process is None or process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "it did not come so far"
         time.sleep(0.05)
 
 
-def values(root: Path, name: str, trials: int = 2) -> list[float]:
-    """The value of each trial, and that each stands there once and complete."""
+def values(root: Path, name: str, trials: int = 2, url: str | None = None) -> list[float]:
+    """The value of each trial, and that each stands there once and complete (in its journal file, or at ``url``)."""
     import optuna
 
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(root / name / "optuna.journal")))
+    storage = url or optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(root / name / "optuna.journal")))
     study = optuna.load_study(study_name=name, storage=storage)
     assert [trial.number for trial in study.trials] == list(range(trials))
     assert all(trial.state.name == "COMPLETE" for trial in study.trials)
@@ -48,9 +49,24 @@ def values(root: Path, name: str, trials: int = 2) -> list[float]:
     return [trial.value for trial in study.trials]
 
 
+def interruption(directory: Path, number: int, began: float) -> tuple[int, float]:
+    """(images computed again, seconds from ``began`` to the first step beyond what had been reached) of the last time that a
+    trial was continued; ``began`` counts since 1970, as its record does."""
+    story = records(directory, number)
+    at = max(index for index, record in enumerate(story) if record["kind"] == "resumed")
+    reached = max(record["images"] for record in story[:at] if record["kind"] == "metrics")
+    beyond = next(record for record in story[at:] if record["kind"] == "metrics")
+    return reached - story[at]["images"], beyond["time"] - began
+
+
+def processes(title: str, of: int) -> list[psutil.Process]:
+    """The descendants of a process whose title contains ``title``, oldest first."""
+    found = [child for child in psutil.Process(of).children(recursive=True) if title in " ".join(_title(child))]
+    return sorted(found, key=lambda child: child.pid)
+
+
 def train_workers(process: subprocess.Popen) -> list[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in " ".join(_title(child))]
+    return processes("RayTrainWorker", process.pid)
 
 
 def _title(process: psutil.Process) -> list[str]:
@@ -58,6 +74,14 @@ def _title(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def kill(victims: list[psutil.Process]) -> None:
+    """kill -9, and wait until they are gone."""
+    for victim in victims:
+        victim.kill()
+    gone, alive = psutil.wait_procs(victims, timeout=60)
+    assert not alive
 
 
 def kill_group(process: subprocess.Popen) -> None:

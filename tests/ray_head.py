@@ -47,8 +47,8 @@ class Cluster:
     def ray(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run([BIN / "ray", *arguments], env=self.environment, timeout=timeout, capture_output=True, text=True)
 
-    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess:
-        return self.ray("job", "submit", "--address", self.address, "--working-dir", str(REPOSITORY), "--", *entrypoint)
+    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+        return self.ray("job", "submit", "--address", self.address, "--working-dir", str(REPOSITORY), *options, "--", *entrypoint)
 
     def wait(self) -> None:
         deadline = time.monotonic() + 120

@@ -1,4 +1,7 @@
-"""Whatever stands in a file or on the command line: a Config or a ConfigError of one line, never another exception."""
+"""Whatever stands in a file or on the command line: a Config or a ConfigError of one line, never another exception.
+
+10,000 of them: 2,400 trees, 2,400 spaces, 1,800 torn files, 1,700 texts, 1,700 command lines.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from uvar_tune.config_file import parse_yaml, read_config, validate
 from uvar_tune.errors import ConfigError
 from uvar_tune.space_entry import SpaceEntry
 
-MANY = settings(max_examples=450, deadline=None, database=None, derandomize=True,
+MANY = settings(max_examples=2400, deadline=None, database=None, derandomize=True,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 SCALARS = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400)
            | st.sampled_from(["normal", "semantic", "kl", "share", "profile", "tpe", "median", 1e308, 64, 0.1, -1]))
-PLAIN = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
-                     max_leaves=8)
+SHALLOW = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.sampled_from(["a", "max", "", "é\n"]), SCALARS, max_size=2)
+PLAIN = SCALARS | SHALLOW | st.lists(SHALLOW, max_size=2) | st.dictionaries(st.sampled_from(["low", "b", "1"]), SHALLOW, max_size=2)
 SECTIONS = {name: field.annotation for name, field in Config.model_fields.items() if "." in " ".join(
     other for other in dotted_names() if other.startswith(name + "."))}
 ENTRY = st.dictionaries(st.sampled_from(list(SpaceEntry.model_fields)),
@@ -32,6 +35,7 @@ def section(name: str):
 TREES = st.fixed_dictionaries({}, optional={
     **{name: section(name) for name in SECTIONS},
     "space": st.dictionaries(st.sampled_from(dotted_names()) | st.text(max_size=8), ENTRY | PLAIN, max_size=3) | PLAIN,
+    "final": st.dictionaries(st.sampled_from(dotted_names()) | st.text(max_size=8), PLAIN, max_size=3) | PLAIN,
     "verdict": PLAIN, "provenance": PLAIN, "other": PLAIN})
 
 
@@ -57,10 +61,10 @@ def test_spaces(space):
     judged(validate, {"space": space}, "space")
 
 
-@MANY
+@settings(MANY, max_examples=1800)
 @given(TREES, st.randoms(use_true_random=False))
 def test_torn_and_altered_yaml(tree, random):
-    text = yaml.safe_dump(tree, allow_unicode=True)
+    text = yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True)
     for _ in range(3):
         at = random.randrange(len(text) + 1)
         text = text[:at] + random.choice(["", ":", "\t", "*a", "&b ", "}", "[", "- ", "!!map ", "\x07", "'", "%", "? "]) + text[
@@ -71,13 +75,13 @@ def test_torn_and_altered_yaml(tree, random):
             judged(validate, tree, "text")
 
 
-@MANY
+@settings(MANY, max_examples=1700)
 @given(st.text(max_size=40))
 def test_any_text(text):
     judged(parse_yaml, text, "text")
 
 
-@settings(MANY, max_examples=250)
+@settings(MANY, max_examples=1700)
 @given(st.lists(st.builds("{}={}".format, st.sampled_from(dotted_names()) | st.text(max_size=8), st.text(max_size=8)
                           | SCALARS.map(str)), max_size=3), st.text(max_size=4))
 def test_any_overrides(tmp_path_factory, overrides, name):

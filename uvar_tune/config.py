@@ -21,7 +21,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 REFERENCES = ("uniform", "dataset", "semantic", "normal")
-SAMPLERS = ("tpe", "gp", "qmc", "random", "nsga2")
+SAMPLERS = ("tpe", "gp", "qmc", "random", "nsga2", "grid")
 PROFILE_AXES = ("cfg_scale", "temperature", "cfg_ramp")
 PRUNERS = ("none", "median", "successive_halving")
 LAMBDAS = ("objective.lambda_1", "objective.lambda_2")
@@ -223,9 +223,10 @@ class Inference(Section):
     mode: Literal["profile", "joint"] = "profile"
     cfg_scale: Annotated[float, Field(ge=0)] = 1.5
     profile_cfg_scales: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
-    profile_axes: tuple[Literal[PROFILE_AXES], ...] = ("cfg_scale",)
+    profile_axes: tuple[Literal[PROFILE_AXES], ...] = ("cfg_scale",)  # and what else the space names in role inference
     profile_refinements: Annotated[int, Field(ge=0, le=16)] = 2  # golden-section scores between the best of these
     temperature: PositiveFloat = 1.0
+    cfg_ramp: Annotated[float, Field(ge=0)] = 1.0  # power with which guidance grows over the scales; 0: the same at each
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 0.0
 
@@ -253,6 +254,7 @@ class Run(Section):
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     max_concurrent: Positive | None = None  # as many trials as the cluster holds
+    wait_resources_sec: PositiveFloat = 1800.0  # for an autoscaler to bring what one trial takes
     max_attempts: Positive = 3
     log_images: Positive | None = None  # about 200 points a trial
     checkpoint_images: Positive | None = None  # four checkpoints a trial
@@ -345,5 +347,4 @@ def dotted_names() -> list[str]:
 
 def _divides(what: str, value: int, by: str, unit: int) -> str:
     low = value // unit * unit
-    near = f"{low} or {low + unit}" if low else f"{unit}"
-    return f"{what} {value} is not a multiple of {by} {unit}; the nearest: {near}"
+    return f"{what} {value} is not a multiple of {by} {unit}; the nearest: {f'{low} or {low + unit}' if low else unit}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from uvar_tune.errors import ConfigError, Diverged
+from uvar_tune.errors import ConfigError, OutOfMemory, StepFailed, UvarError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -27,8 +27,12 @@ def run(command: Callable[..., Any]) -> None:
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = BAD_INPUT
-    except Diverged as error:
-        print(f"error: training diverged after {error.images} images: {error}", file=sys.stderr)
+    except StepFailed as error:
+        what = "ran out of memory" if isinstance(error, OutOfMemory) else "diverged"
+        print(f"error: training {what} after {error.images} images: {error}", file=sys.stderr)
+        code = FAILED
+    except UvarError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = FAILED
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; the same command continues", file=sys.stderr)

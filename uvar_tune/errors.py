@@ -32,19 +32,32 @@ def _rebuild_config_error(cls, message, where, nearest):
     return cls(message, where=where, nearest=nearest)
 
 
-class Diverged(UvarError):
-    """Training left the finite numbers: a typed outcome of a trial, never a score."""
+class StepFailed(UvarError):
+    """A training cannot go on: a typed outcome of a trial. ``images`` were seen before the step that failed."""
 
     def __init__(self, message: str, *, images: int = 0):
         self.images = images
         super().__init__(message)
 
     def __reduce__(self):
-        return _rebuild_diverged, (str(self), self.images)
+        return _rebuild_step_failed, (type(self), str(self), self.images)
 
 
-def _rebuild_diverged(message, images):
-    return Diverged(message, images=images)
+def _rebuild_step_failed(cls, message, images):
+    return cls(message, images=images)
+
+
+class Diverged(StepFailed):
+    """Training left the finite numbers: never a score."""
+
+
+class OutOfMemory(StepFailed):
+    """An allocation was refused."""
+
+
+class Lost(UvarError):
+    """What a study stands on is gone for now (room on its disk, its Ray, its storage). Doors print it as one line and exit
+    with code 1; nothing is told of the trials in flight, and the same command continues."""
 
 
 def nearest(value: object, choices: Iterable[object]) -> str | None:

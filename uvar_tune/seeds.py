@@ -1,7 +1,8 @@
 """Every seed has one author: f(study seed, phase, trial or replicate, purpose).
 
 Training seeds depend on the trial in ``explore`` and ``refine``, in ``noise`` and ``confirm`` on the replicate alone, so
-that configurations are paired. Sampling seeds are common to all trials of a phase (common random numbers).
+that configurations are paired; the trials of a grid, from which nothing is learnt for the next, all have those of trial 0.
+Sampling seeds are common to all trials of a phase (common random numbers).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def derive(study_seed: int, phase: str, index: int, purpose: str) -> int:
     Args:
         study_seed: ``study.seed``.
         phase: explore, refine, noise, confirm, prepare, …
-        index: trial number in explore and refine, replicate number in noise and confirm.
+        index: trial number in explore and refine (0 of a grid), replicate number in noise and confirm.
         purpose: what is drawn: initialisation, order, dropout, proposal, sampling-a, sampling-b, …
     """
     if purpose.startswith(_COMMON):

@@ -17,7 +17,7 @@ from uvar_tune.space_entry import SpaceEntry
 BASELINE = {"objective.lambda_1": 0.0, "objective.lambda_2": 0.0}
 SEARCHABLE = ("model", "objective", "training", "inference")  # all that is made anew for each trial
 _NEVER = ("objective.lambda_unit", "training.init_from", "training.betas", "inference.mode", "inference.profile_cfg_scales",
-          "inference.profile_refinements")
+          "inference.profile_refinements", "inference.profile_axes")
 _CFG, _LAMBDA_1 = "inference.cfg_scale", "objective.lambda_1"
 _OF_LAMBDA_1 = ("objective.reference", "objective.neighbours", "objective.perplexity", "objective.given", "objective.discrepancy",
                 "objective.dispersion", "objective.kl_smoothing")
@@ -29,6 +29,12 @@ def searched(config: Config) -> dict[str, SpaceEntry]:
     profiled = config.inference.mode == "profile"
     return {name: entry for name, entry in config.space.items()
             if entry.role != "fixed" and not (profiled and entry.role == "inference")}
+
+
+def profile_entries(config: Config) -> dict[str, SpaceEntry]:
+    """What the space names beside the CFG scale of what needs no retraining, without its section: axes of each profile."""
+    return {name.removeprefix("inference."): entry for name, entry in config.space.items()
+            if entry.role == "inference" and name != _CFG}
 
 
 def fixed_values(config: Config) -> dict[str, Any]:
@@ -50,6 +56,20 @@ def baseline_point(config: Config) -> dict[str, Any]:
     return {**fixed_values(config), **given, **BASELINE}
 
 
+def grid_size(config: Config) -> int:
+    """How many combinations of the choices that are searched there are."""
+    return math.prod(len(entry.choices) for entry in searched(config).values())
+
+
+def grid_point(config: Config, index: int) -> dict[str, Any]:
+    """Combination ``index`` of the choices, the last entry of the file changing fastest."""
+    chosen = {}
+    for name, entry in reversed(searched(config).items()):
+        index, digit = divmod(index, len(entry.choices))
+        chosen[name] = entry.choices[digit]
+    return dict(reversed(chosen.items()))
+
+
 def check_space(config: Config) -> None:
     """Each bound, choice, baseline and combination must be a valid configuration, so that no trial fails on it later.
 
@@ -65,6 +85,7 @@ def check_space(config: Config) -> None:
             _valid(config, {name: value}, f"space.{name}: {value!r}")
     _check_inference(config)
     _check_idle(config)
+    _check_grid(config)
     _check_final(config)
     _valid(config, baseline_point(config), "the baseline (λ1 = λ2 = 0)")
     for values in _corners(config):
@@ -125,6 +146,21 @@ def _check_idle(config: Config) -> None:
                               f"{{{_LAMBDA_1}: …}}` with the choices above 0")
 
 
+def _check_grid(config: Config) -> None:
+    if config.study.sampler != "grid":
+        return
+    for name, entry in searched(config).items():
+        if entry.type != "categorical":
+            raise ConfigError(f"space.{name}: study.sampler 'grid' tries every combination of choices, and this is a range; give "
+                              "it type categorical and choices", nearest="study.sampler qmc")
+        if entry.when:
+            raise ConfigError(f"space.{name}.when: study.sampler 'grid' tries every combination, and this parameter does not "
+                              "exist in some", nearest="study.sampler qmc")
+    whole = 1 + grid_size(config)
+    if config.study.trials > whole:
+        raise ConfigError(f"study.trials {config.study.trials}: the baseline and the grid are {whole} trials", nearest=str(whole))
+
+
 def _check_final(config: Config) -> None:
     known = dotted_names()
     for name in config.final:
@@ -137,9 +173,10 @@ def _check_inference(config: Config) -> None:
     if config.inference.mode != "profile":
         return
     for name, entry in config.space.items():
-        if name.startswith("inference.") and (entry.role == "fixed") == (name == _CFG):
-            raise ConfigError(f"space.{name}: inference.mode 'profile' searches inference.cfg_scale only; "
-                              "take inference.mode 'joint'")
+        if name == _CFG and entry.role == "fixed":
+            raise ConfigError(f"space.{name}: inference.mode 'profile' searches it; take inference.mode 'joint'")
+        if entry.role == "inference" and entry.when:
+            raise ConfigError(f"space.{name}.when: what is profiled has no condition; take inference.mode 'joint'")
     entry = config.space.get(_CFG)
     if entry is not None and entry.type == "float":
         outside = [scale for scale in config.inference.profile_cfg_scales if not entry.low <= scale <= entry.high]

@@ -47,7 +47,14 @@ def _forgotten(files, spool):
 
 def _replay(files, results, sink) -> None:
     """Tell the whole study again, out of the Optuna storage and the trials' records, at the times it happened."""
-    from uvar_tune.tracking.parameters import origin_tags, profiled, run_parameters, scored_under, study_parameters
+    from uvar_tune.tracking.parameters import (
+        origin_tags,
+        profiled,
+        run_parameters,
+        scored_under,
+        study_parameters,
+        that_ran,
+    )
     from uvar_tune.tracking.record import read_records
 
     config = files.stored()
@@ -67,7 +74,7 @@ def _replay(files, results, sink) -> None:
             complete = trial.state == "COMPLETE"
             decided = {name: trial.params[name] for name in profiled(config) if complete and name in trial.params}
             if complete:
-                decided |= {**trial.ran, **scored_under(results.protocol, trial.seeds)}
+                decided |= {**that_ran(trial.ran), **scored_under(results.protocol, trial.seeds)}
             sink.finish_trial(trial.number, "FINISHED" if complete else "FAILED", trial.scores, decided, at=last)
     if results.best is not None:
         _replay_end(files, results, sink, spans)

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from uvar_tune.bench.profile import CFG, joint_entries, load_table, profiled_entries, run, trainings_needed
+from uvar_tune.bench.profile import CFG, joint_entries, profiled_entries, run, trainings_needed
+from uvar_tune.bench.profile_table import TABLE, load_table
 from uvar_tune.errors import ConfigError
 
 CFG_SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -32,7 +33,7 @@ def synthetic(configurations: int = 48, steep: float = 1.0) -> list[dict]:
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "table.json"
-    path.write_text(json.dumps(synthetic()))
+    path.write_text(json.dumps({"rows": synthetic()}))
     return path
 
 
@@ -56,7 +57,7 @@ def test_rows_hold_both_searches_for_both_targets(table):
 
 def test_where_guidance_does_nothing_profiling_gains_nothing(tmp_path):
     rows = [{**row, "scores": [[cfg, row["scores"][0][1], row["scores"][0][1]] for cfg in CFG_SCALES]} for row in synthetic(24)]
-    (tmp_path / "flat.json").write_text(json.dumps(rows))
+    (tmp_path / "flat.json").write_text(json.dumps({"rows": rows}))
     found = run(repeats=30, table=tmp_path / "flat.json")
     assert 0.4 < found[1]["ratio"] < 2.0
 
@@ -91,11 +92,11 @@ def test_the_search_learns_where_the_values_have_order():
 def _broken(change) -> str:
     rows = synthetic(4)
     change(rows)
-    return json.dumps(rows)
+    return json.dumps({"rows": rows})
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("[", "is not JSON"), ("{}", "at least two rows"),
+    ("[", "is not JSON"), ("{}", "at least two rows"), ("[]", "at least two rows"),
     (_broken(lambda rows: rows[2].pop("seed")), r"row 2: is not \{params, seed, scores"),
     (_broken(lambda rows: rows[1]["scores"][3].pop()), r"row 1: each score is"),
     (_broken(lambda rows: rows[1]["scores"][3].__setitem__(2, math.nan)), r"row 1: each score is .* all finite"),
@@ -107,6 +108,23 @@ def test_malformed_tables_are_refused_with_their_row(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_table(path)
+
+
+def test_what_ships_is_the_table_of_48_configurations_at_9_scales():
+    rows = load_table()
+    assert len(rows) == 48 and {len(row["scores"]) for row in rows} == {9}
+    assert len({row["seed"] for row in rows}) == 48 and len({json.dumps(row["params"]) for row in rows}) == 48
+    assert all(row["params"]["objective.lambda_1"] > 0 for row in rows)  # the baseline is none of them
+    about = json.loads(TABLE.read_text())["about"]
+    assert about["protocol"]["samples"] == 500 and about["made_by"]["versions"]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"from_study": "any"}, "has no file to go to"), ({"root": "runs"}, "none is named"),
+    ({"from_study": "nowhere", "root": "ROOT", "table": "table.json"}, "no study 'nowhere'")])
+def test_a_table_is_made_of_a_named_study_into_a_named_file(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(**{name: str(tmp_path) if value == "ROOT" else value for name, value in options.items()})
 
 
 def test_missing_table_is_named(tmp_path):

@@ -47,3 +47,20 @@ def test_against_a_naive_loop(networks, held_out):
         assert got[name] == pytest.approx(float(values_NL.mean()), rel=1e-5)
         assert got[f"{name}/scale_2"] == pytest.approx(float(values_NL[:, 1:5].mean()), rel=1e-5)
     assert "dispersion_ratio/scale_1" not in got and got["dispersion_reference/scale_2"] == 1.0
+
+
+def test_the_discrepancy_is_told_unweighted(networks, held_out):
+    """At uniform predictions the relative dispersion is 1 everywhere, so each scale's d(1, b) is a number known beforehand."""
+    var, vqvae = networks
+    var.head.weight.data.zero_()
+    var.head.bias.data.zero_()
+    codes = vqvae.codebook_VC.detach().double()
+    anchor = float((codes - codes.mean(0)).square().sum(1).mean())
+    ratio = (1 + 0.2 * 0.25) / (0.25 * 1.2)
+    expected = {"wasserstein": 0.25, "squared": 0.5625, "kl": 0.5 * (ratio - 1 - math.log(ratio))}
+    for discrepancy, value in expected.items():
+        got = scorecard(var, vqvae, *held_out, classes_V=torch.arange(24) % 3, chunk=4, discrepancy=discrepancy, kl_smoothing=0.2,
+                        reference_variance_K=[anchor, anchor / 4, anchor / 4])
+        assert got["second_order/scale_1"] == pytest.approx(0.0, abs=1e-9)
+        assert got["second_order/scale_3"] == pytest.approx(value, rel=1e-5)
+        assert got["second_order"] == pytest.approx(20 * value / 21, rel=1e-5)

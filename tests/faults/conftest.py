@@ -1,4 +1,4 @@
-"""The same study, left alone once and begun anew for each fault."""
+"""The same study, left alone once and begun anew for each fault; what each fault cost stands in a table at the end."""
 
 from __future__ import annotations
 
@@ -8,19 +8,37 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import TINY, end_session
-from faulty_study import RUN, STUDY, TRAINING, values
+from faulty_study import RUN, STUDY, TRAINING, interruption, values
+
+_COSTS = pytest.StashKey[list[tuple[str, str, float]]]()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(root, doors, tmp_path_factory):
+@pytest.fixture(scope="session")
+def calm(root, doors, tmp_path_factory):
+    """Runs the study of a name and a number of workers, left alone; the values of its trials."""
+    def run(name: str, **changes) -> list[float]:
+        tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": name}, "training": {**TINY["training"], **TRAINING},
+                "run": {**RUN, "root": str(root), **changes}}
+        path = tmp_path_factory.mktemp(name) / "space.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        done = doors("sweep", path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return values(root, name)
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(calm):
     """Values of the same study, left alone."""
-    tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": "calm"}, "training": {**TINY["training"], **TRAINING},
-            "run": {**RUN, "root": str(root)}}
-    path = tmp_path_factory.mktemp("calm") / "space.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    done = doors("sweep", path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return values(root, "calm")
+    return calm("calm")
+
+
+@pytest.fixture(scope="session")
+def undisturbed_pair(calm, undisturbed):
+    """Values of the same study with two ranks a trial, left alone."""
+    found = calm("calm-pair", workers=2)
+    assert found == pytest.approx(undisturbed, rel=0.2)  # two ranks sum in another order
+    return found
 
 
 @pytest.fixture
@@ -29,10 +47,31 @@ def begin(root, doors, space):
     begun: list[subprocess.Popen] = []
 
     def start(name: str, variables: dict[str, str] | None = None, **run) -> tuple[subprocess.Popen, Path, Path]:
-        path = space(study={**STUDY, "name": name}, training=TRAINING, run={**RUN, **run})
+        path = space(study={**STUDY, "name": name}, training=TRAINING, run={"root": str(root), **RUN, **run})
         begun.append(doors.start("sweep", path, **(variables or {})))
-        return begun[-1], path, root / name
+        return begun[-1], path, Path(run.get("root", root)) / name
 
     yield start
     for process in begun:
         end_session(process)
+
+
+@pytest.fixture
+def cost(request, record_property):
+    """Notes what a fault cost, for the table at the end; ``began`` (s since 1970) is when it struck. No more than one
+    checkpoint interval (or ``intervals``) may have been computed again."""
+    def note(fault: str, directory: Path, number: int, began: float, comes: str = "the same trial goes on by itself",
+             intervals: int = 1) -> None:
+        again, seconds = interruption(directory, number, began)
+        assert 0 <= again <= intervals * RUN["checkpoint_images"], f"{again} images were computed again"
+        record_property("seconds_lost", round(seconds, 1))
+        request.config.stash.setdefault(_COSTS, []).append((fault, f"{comes}; {again} images again", seconds))
+    return note
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    costs = config.stash.get(_COSTS, [])
+    if costs:
+        terminalreporter.section("what each fault cost: seconds from it to the first step beyond what had been reached")
+    for fault, comes, seconds in costs:
+        terminalreporter.write_line(f"{fault:<38} {comes:<62} {seconds:6.1f} s")

@@ -37,5 +37,9 @@ def test_all_phases_end_in_verdicts(doors, space, root, tmp_path):
 def test_a_phase_is_refused_with_one_line(doors, space):
     wrong = doors("sweep", space(), "--phase", "confrim")
     assert wrong.returncode == 2 and "did you mean 'confirm'" in wrong.stderr
+    for phase in ("profile", "confirm"):  # nothing is trained, not even the tokenizer, to find that out
+        early = doors("sweep", space(study={"name": "early"}), "--phase", phase)
+        assert early.returncode == 2 and f"study 'early' has no finished trial to {phase} yet" in early.stderr
+        assert early.stderr.count("\n") == 1 and "Ray" not in early.stdout
     few = doors("sweep", space(study={"confirm_replicates": 2}), "--phase", "confirm")
     assert few.returncode == 2 and "at least 4 pairs" in few.stderr

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from commands import TINY
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from uvar_tune.bench.profile_table import load_table
 
 pytestmark = pytest.mark.ray
 
@@ -107,3 +114,41 @@ def test_generate_from_a_trial(study, doors, tmp_path):
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG") and "CFG 2" in made.stdout
     wrong = doors("generate", directory / "trials" / "00000", "--label", "12", "--out", tmp_path / "x.png")
     assert wrong.returncode == 2 and "label 12" in wrong.stderr
+
+
+def test_the_profile_table_is_made_of_the_study(study, doors, root, tmp_path):
+    """Seeds A as the study keeps them; seeds B, scored again on the checkpoints, agree bit for bit where the study told them."""
+    path = tmp_path / "table.json"
+    made = doors("bench", "profile", "--from-study", "tiny", "--root", root, "--table", path, "--json", "--small")
+    assert made.returncode == 0, made.stderr
+    assert [row["replays"] for row in json.loads(made.stdout)] == [8] * 4 and "2 of 2 checkpoints" in made.stderr
+    rows, journal = load_table(path), study[0] / "optuna.journal"
+    trials = optuna.load_study(study_name="tiny", storage=JournalStorage(JournalFileBackend(str(journal)))).get_trials()[1:]
+    assert len(rows) == len(trials) == 2
+    for row, trial in zip(rows, trials, strict=True):
+        assert row["params"] == trial.params and row["seed"] == trial.user_attrs["seeds"]["training"]
+        assert [scale for scale, _, _ in row["scores"]] == [0, 2]
+        for point in trial.user_attrs["profile"]:
+            if point["cfg_scale"] in (0, 2):
+                [score] = [score for score in row["scores"] if score[0] == point["cfg_scale"]]
+                assert score[1 if point["seeds"] == "a" else 2] == point["fid"]
+
+
+def test_a_study_does_not_go_on_under_another_protocol(study, doors, root):
+    """As after an upgrade that moves a number: found before anything is trained."""
+    directory, _, path = study
+    copy = root / "changed"
+    shutil.copytree(directory, copy)
+    shutil.rmtree(copy / "mlflow")
+    (copy / "study.yaml").write_text((copy / "study.yaml").read_text().replace("name: tiny", "name: changed"))
+    logs = [json.loads(line) for line in (copy / "optuna.journal").read_text().splitlines()]
+    for log in logs:
+        if log.get("study_name") == "tiny":
+            log["study_name"] = "changed"
+        if "protocol" in log.get("user_attr", {}):
+            log["user_attr"]["protocol"]["samples"] = 99
+    (copy / "optuna.journal").write_text("".join(json.dumps(log) + "\n" for log in logs))
+    more = doors("sweep", path, "--study", "changed", "--trials", "4")
+    assert more.returncode == 2, more.stdout + more.stderr
+    assert "protocol.samples is 100, and 99 in the trials of study 'changed'" in more.stderr
+    assert len(more.stderr.strip().splitlines()) == 1 and not (copy / "trials" / "00003").exists()

@@ -75,6 +75,15 @@ def test_a_searched_share_is_told_beside_the_weight_that_ran(results):
     assert cell(shares, best, 1, name) == 0.25 and facts.label(shares, name) == "λ₁ that ran"
 
 
+def test_what_lambda_1_weights_did_not_run_in_the_baseline(results):
+    entry = {"role": "scientific", "type": "categorical", "choices": ["wasserstein", "kl"]}
+    named = {"objective.discrepancy": "kl", "objective.reference": "normal"}
+    trials = tuple(dataclasses.replace(trial, params={**trial.params, **named}) for trial in results.trials)
+    searched = dataclasses.replace(results, space={**results.space, "objective.discrepancy": entry}, trials=trials)
+    assert [cell(searched, searched.baseline, 1, name) for name in named] == [None, None]
+    assert [cell(searched, trials[1], 1, name) for name in named] == ["kl", "normal"]
+
+
 def test_a_parameter_whose_condition_does_not_hold_did_not_run(results):
     entry = {"type": "float", "low": 2.0, "high": 32.0, "log": True, "when": {"objective.reference": "semantic"}}
     space = {**results.space, "objective.neighbours": entry}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from search_cases import NARROW, Clock, study_config
 
-from uvar_tune.study.confirm import BASELINE, SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING, confirm_arms
+from uvar_tune.errors import ConfigError
+from uvar_tune.study.confirm import BASELINE, SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING, confirm_arms, verdicts
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.load import load_results
+from uvar_tune.study.protocol import stored_protocol
 from uvar_tune.study.replicates import Replicates
 from uvar_tune.study.search import Search
 
@@ -121,6 +123,17 @@ def test_the_confirmation_is_read_back_whole(files):
     assert results.unjudged == {}
 
 
+def test_a_best_of_one_term_has_no_2x2(files):
+    space = {**NARROW, "objective.lambda_2": {"role": "fixed", "type": "categorical", "choices": [0.0]}}
+    config = study_config(space=space, trials=3)
+    search = Search(config, files.storage_url(config))
+    for fid in (5.0, 4.0, 3.0):
+        search.complete(search.ask().number, fid, {"scores": {"fid": fid}})
+    arms = confirm_arms(config, load_results(config, files, search), {})
+    assert list(arms) == [BASELINE, SMOOTHING, "trial 2", "trial 1"]
+    assert len({tuple(sorted(values.items())) for values in arms.values()}) == 4
+
+
 def test_the_2x2_stays_with_the_trial_that_it_was_made_from(files):
     config, search = searched(files, confirm_top=1)
     confirm(config, files, load_results(config, files, search), 4, EFFECTS)
@@ -130,6 +143,33 @@ def test_the_2x2_stays_with_the_trial_that_it_was_made_from(files):
     results = load_results(longer, files, search)
     assert results.best.number == len(SCORES) and results.verdict(results.best) is None
     assert results.factorial["both"] == "trial 2"
+
+
+def test_a_protocol_that_changed_midway_is_refused_with_its_trial(files):
+    config = study_config(space=NARROW, trials=4)
+    search = Search(config, files.storage_url(config))
+    assert stored_protocol(search.storage, "study") == {} == stored_protocol(search.storage, "other")
+    for samples in (1000, 1000, 500):
+        search.complete(search.ask().number, 5.0, {"scores": {"fid": 5.0}, "protocol": {"samples": samples}})
+    assert stored_protocol(search.storage, "study") == {"samples": 1000}
+    with pytest.raises(ConfigError, match="study 'study', trial 2: protocol.samples is 500, and 1000 in trial 0"):
+        load_results(config, files, search)
+
+
+def test_a_protocol_that_changed_between_replicates_gives_no_verdict(files):
+    """Midway in each arm: the last replicates alone would all be equal."""
+    config, search = searched(files, confirm_top=1)
+    results = load_results(config, files, search)
+    arms = confirm_arms(config, results, {})
+    work = Replicates(config, files.storage_url(config), "confirm", arms, 4)
+    for number in range(4 * len(arms)):
+        protocol = {"metric_version": "1" if number < 2 * len(arms) else "2"}
+        work.complete(work.ask().number, 5.0 + number % 3, {"scores": {"fid": 5.0}, "protocol": protocol})
+    said = "arm 'baseline', replicate 2: protocol.metric_version is '2', and '1' in replicate 0 of 'baseline'"
+    with pytest.raises(ConfigError, match=said):
+        verdicts(config, work.cells(), results)
+    found = load_results(config, files, search)
+    assert found.verdicts == {} and all(said in why for why in found.unjudged.values()) and len(found.unjudged) == len(arms) - 1
 
 
 def test_a_confirmation_under_way_is_no_error(files):

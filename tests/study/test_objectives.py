@@ -9,7 +9,7 @@ import pytest
 from search_cases import study_config
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.study.budget import spent
+from uvar_tune.study.budget import Ledger, spent
 from uvar_tune.study.objectives import check_objective, directions, named_scores, pareto_front, violations
 from uvar_tune.study.pruning import rung_correlation
 
@@ -68,6 +68,22 @@ def test_spent_counts_gpus_by_attempt_and_the_wall_once():
     cost = spent([(0, 3600), (1800, 5400), (9000, 10800)], gpus=4)
     assert cost.gpu_hours == pytest.approx(10.0) and cost.wall_hours == pytest.approx(2.0)
     assert spent([], 1) == spent([(5, 5)], 1)
+
+
+@pytest.mark.parametrize("before", [[], [(-9.0, -4.0), (-5.0, -2.0)]])
+def test_a_ledger_says_what_all_spans_together_say(before):
+    draw, gpus = random.Random(3), 2.0
+    for _ in range(50):
+        ledger, ended, flying, now = Ledger(before), list(before), [], 0.0
+        for _ in range(200):
+            now += draw.choice([0.0, 1.0, draw.expovariate(0.1)])
+            if flying and draw.random() < 0.5:
+                ended.append((flying.pop(draw.randrange(len(flying))), now))
+                ledger.end(*ended[-1], flying)
+            elif len(flying) < 5:
+                flying.append(now)
+            told, oracle = ledger.cost(flying, now, gpus), spent([*ended, *((start, now) for start in flying)], gpus)
+            assert told.gpu_hours == pytest.approx(oracle.gpu_hours) and told.wall_hours == pytest.approx(oracle.wall_hours)
 
 
 def test_rank_correlation_between_rungs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from search_cases import details
 
+from uvar_tune.config import REFERENCES
 from uvar_tune.config_file import read_config
 from uvar_tune.model import VAR
 from uvar_tune.space import searched
@@ -30,7 +32,8 @@ def asked(config, journal, trials):
 
 
 def test_what_ships():
-    assert {path.stem for path in FILES} == {"digits", "afhq", "imagenet100", "ablation_2x2", "references", "scaling_d16_d20"}
+    assert {path.stem for path in FILES} == {"digits", "digits_confirm", "profile_table", "afhq", "imagenet100", "ablation_2x2",
+                                           "references", "scaling_d16_d20"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -70,3 +73,12 @@ def test_the_scaling_study_meets_every_combination_once(journal):
     met = [tuple(p.values[name] for name in ("objective.lambda_1", "objective.lambda_2", "model.depth"))
            for p in asked(config, journal, config.study.trials)[1:]]
     assert sorted(met) == [(a, b, depth) for a in (0.0, 0.1) for b in (0.0, 0.1) for depth in (16, 20)]
+
+
+def test_the_references_meet_every_discrepancy_once_at_one_share_under_one_training_seed(journal):
+    config = read_config(FILES[0].with_name("references.yaml"))
+    proposals = asked(config, journal, config.study.trials)
+    met = [(p.values["objective.reference"], p.values["objective.discrepancy"]) for p in proposals[1:]]
+    assert sorted(met) == sorted(itertools.product(REFERENCES, ("wasserstein", "squared", "kl")))
+    assert {(p.values["objective.lambda_1"], p.values["objective.lambda_2"]) for p in proposals[1:]} == {(0.05, 0.0)}
+    assert config.objective.lambda_unit == "share" and len({p.seeds["training"] for p in proposals}) == 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from pathlib import Path
+
+from mlflow_server import query
 
 from uvar_tune.tracking.record import Recorder
 from uvar_tune.tracking.sink import MLflowSink
@@ -58,9 +58,24 @@ class Place:
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def query(database: Path, sql: str, *arguments) -> list[tuple]:
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
-        return connection.execute(sql, arguments).fetchall()
+class PostgresqlPlace(Place):
+    """A study whose MLflow is a PostgreSQL database, told directly or through a ``server``."""
+
+    def __init__(self, root: Path, database: str, server=None):
+        super().__init__(root)
+        self.server, self.database, self.uri = server, database, server.uri if server else database
+
+    def query(self, sql: str, *arguments) -> list[tuple]:
+        import psycopg
+
+        with psycopg.connect(self.database.replace("+psycopg", "")) as connection:
+            return connection.execute(sql.replace("%", "%%").replace("?", "%s"), arguments).fetchall()
+
+    def artifacts(self, run_id: str) -> set[str]:
+        if self.server is None:
+            return super().artifacts(run_id)
+        folders = list((self.server.directory / "artifacts").glob(f"*/{run_id}/artifacts"))
+        return {str(path.relative_to(folder)) for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
 def expected(points: range) -> list[tuple]:

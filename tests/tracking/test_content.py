@@ -34,6 +34,13 @@ def test_the_profile_is_a_curve_over_cfg_and_its_second_scoring_is_left_out(tmp_
     assert new_points(tmp_path, end, scored)[0] == []
 
 
+def test_points_that_differ_in_temperature_alone_are_two(tmp_path, recorder):
+    for temperature, fid in ((1.0, 3.0), (0.9, 2.0), (1.0, 3.0)):
+        recorder.event("score", images=640, cfg_scale=0.5, temperature=temperature, seeds="a", fid=fid)
+    points, _ = new_points(tmp_path, 0, [])
+    assert [(value, step) for key, value, _, step in points if key == "profile/fid"] == [(3.0, 500), (2.0, 500)]
+
+
 def test_final_scores_are_added_only_where_the_record_lacks_them(tmp_path, recorder):
     recorder.metrics(64, {"kid": 1.0})
     recorder.metrics(128, {"fid": 2.0})

@@ -1,5 +1,6 @@
 """A driver killed with SIGKILL in the middle, and the next one: every row once, counted in MLflow's database."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ DRIVER = Path(__file__).with_name("killed_driver.py")
 
 def drive(place, study, first, last, pause, finish=""):
     command = [sys.executable, str(DRIVER), str(place.root), study, place.uri, *map(str, (first, last, pause)), finish]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 def test_killed_in_the_middle_and_started_again(place, said):

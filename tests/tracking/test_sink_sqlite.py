@@ -85,6 +85,17 @@ def test_what_the_server_refuses_holds_up_nothing(place, said):
     assert place.status(place.runs("uvar.trial", "refused/0")[0]) == "FINISHED"
 
 
+def test_what_is_no_operation_is_put_aside_and_the_rest_goes_on(place, said):
+    spool = Spool(place.root / "nonsense" / "mlflow")
+    for operation in ({"op": "metrics", "time": 1.0, "values": {"best/fid": "no number"}}, {"op": "dance"}, {}, {"op": "watch"}):
+        spool.put(operation)
+    sink, _, _ = one_trial(place, "nonsense")
+    sink.finish_trial(0, "FINISHED")
+    assert sink.close(60) and len(said) == 4
+    assert place.rows(place.runs("uvar.trial", "nonsense/0")[0]) == expected(range(5))
+    assert len((place.root / "nonsense" / "mlflow" / "rejected.jsonl").read_text().splitlines()) == 4
+
+
 def test_a_second_sink_of_the_study_leaves_delivery_to_the_first(place, said):
     sink, _, directory = one_trial(place, "shared")
     while sink.run_id(0) is None:

@@ -1,22 +1,24 @@
 """Searching the CFG scale by training against profiling it on each checkpoint, replayed on a table measured once.
 
-The table holds, for each of many trained configurations, the FID at each CFG scale on sampling seeds A and on seeds B. Two
-searches look for a value (on seeds B) as low as the table's 10th percentile, and the trainings they need are counted:
+The table (`uvar_tune.bench.profile_table`) holds, for each of many trained configurations, the FID at each CFG scale on
+sampling seeds A and on seeds B. Two searches look for a value (on seeds B) as low as the 10th percentile of all its entries,
+configurations × CFG scales, and the trainings they need are counted:
 
 - ``joint``: TPE over the training parameters and the CFG scale; a training is scored once, at its own CFG scale.
 - ``profiled``: TPE over the training parameters alone; a training is scored at every CFG scale on seeds A, and told at the
   best of them on seeds B.
 
 A proposal becomes the nearest entry not taken before in this replay and is told with that entry's own parameters, so that
-nothing is interpolated. Both begin with the same number of random trainings.
+nothing is interpolated. Both begin with the same number of random trainings. Beside that target, which is the comparison,
+a harder one is told: the 10th percentile of the configurations at their own best CFG scale.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -25,46 +27,35 @@ from typing import Any
 import numpy as np
 import optuna
 
+from uvar_tune.bench.profile_table import TABLE, load_table, make_table
 from uvar_tune.errors import ConfigError
 
-TABLE = Path(__file__).parent / "data" / "profile_table.json"
 STARTUP = 8  # trainings before TPE takes over, `study.startup_trials`
 CFG = "inference.cfg_scale"
 _RESAMPLES = 2000
 _RESAMPLE_SEED = 0
 
 
-def load_table(path: Path | str = TABLE) -> list[dict[str, Any]]:
-    """The table, ``[{"params": {name: value}, "seed": int, "scores": [[cfg_scale, fid_a, fid_b], …]}, …]``.
-
-    Raises:
-        ConfigError: the file cannot be read, or a row is malformed, has other parameters or CFG scales than the first, or a
-            score that is not finite.
-    """
-    try:
-        rows = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except ValueError as error:
-        raise ConfigError(f"is not JSON: {error}", where=str(path)) from None
-    if not isinstance(rows, list) or len(rows) < 2:
-        raise ConfigError("a table is a list of at least two rows", where=str(path))
-    for number, row in enumerate(rows):
-        _check_row(row, rows[0], f"{path}, row {number}")
-    return rows
-
-
-def run(*, small: bool = False, repeats: int = 200, table: Path | str = TABLE) -> list[dict]:
+def run(*, small: bool = False, repeats: int = 200, table: Path | str | None = None, from_study: str | None = None,
+        root: str | None = None) -> list[dict]:
     """One row a target and search: median trainings with a 95 % bootstrap interval, and for ``profiled`` the ratio.
 
-    Targets: ``table``, the 10th percentile of all entries on seeds B (configurations × CFG scales); ``best_cfg``, that of the
-    configurations at their own best CFG scale, which is harder for both.
+    Targets: ``table``, the 10th percentile of all entries on seeds B, is the comparison; ``best_cfg``, that of the
+    configurations at the CFG scale that is best on seeds A, is told beside it.
 
     Args:
         small: 8 replays.
         repeats: replays of each search.
-        table: see `load_table`.
+        table: file of the table; by default the one that ships.
+        from_study, root: make the table first, of this finished study below this `run.root`, and write it to ``table``.
     """
+    if from_study is not None:
+        if table is None:
+            raise ConfigError("a table is made and has no file to go to", where="--from-study", nearest="--table FILE")
+        make_table(from_study, root, table, lambda text: print(text, file=sys.stderr))
+    elif root is not None:
+        raise ConfigError("is where a study lies, and none is named", where="--root", nearest="--from-study NAME")
+    table = table or TABLE
     rows = load_table(table)
     repeats = 8 if small else repeats
     begun = time.process_time()
@@ -165,14 +156,3 @@ def _place(params: dict[str, Any], space: dict[str, optuna.distributions.BaseDis
         place.append((scale(params[name]) - scale(spread.low)) / width if width else 0.0)
     return place
 
-
-def _check_row(row: Any, first: dict[str, Any], where: str) -> None:
-    if not isinstance(row, dict) or not {"params", "seed", "scores"} <= set(row) or not row["params"] or not row["scores"]:
-        raise ConfigError("is not {params, seed, scores: [[cfg_scale, fid_a, fid_b], …]}", where=where)
-    if any(len(score) != 3 or not all(math.isfinite(value) for value in score) for score in row["scores"]):
-        raise ConfigError("each score is [cfg_scale, fid_a, fid_b], all finite", where=where)
-    kinds = {name: isinstance(value, str) for name, value in row["params"].items()}
-    if kinds != {name: isinstance(value, str) for name, value in first["params"].items()}:
-        raise ConfigError(f"parameters {sorted(kinds)} are not those of row 0, {sorted(first['params'])}", where=where)
-    if [score[0] for score in row["scores"]] != [score[0] for score in first["scores"]]:
-        raise ConfigError("the CFG scales are not those of row 0", where=where)

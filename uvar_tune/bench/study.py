@@ -3,26 +3,33 @@
 CPU seconds of this process a trial, split by who spends them: `sampler` and `pruner` (Optuna's, with what they read of the
 storage), `storage` (Optuna's, called by us), `own` (everything else of ask, report and tell, Optuna's share of these among
 it). Rows compare the first trials, the middle and the last, which must not have become dearer.
+
+Memory, of the later half: what the process grew by, what our own objects grew by (`Search` without Optuna's), and what a
+trial's attributes weigh, which we tell and Optuna's storage keeps.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import random
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 
 from uvar_tune.config import Config
 from uvar_tune.config_file import validate
 from uvar_tune.study import search as search_module
+from uvar_tune.study.budget import Ledger
 from uvar_tune.study.search import Search
 
 TRIALS, FLYING, WINDOW = {"journal": 1000, "sqlite": 150}, 50, 50  # a database takes minutes for what a journal does in seconds
@@ -88,10 +95,26 @@ def _details(value: float, draw: random.Random) -> dict:
             "made_by": {"commit": "0" * 40, "versions": {f"package_{i}": "1.2.3" for i in range(12)}}}
 
 
-def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], float]:
-    """(the cost of each end of a trial with the ask that follows it, growth of memory in MiB over the later half)."""
+def _weight(thing: Any, seen: set[int]) -> int:
+    """Bytes of plain objects and of what they hold; Optuna's, the configuration and code apart."""
+    if id(thing) in seen or callable(thing) or type(thing).__module__.split(".")[0] in ("optuna", "uvar_tune") and not (
+            dataclasses.is_dataclass(thing) or isinstance(thing, (Search, Ledger))):
+        return 0
+    seen.add(id(thing))
+    parts = [*thing, *thing.values()] if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple, set)) else ()
+    held = getattr(thing, "__dict__", {}).values()
+    return sys.getsizeof(thing) + sum(_weight(part, seen) for part in [*parts, *held])
+
+
+def _memory(search: Search) -> dict[str, float]:
+    return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10, "own": _weight(search, set())}
+
+
+def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """(the cost of each end of a trial with the ask that follows it, growth of memory over the later half: process, own; and
+    the attributes of a trial; bytes)."""
     account, draw = _Account(), random.Random(0)
-    make, halfway_kib = search_module.make_sampler, 0
+    make, halfway = search_module.make_sampler, {}
     search = Search(_config(sampler, trials + FLYING), url)
     account.watch(search.study._storage, "storage", _STORAGE)  # what Optuna put around a database, if it did
     account.watch(search.study.pruner, "pruner", ("prune",))
@@ -114,15 +137,17 @@ def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], f
             costs.append({party: account.spent[party] - before[party] for party in before})
             before = dict(account.spent)
             if len(costs) == trials // 2:
-                halfway_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                halfway = _memory(search)
     finally:
         search_module.make_sampler = make
-    return costs, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - halfway_kib) / 2**10
+    grown = {key: value - halfway[key] for key, value in _memory(search).items()}
+    ended = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    return costs, {**grown, "told": sum(_weight(trial.user_attrs, set()) for trial in ended) / len(ended)}
 
 
 def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
     """Rows {storage, sampler, trials (which), own_ms, sampler_ms, pruner_ms, storage_ms (medians of the trials), own_to_first,
-    grown_mib, …machine}.
+    grown_kib_a_trial (of the process, over the later half), own_kib_a_trial (of it our own), told_kib_a_trial, …machine}.
 
     Args:
         small: 150 trials on the journal file instead of 1,000 there and 150 on SQLite.
@@ -147,5 +172,7 @@ def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
                 rows.append({"storage": kind, "sampler": sampler, "trials": f"{start + 1}-{start + WINDOW}",
                              **{f"{party}_ms": round(1e3 * mean, 3) for party, mean in costs.items()},
                              "own_to_first": round(costs["own"] / first, 2),
-                             "grown_mib": round(min(grown for _, grown in found), 1), **machine})
+                             **{f"{what}_kib_a_trial": round(min(memory[key] for _, memory in found) / 2**10 / per, 2)
+                                for what, key, per in (("grown", "process", trials / 2), ("own", "own", trials / 2),
+                                                       ("told", "told", 1))}, **machine})
     return rows

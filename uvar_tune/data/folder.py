@@ -24,6 +24,8 @@ from uvar_tune.errors import ConfigError
 DIRECTORIES = {"train": "train", "validation": "val"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_PIXELS = 89_478_485  # beyond it Pillow calls a file a decompression bomb
+_MAX_RATIO = 64  # of the sides: a line of pixels becomes as large as a bomb when its shorter side is enlarged
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # what `SUFFIXES` stand for; others may start an interpreter (PostScript)
 _MARGIN = 1.125
 _CROP_SEED = 20_240_301  # fixed: crops are part of the data
 _RECIPE = "lanczos-1.125/crop/white/1"
@@ -116,9 +118,11 @@ class FolderImages:
 
 def read_image(path: Path) -> Image.Image:
     """An RGB image, decoded to its last byte. Raises one of `UNREADABLE`."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+        if max(image.size) > _MAX_RATIO * min(image.size):
+            raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, sides beyond 1:{_MAX_RATIO}")
         image.load()
         return _rgb(image)
 

@@ -43,7 +43,7 @@ def write_directory(directory: Path, writers: Mapping[str, Callable[[Path], Any]
     staged.mkdir()
     try:
         for name, write in writers.items():
-            write(staged / name)
+            _write(write, staged / name)
             _sync(staged / name)
         files = {name: {"bytes": (staged / name).stat().st_size, "sha256": file_sha256(staged / name)} for name in writers}
         (staged / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1, allow_nan=False))
@@ -70,7 +70,7 @@ def check_directory(directory: Path, *, needed: Collection[str], optional: Colle
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"no readable {MANIFEST} ({error})", where=str(directory)) from error
     if not set(needed) <= set(files) <= {*needed, *optional}:
         raise ConfigError(f"{MANIFEST} names {sorted(files)}, expected {sorted(needed)} and perhaps {sorted(optional)}",
@@ -99,6 +99,16 @@ def remove_leftovers(parent: Path) -> None:
     """Delete what writers that were killed left in ``parent``; for a directory with one writer at a time."""
     for path in parent.glob(f".*.{'?' * 32}.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(write: Callable[[Path], Any], path: Path) -> None:
+    """``write(path)``; where a library failed without saying that there is no room, the OSError that says it."""
+    try:
+        write(path)
+    except Exception:
+        with path.open("ab") as handle:
+            handle.write(bytes(_BLOCK))
+        raise
 
 
 def _put(staged: Path, directory: Path) -> None:

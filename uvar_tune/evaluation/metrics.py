@@ -39,7 +39,7 @@ class Context:
         reference: ImageSet or uint8 images; extractor: an open feature network; cache_root: of reference features.
         metrics, seed, kid_subset_size: of `fidelity_scores`.
         var, vqvae: the networks; tokens_NL, token_labels_N: held-out tokens and their labels.
-        classes_V, reference_variance_K, dispersion, normalize: of `scorecard`.
+        classes_V, reference_variance_K, dispersion, discrepancy, normalize, kl_smoothing: of `scorecard`.
     """
 
     generated_N3HW: Tensor | None = None
@@ -58,7 +58,9 @@ class Context:
     classes_V: Tensor | None = None
     reference_variance_K: Sequence[float] | None = None
     dispersion: str = "embedding"
+    discrepancy: str = "wasserstein"
     normalize: str = "relative"
+    kl_smoothing: float = 1e-2
     chunk: int = 64
     device: str = "cpu"
 
@@ -105,8 +107,9 @@ def _likelihood(c: Context) -> dict[str, float]:
 
 
 def _scorecard(c: Context) -> dict[str, float]:
-    return scorecard(c.var, c.vqvae, c.tokens_NL, c.token_labels_N, classes_V=c.classes_V, dispersion=c.dispersion,
-                     reference_variance_K=c.reference_variance_K, normalize=c.normalize, chunk=c.chunk, device=c.device)
+    return scorecard(c.var, c.vqvae, c.tokens_NL, c.token_labels_N, classes_V=c.classes_V,
+                     reference_variance_K=c.reference_variance_K, dispersion=c.dispersion, discrepancy=c.discrepancy,
+                     normalize=c.normalize, kl_smoothing=c.kl_smoothing, chunk=c.chunk, device=c.device)
 
 
 _FEATURES = ("generated_N3HW", "reference", "extractor")

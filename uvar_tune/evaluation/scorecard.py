@@ -1,7 +1,7 @@
 """The scorecard of uncertainty preservation: what a VAR's predictions keep of it, scale by scale.
 
-Predictive entropy, dispersion beside the reference that training aims at (Eq. 3, 4) and semantic entropy (Eq. 5) on
-held-out tokens under teacher forcing; it is read next to FID.
+Predictive entropy, dispersion beside the reference that training aims at (Eq. 3), their discrepancy (Eq. 4) and semantic
+entropy (Eq. 5) on held-out tokens under teacher forcing; it is read next to FID.
 
 Shapes: N images, B chunk, L positions, K scales, V codes.
 """
@@ -21,13 +21,13 @@ from uvar_tune.objective.moments import prepare_codes
 
 
 def scorecard(var, vqvae, tokens_NL, labels_N, *, classes_V: Tensor, reference_variance_K: Sequence[float],
-              dispersion: str = "embedding", normalize: str = "relative", chunk: int = 64,
-              device="cpu") -> dict[str, float]:
+              dispersion: str = "embedding", discrepancy: str = "wasserstein", normalize: str = "relative",
+              kl_smoothing: float = 1e-2, chunk: int = 64, device="cpu") -> dict[str, float]:
     """Means over positions of each scale (`/scale_k`, k from 1) and over all positions (no suffix).
 
     `entropy` and `semantic_entropy` in nats; `dispersion` and `dispersion_reference` in units of the anchor where
     ``normalize`` is `relative`, else of the dispersion; `dispersion_ratio` = √(dispersion / reference), 1 where the
-    spread is the preferred one (absent at scales whose reference is 0).
+    spread is the preferred one (absent at scales whose reference is 0); `second_order` = the discrepancy of the two, unweighted.
 
     Args:
         classes_V: semantic class of each code.
@@ -37,8 +37,8 @@ def scorecard(var, vqvae, tokens_NL, labels_N, *, classes_V: Tensor, reference_v
     setting = {"scales": scales, "codebook": vqvae.codebook_VC.detach().to(device),
                "classes": torch.as_tensor(classes_V).to(device),
                "reference_variance": torch.as_tensor(reference_variance_K).to(device), "lambda_1": 0.0, "lambda_2": 0.0,
-               "dispersion": dispersion, "normalize": normalize}
-    names = ("entropy", "dispersion", "semantic_entropy")
+               "dispersion": dispersion, "discrepancy": discrepancy, "normalize": normalize, "kl_smoothing": kl_smoothing}
+    names = ("entropy", "dispersion", "second_order", "semantic_entropy")
     sums_L = {name: 0.0 for name in names}
     with evaluating(var, vqvae):
         for logits_BLV, tokens_BL in teacher_forced(var, vqvae, tokens_NL, labels_N, chunk=chunk, device=device):

@@ -16,7 +16,7 @@ import torch
 
 from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
-from uvar_tune.errors import Diverged
+from uvar_tune.errors import Diverged, OutOfMemory, StepFailed
 from uvar_tune.orchestration.build import new_var, training_loss
 from uvar_tune.orchestration.scoring import Scorer
 from uvar_tune.orchestration.scratch import on_this_node
@@ -28,8 +28,11 @@ from uvar_tune.training import (
     CheckpointDue,
     Progress,
     load_tokenizer,
+    out_of_memory,
     retain,
     save_checkpoint,
+    save_failed_step,
+    shortly,
     train,
 )
 
@@ -49,6 +52,14 @@ class Clock:
             self.cpu_sec[phase] = self.cpu_sec.get(phase, 0.0) + time.process_time() - began
 
 
+class _Ended(Exception):
+    """Training ended before its length; ``result`` as `run_attempt` returns it."""
+
+    def __init__(self, result: dict[str, Any]):
+        super().__init__(result["reason"])
+        self.result = result
+
+
 def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torch.device,
                 wrap: Callable[[torch.nn.Module], torch.nn.Module], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train and score; how it ended, as plain data.
@@ -58,7 +69,8 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
 
     Returns:
         {outcome: complete, value, scores, profile, params, cpu_sec, seconds, images} or
-        {outcome: diverged | out_of_memory | infeasible, reason, images, …}. Any other failure is raised.
+        {outcome: diverged | out_of_memory | infeasible, reason, images, …}; ``alone``: the other ranks do not know of it and
+        wait for this one. Any other failure is raised.
     """
     config, directory = Config.model_validate(job["config"]), Path(job["directory"])
     recorder = Recorder(directory / "metrics.jsonl", attempt=job["attempt"]) if rank == 0 else None
@@ -78,15 +90,20 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
             result = {"outcome": "complete", "images": config.training.images, "ran": ran, **scorer.score(config.training.images)}
     except Infeasible as error:
         result = {"outcome": "infeasible", "reason": str(error), "images": 0}
-    except Diverged as error:
-        result = {"outcome": "diverged", "reason": str(error), "images": error.images}
-    except torch.OutOfMemoryError as error:
-        result = {"outcome": "out_of_memory", "reason": str(error).splitlines()[0], "images": 0}
+    except _Ended as end:
+        result = end.result
+    except Diverged as error:  # what it generates is not finite
+        result = {"outcome": "diverged", "reason": str(error), "images": error.images, "alone": True}
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        result = {"outcome": "out_of_memory", "reason": shortly(error), "images": 0, "alone": True}
     result |= {"cpu_sec": clock.cpu_sec, "seconds": time.time() - job["started"], "start_up_seconds": started - job["started"]}
     if device.type == "cuda":
         result["gpu_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     if recorder is not None:
         recorder.event("ended", **{key: result[key] for key in ("outcome", "cpu_sec", "seconds")})
+        recorder.settle()
     return result
 
 
@@ -97,8 +114,14 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
     averaged = (state or {}).get("ema")
     events = _events(config, job, wrap(var), var, vqvae, rank, world_size, device, state)
     while True:
-        with clock("training"):
-            event = next(events, None)
+        try:
+            with clock("training"):
+                event = next(events, None)
+        except StepFailed as error:
+            alone = isinstance(error, OutOfMemory)  # of a loss that is not finite every rank is told
+            kept = f"; {_kept(error, config, job, var)}" if rank == 0 or alone else ""
+            raise _Ended({"outcome": "out_of_memory" if alone else "diverged", "reason": f"{error}{kept}",
+                          "images": error.images, "alone": alone}) from error
         if event is None:
             break
         if recorder and isinstance(event, Progress):
@@ -107,7 +130,8 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
             recorder.event("say", text=event.text)
         elif isinstance(event, CheckpointDue):
             averaged = event.state()["ema"] if config.training.ema else None
-            if rank == 0:
+            if recorder:
+                recorder.settle()
                 save_checkpoint(checkpoints / f"{event.images:012d}", var_state=var.state_dict(), config=job["config"],
                                 tokenizer={"path": job["assets"]["tokenizer"]}, training_state=event.state())
                 retain(checkpoints, max_bytes=config.run.checkpoint_bytes)
@@ -117,6 +141,18 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
                 report({"images": event.images, "value": value})  # every rank: Ray waits for all of them
     if averaged is not None:
         var.load_state_dict(averaged)
+
+
+def _kept(error: StepFailed, config: Config, job: dict[str, Any], var) -> str:
+    """Write down what the step that failed was fed with; the words that say where."""
+    directory = Path(job["directory"])
+    try:
+        place = save_failed_step(directory, error, var, TokenCache.open(job["assets"]["tokens"]["train"]),
+                                 seed=job["seeds"]["training"], batch_size=config.training.batch_size,
+                                 tokenizer=job["assets"]["tokenizer"])
+    except (OSError, RuntimeError, MemoryError) as failure:
+        return f"its batch could not be kept: {shortly(failure)}"
+    return f"its batch: {directory.parent.name}/{directory.name}/{place.name}"
 
 
 def _events(config: Config, job: dict[str, Any], model, var, vqvae, rank: int, world_size: int, device, state):

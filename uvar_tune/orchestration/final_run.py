@@ -27,7 +27,7 @@ PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
 def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     """Train and score ``config`` below ``run.root/NAME``; exit code 0 when it has a score (and, replayed, the same)."""
     check_objective(config)
-    config = config if replay else config.with_values(config.final)
+    config = config.with_values({"inference.mode": "joint"} if replay else config.final)  # at the point that the trial chose
     if not re.match(NAME_PATTERN, name):
         raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
     check_weights(config)
@@ -63,7 +63,7 @@ def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool)
 
     directory, follower = files.trial(0), Follower(say)
     with cluster(say), Interruptible(say):
-        capacity(config)
+        capacity(config, say)
         check_shared(files.root)
         assets = prepare_remotely(config, files, follower)
         if replay and read_outcome(directory, _seeds(config, replay)):

@@ -43,7 +43,8 @@ class Sampler:
     def __call__(self, point: dict[str, float], purpose: str) -> torch.Tensor:
         """uint8 images_N3HW, complete on rank 0, at an inference point ({cfg_scale, …}; the rest from the configuration)."""
         inference, count = self._config.inference, len(self.labels_N)
-        asked = {"top_k": inference.top_k, "top_p": inference.top_p, "temperature": inference.temperature, **point}
+        asked = {"top_k": inference.top_k, "top_p": inference.top_p, "temperature": inference.temperature,
+                 "cfg_ramp": inference.cfg_ramp, **point}
         share = -(-count // self._world_size)
         mine = torch.arange(self._rank * share, (self._rank + 1) * share) % count  # padded: every rank has as many
         base = self._seeds[purpose] % 2**62
@@ -84,6 +85,11 @@ class Judge:
         if self._knows_classes:
             found["conditional_accuracy"] = conditional_accuracy(features.logits_NY, labels_N)
         return found
+
+
+def protocol_here(config: Config, assets: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """Under what rules a network that is scored here and now is scored."""
+    return Judge(config, assets, cache=cache, seed=0).protocol(config.evaluation.samples)
 
 
 def gather(part: torch.Tensor, world_size: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ which then tells it without running anything again.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,6 @@ def read_outcome(directory: str | Path, seeds: dict[str, int]) -> dict[str, Any]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    staged = path.with_suffix(".tmp")
+    staged = path.with_suffix(f".{os.getpid()}.tmp")  # two ranks may end at once
     staged.write_text(json.dumps(content, allow_nan=False))
     staged.replace(path)

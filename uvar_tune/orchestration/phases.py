@@ -73,6 +73,16 @@ class Phases:
             return not (search.done() or search.halted())
         return True
 
+    def check(self, steps: tuple[str, ...]) -> None:
+        """ConfigError where the first of these phases has nothing to work on."""
+        if steps[0] in ("profile", "confirm") and not self._candidates(load_results(self.config, self.files)):
+            raise ConfigError(f"study {self.files.name!r} has no finished trial to {steps[0]} yet", where=f"--phase {steps[0]}",
+                              nearest="--phase explore")
+
+    def _candidates(self, results) -> list[Any]:
+        """The best trials of the search, without the baseline."""
+        return [trial for trial in results.ranked() if trial.kind != BASELINE][: self.config.study.confirm_top]
+
     def run(self, step: str, runner: Runner, concurrent: int) -> None:
         self._say(f"phase {step}" if step != SEARCH else f"searching: {self.config.study.trials} trials, {concurrent} at once")
         getattr(self, f"_{step}")(runner, concurrent)
@@ -114,7 +124,7 @@ class Phases:
     def _profile(self, runner: Runner, concurrent: int) -> None:
         """Score the saved checkpoints of the best trials and the baseline over all confirm axes, without training."""
         results = load_results(self.config, self.files)
-        chosen = [trial for trial in results.ranked() if trial.kind != BASELINE][: self.config.study.confirm_top]
+        chosen = self._candidates(results)
         chosen += [trial for trial in (results.baseline,) if trial is not None and trial.value is not None]
         if not chosen:
             raise ConfigError("no trial has finished yet", where="--phase profile")
@@ -142,7 +152,8 @@ class Phases:
         nuisance = {name: entry for name, entry in self.config.space.items() if entry.role == "nuisance"}
         if not nuisance:
             return {}
-        config = self.config.model_copy(update={"space": nuisance})
+        kept = {name: entry for name, entry in self.config.space.items() if entry.role in ("nuisance", "inference")}
+        config = self.config.model_copy(update={"space": kept})
         config = config.with_values({**PLAIN, "study.pruner": "none", "study.rungs": ()})
         search = Search(config, self._url, under="baseline")
         runner.run(SearchWork(search, "baseline", "baseline"), concurrent)

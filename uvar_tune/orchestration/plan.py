@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
-from uvar_tune.space import searched
+from uvar_tune.space import baseline_point, profile_entries, searched
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
 from uvar_tune.study.results import StudyResults
@@ -31,47 +32,82 @@ def plan(config: Config, say) -> int:
         say(f"  {name}: {held}  [{entry.role}]")
     if config.inference.mode == "profile":
         scales = ", ".join(f"{scale:g}" for scale in config.inference.profile_cfg_scales)
-        say(f"  inference.cfg_scale: each checkpoint scored at {scales}")
+        beside = dict.fromkeys((*config.inference.profile_axes, *profile_entries(config)))
+        others = ", ".join(f"inference.{name}" for name in beside if name != "cfg_scale")
+        say(f"  inference.cfg_scale: each checkpoint scored at {scales}" + f"; with it {others}" * bool(others))
     for rung in config.study.rungs:
         say(f"  rung at {rung:,} images: {config.study.rung_metric} of {config.study.rung_samples:,} samples, "
             f"{config.study.pruner}")
-    at_once = _at_once(config)
-    say(f"trials at once: {at_once}, {config.run.workers} workers each with {config.run.cpus_per_worker:g} CPUs and "
-        f"{config.run.gpus_per_worker:g} GPUs")
+    at_once = _at_once(config, say)
     say(_expected(config, files, at_once))
     say(f"MLflow: {shown(files.tracking_uri())}")
     return 0
 
 
-def _at_once(config: Config) -> int:
-    """From the cluster at RAY_ADDRESS; without one from this machine, on which the study would start a Ray of its own."""
+def _at_once(config: Config, say) -> int:
+    """How many trials would run at once, said: on the cluster at RAY_ADDRESS, else on this machine by a Ray of its own.
+
+    Raises:
+        ConfigError: none would, and nothing can be waited for.
+    """
+    from uvar_tune.orchestration.autoscaling import autoscaled
+    from uvar_tune.orchestration.resources import asked, cluster, describe, fitting, node_resources, this_machine
+
+    run, grows = config.run, False
     if os.environ.get("RAY_ADDRESS"):
-        from uvar_tune.orchestration.resources import capacity, cluster
-
         with cluster(lambda text: None):
-            return capacity(config)
-    import torch
-
-    run = config.run
-    here = {"CPUs": (os.cpu_count() or 1, run.workers * run.cpus_per_worker),
-            "GPUs": (torch.cuda.device_count(), run.workers * run.gpus_per_worker)}
-    fits = min(int(has // need) for has, need in here.values() if need > 0)
-    if fits < 1:
-        shown = ", ".join(f"{need:g} {what} of {has}" for what, (has, need) in here.items() if need > 0)
-        raise ConfigError(f"one trial asks for {shown} that this machine has", where="run.workers")
-    return min(fits, run.max_concurrent or fits)
+            fits, has, grows = fitting(config, node_resources()), f"the cluster has {describe()}", autoscaled()
+    else:
+        here = this_machine()
+        fits, has = fitting(config, here), f"this machine has {here[0]['CPU']:g} CPUs, {here[0]['GPU']:g} GPUs"
+    if fits < 1 and not grows:
+        raise ConfigError(f"{asked(config)}; {has}", where="run.workers")
+    at_once = run.max_concurrent if grows and run.max_concurrent else min(fits, run.max_concurrent or fits)
+    waits = f"; its autoscaler would be asked for more, {run.wait_resources_sec:g} s at most for the first trial" * grows
+    say(f"trials at once: {at_once}; {asked(config)}; {has}{waits}")
+    return max(1, at_once)
 
 
 def _expected(config: Config, files: StudyFiles, at_once: int) -> str:
-    """Hours and bytes, from the trials of this study that have finished."""
+    """Hours and bytes of what is left, from the trials of this study that have finished; before that the bytes of the
+    baseline's checkpoints, and of the hours that nobody knows them: they are the hardware's."""
     finished = _finished(files)
     if not finished:
-        return "expected hours and bytes: known when a trial of this study has finished (the baseline is the first)"
+        count, each = _checkpoints(config), _checkpoint_bytes(config)
+        kept = max(1, min(count, config.run.checkpoint_bytes // each))
+        return (f"expected: {kept} checkpoints of {each / 2**20:,.1f} MiB a trial (run.checkpoint_bytes bounds them), "
+                f"{config.study.trials * kept * each / 2**30:,.2f} GiB in all; hours: unknown until a trial of this study has "
+                "finished here (the baseline is the first), then --dry-run tells them")
     seconds = sum(trial.seconds for trial in finished) / len(finished)
     used = sum(_bytes(trial.directory) for trial in finished) / len(finished)
     left = max(0, config.study.trials - len(finished))
-    return (f"expected, from {len(finished)} finished trials: {seconds / 60:.1f} minutes and {used / 2**20:.0f} MiB a trial, "
-            f"{left * seconds / at_once / 3600:.2f} hours and {left * used / 2**30:.2f} GiB for the {left} that are left")
+    hours = math.ceil(left / at_once) * seconds / 3600
+    return (f"expected, from {len(finished)} finished trials: {seconds / 60:.1f} minutes and {used / 2**20:,.1f} MiB a trial, "
+            f"{hours:.2f} hours and {left * used / 2**30:,.2f} GiB for the {left} that are left")
+
+
+def _checkpoints(config: Config) -> int:
+    """How many checkpoints a trial writes: at its interval, its rungs and its end."""
+    from uvar_tune.orchestration.attempt import checkpoint_images
+
+    images = config.training.images
+    return len({*range(checkpoint_images(config), images + 1, checkpoint_images(config)), *config.study.rungs, images})
+
+
+def _checkpoint_bytes(config: Config) -> int:
+    """Of one checkpoint of the baseline: weights and AdamW's two moments in float32, and averaged weights where there are any.
+
+    The network is counted, not made. Its few embeddings of classes, whose number only the images tell, count for ten.
+    """
+    import torch
+
+    from uvar_tune.orchestration.build import new_var
+    from uvar_tune.training import load_tokenizer
+
+    sizes = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else config.tokenizer
+    with torch.device("meta"):
+        var = new_var(config.with_values(baseline_point(config)), sizes, num_classes=10, seed=0, empty=True)
+    return 4 * sum(parameter.numel() for parameter in var.parameters()) * (4 if config.training.ema else 3)
 
 
 def _finished(files: StudyFiles) -> list[Any]:

@@ -18,9 +18,11 @@ import torch
 
 from uvar_tune.config import Config, content_hash
 from uvar_tune.data import build_token_cache
+from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import check_extractor, load_classifier, open_extractor, save_classifier, train_classifier
 from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
+from uvar_tune.objective.validate import check_reference
 from uvar_tune.orchestration.build import calibration, load_split, new_var, new_vqvae, tokenizer_plan, tokenizer_settings
 from uvar_tune.orchestration.reconstruction import reconstruction
 from uvar_tune.tracking.record import Recorder
@@ -123,20 +125,45 @@ def _classifier(images, cache: Path, recorder: Recorder) -> tuple[str, float]:
     return str(directory), accuracy
 
 
+_OPTION = {"normal": "objective.perplexity", "semantic": "objective.neighbours"}  # what else a reference depends on
+
+
 def _references(config: Config, assets: dict[str, Any], vqvae) -> dict[str, list[float]]:
     """Reference → σ²⋆ of each scale in units of the anchor. Every reference and partition that the space names must be
-    possible, before the first trial is started."""
-    for name in ("objective.classes", "objective.given", "objective.dispersion"):
+    possible, at both ends of its option's range, and wide enough for the discrepancies, before the first trial is started."""
+    codes = prepare_codes(vqvae.codebook_VC.detach().double().cpu())
+    for name in ("objective.classes", "objective.given"):
         for choice in _choices(config, name):
             calibration(config.with_values({name: choice}), assets, vqvae)
-    anchor = anchor_of(config.objective.dispersion, prepare_codes(vqvae.codebook_VC.detach().double().cpu()))
+    for dispersion in _choices(config, "objective.dispersion"):
+        chosen = {"objective.dispersion": dispersion}
+        for reference in _choices(config, "objective.reference", **chosen):
+            _check_reference(config, assets, vqvae, anchor_of(dispersion, codes), {**chosen, "objective.reference": reference})
+    anchor = anchor_of(config.objective.dispersion, codes)
     return {choice: (calibration(config.with_values({"objective.reference": choice}), assets, vqvae)[0] / anchor).tolist()
             for choice in _choices(config, "objective.reference")}
 
 
-def _choices(config: Config, name: str) -> list[Any]:
+def _check_reference(config: Config, assets: dict[str, Any], vqvae, anchor: float, values: dict[str, Any]) -> None:
+    option = _OPTION.get(values["objective.reference"])
+    for end in _choices(config, option, **values) if option else [None]:
+        variance_K, _ = calibration(config.with_values({**values, **({option: end} if option else {})}), assets, vqvae)
+        for discrepancy in _choices(config, "objective.discrepancy", **values):
+            try:
+                check_reference(variance_K, vqvae.scales, anchor, discrepancy)
+            except ConfigError as error:
+                asked = ", ".join(f"{name} {value}" for name, value in [*values.items(), *([(option, end)] if option else [])])
+                raise ConfigError(f"{discrepancy!r} with {asked}: {error.message}", where=error.where,
+                                  nearest=error.nearest) from None
+
+
+def _choices(config: Config, name: str, **values: Any) -> list[Any]:
+    """What the space may set ``name`` to beside these values, of a range its ends; else the configuration's own value."""
     entry = config.space.get(name)
-    return list(entry.choices) if entry else [config.get(name)]
+    if entry is None:
+        return [config.get(name)]
+    told = entry.model_copy(update={"when": {other: wanted for other, wanted in entry.when.items() if other in values}})
+    return entry.edges() if told.active(values) else [config.get(name)]
 
 
 def _say(recorder: Recorder, text: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from uvar_tune.tracking.record import read_records
 
@@ -26,8 +27,11 @@ class Follower:
             self._followed[name] = _Followed(name, record, images)
 
     def forget(self, name: str) -> None:
+        """Say what is left to say of it, and no more."""
         with self._lock:
-            self._followed.pop(name, None)
+            followed = self._followed.pop(name, None)
+            for line in followed.said() if followed else ():
+                self._say(line)
 
     @contextlib.contextmanager
     def following(self, name: str, record: Path, images: int):
@@ -65,9 +69,12 @@ class _Followed:
         self.offset = record.stat().st_size if record.exists() else 0
         self.began = time.time()
 
+    def said(self) -> list[str]:
+        return self._said(self._records())
+
     def news(self) -> list[str]:
-        records, self.offset = read_records(self.record, self.offset)
-        lines = [f"  {self.name}: {record['text']}" for record in records if record.get("kind") == "say"]
+        records = self._records()
+        lines = self._said(records)
         points = [record for record in records if record.get("kind") == "metrics" and "loss/total" in record["values"]]
         if points:
             last = points[-1]
@@ -76,3 +83,10 @@ class _Followed:
             lines.append(f"  {self.name}: {seen:,}/{self.images:,} images, loss {last['values']['loss/total']:.4f}, "
                          f"{rate:,.0f} images/s{left}")
         return lines
+
+    def _records(self) -> list[dict[str, Any]]:
+        records, self.offset = read_records(self.record, self.offset)
+        return records
+
+    def _said(self, records: list[dict[str, Any]]) -> list[str]:
+        return [f"  {self.name}: {record['text']}" for record in records if record.get("kind") == "say"]

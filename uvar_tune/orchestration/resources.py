@@ -16,7 +16,8 @@ from typing import Any
 import ray
 
 from uvar_tune.config import Config
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import ConfigError, UvarError
+from uvar_tune.orchestration.head import HeadWatch
 
 # The controller takes one report a poll, 2 s by default, so that a run of a minute would wait as long as it works.
 # Ray's watcher for preempted cloud nodes is one more process a trial; a lost node is noticed without it.
@@ -33,6 +34,7 @@ DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
 }
 _DASHBOARD_SEC = 90
+_HEAD_AWAY_SEC = 45  # of a cluster, whose head may be restarted where it keeps its state; Ray itself waits a minute
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
@@ -65,7 +67,8 @@ def cluster(say):
     try:
         _preflight(context.dashboard_url)
         say(f"Ray {ray.__version__} {'at ' + address if address else 'started here'}: {describe()}")
-        yield
+        with HeadWatch(ray.get_runtime_context().gcs_address, _HEAD_AWAY_SEC if address else 0.0):
+            yield
     finally:
         ray.shutdown()
         if not address:
@@ -106,38 +109,73 @@ def _preflight(dashboard_url: str | None) -> None:
 
 
 def describe() -> str:
-    total = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    return f"{nodes} node{'s' * (nodes > 1)}, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+    nodes = node_resources()
+    total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+    return f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
 
 
-def capacity(config: Config) -> int:
-    """How many trials run at once.
+def capacity(config: Config, say) -> int:
+    """How many trials run at once: as many as the nodes hold, `run.max_concurrent` at most.
+
+    With an autoscaler behind the cluster it is `run.max_concurrent` where that is given: what waits makes the cluster grow.
+    Where no trial fits yet, one that does is waited for.
 
     Raises:
         ConfigError: the cluster cannot hold one.
     """
-    run, total = config.run, ray.cluster_resources()
-    need = {"CPU": run.workers * run.cpus_per_worker, "GPU": run.workers * run.gpus_per_worker}
-    fits = min(int(total.get(kind, 0) // amount) for kind, amount in need.items() if amount > 0)
+    from uvar_tune.orchestration.autoscaling import autoscaled, wait_for_trial
+
+    run, fits, grows = config.run, fitting(config, node_resources()), autoscaled()
+    if fits < 1 and not grows:
+        raise ConfigError(f"{asked(config)}; the cluster has {describe()}", where="run.workers")
     if fits < 1:
-        raise ConfigError(f"a trial asks for {run.workers} workers with {need['CPU']:g} CPUs and {need['GPU']:g} GPUs "
-                          f"together; the cluster has {describe()}", where="run.workers")
-    return min(fits, run.max_concurrent or fits)
+        wait_for_trial(config, asked(config), describe, say)
+        fits = max(1, fitting(config, node_resources()))
+    return run.max_concurrent if grows and run.max_concurrent else min(fits, run.max_concurrent or fits)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What each living node offers."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def this_machine() -> list[dict[str, float]]:
+    """What a Ray of our own would offer here: the CPUs that Ray counts (a container's share of them) and the GPUs."""
+    import torch
+    from ray._private.utils import get_num_cpus
+
+    return [{"CPU": float(get_num_cpus(override_docker_cpu_warning=True)), "GPU": float(torch.cuda.device_count())}]
+
+
+def fitting(config: Config, nodes: list[dict[str, float]]) -> int:
+    """How many trials these nodes hold at once. A worker lies on one node; those of a trial may lie on several."""
+    run = config.run
+    need = {"CPU": run.cpus_per_worker, "GPU": run.gpus_per_worker}
+    # Ray counts in ten-thousandths: ten workers of 0.1 fit on 1, which floating point denies
+    places = [min(int(round(node.get(kind, 0) / amount, 4)) for kind, amount in need.items() if amount > 0) for node in nodes]
+    return sum(places) // run.workers
+
+
+def asked(config: Config) -> str:
+    """What one trial takes, in words."""
+    run = config.run
+    each = " each" if run.workers > 1 else ""
+    return (f"a trial asks for {run.workers} worker{'s' * (run.workers > 1)} with {run.cpus_per_worker:g} CPUs and "
+            f"{run.gpus_per_worker:g} GPUs{each}, a worker on one node")
 
 
 def remotely(config: Config, function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)``, run as one task on a node that has what a worker needs.
 
     Raises:
-        ConfigError: its own.
+        UvarError: its own.
     """
     run = config.run
     task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=2)(function)
     try:
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, ConfigError) else error) from None
+        raise (error.cause if isinstance(error.cause, UvarError) else error) from None
 
 
 def check_shared(directory: Path) -> None:

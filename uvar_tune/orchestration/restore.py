@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from uvar_tune.config import Config
+from uvar_tune.config_file import validate
+from uvar_tune.data.plain import check_size
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import load_official, start_from
 from uvar_tune.orchestration.build import find, new_var
-from uvar_tune.training import load_checkpoint, load_tokenizer, tokenizer_hash
+from uvar_tune.training import Checkpoint, load_checkpoint, load_tokenizer, tokenizer_hash
 
-__all__ = ["find", "open_networks", "restore"]
+__all__ = ["find", "open_networks", "restore", "stored_config"]
 
 
 def open_networks(checkpoint: str | None, *, vae: str | None = None, var: str | None = None, tokenizer: str | None = None,
@@ -48,7 +50,7 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
     check_device(device)
     directory = find(Path(path))
     checkpoint = load_checkpoint(directory)
-    config = Config.model_validate(checkpoint.config)
+    config = stored_config(checkpoint, directory)
     place = tokenizer or checkpoint.tokenizer["path"]
     if not Path(place).exists():
         raise ConfigError(f"the tokenizer of this checkpoint is not at {place}; give its place with --tokenizer",
@@ -57,9 +59,19 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
         raise ConfigError(f"{place} is not the tokenizer that this checkpoint was trained with", where=str(directory))
     vqvae = load_tokenizer(place).to(device).eval().requires_grad_(False)
     weights = checkpoint.ema_state or checkpoint.var_state
-    var = new_var(config, vqvae, weights["class_emb.weight"].shape[0] - 1, seed=0, empty=True)
+    classes = weights.get("class_emb.weight")
+    if classes is None or classes.ndim != 2:
+        raise ConfigError("var.safetensors holds no table of classes: no VAR of ours", where=str(directory))
+    with torch.device("meta"):
+        check_size(new_var(config, vqvae, len(classes) - 1, seed=0, empty=True), weights, str(directory))
+    var = new_var(config, vqvae, len(classes) - 1, seed=0, empty=True)
     start_from(var, weights, where=f"{directory} with the tokenizer {place}")
     return var.to(device).eval(), vqvae, f"{directory} ({checkpoint.images:,} images)"
+
+
+def stored_config(checkpoint: Checkpoint, directory: Path) -> Config:
+    """The configuration that a checkpoint was trained under; ConfigError where it is none."""
+    return validate(checkpoint.config, str(directory / "config.yaml"))
 
 
 def check_device(device: str) -> None:

@@ -10,13 +10,16 @@ from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.config import Config
+from uvar_tune.errors import UvarError
 from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.orchestration.outcome import read_crash, read_outcome
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
+from uvar_tune.space import profile_entries
 from uvar_tune.study.files import StudyFiles
+from uvar_tune.study.room import lost, says_no_room
 from uvar_tune.study.search import Proposal
-from uvar_tune.tracking.parameters import run_parameters, scored_under
+from uvar_tune.tracking.parameters import run_parameters, scored_under, that_ran
 from uvar_tune.tracking.sink import MLflowSink
 
 # What drives a trial only waits: it takes no CPU from the workers, and sits where the study's own driver does.
@@ -34,10 +37,15 @@ class Runner:
                  assets: dict[str, Any], say):
         self.config, self.files, self.sink, self.assets, self.say = config, files, sink, assets, say
         self.signals, self.follower = signals, follower
+        self._full: str | None = None
         self.origin = {**provenance.origin(), "data_sha256": assets["data_sha256"]}
 
     def run(self, work, concurrent: int) -> None:
-        """Run ``work`` until it hands out nothing more, or a signal ends it."""
+        """Run ``work`` until it hands out nothing more, or a signal ends it.
+
+        Raises:
+            Lost: there is no room to write any more, or no storage.
+        """
         from ray import tune
 
         from uvar_tune.orchestration.searcher import RungStopper, StudySearcher
@@ -51,7 +59,19 @@ class Runner:
             tune_config=tune.TuneConfig(search_alg=searcher, scheduler=RungStopper(searcher), num_samples=-1),
             run_config=tune.RunConfig(name="tune", storage_path=str(self.ray_directory), verbose=0))
         with self.follower:
-            self.signals.running_tune(tuner.fit)
+            try:
+                self.signals.running_tune(tuner.fit)
+            except Exception as error:
+                if ours := _own(error):
+                    raise ours from None
+                raise
+        if self._full is not None:
+            raise lost(self.files.directory, self._full)
+
+    def full(self, why: str) -> None:
+        """There is no room to write any more, which is no trial's fault: what is in flight stays as it is, and Tune ends."""
+        self._full = self._full or why
+        self.signals.end()
 
     @property
     def ray_directory(self) -> Path:
@@ -71,6 +91,7 @@ class _Hands:
                 "attempt": proposal.attempt, "seeds": proposal.seeds, "assets": runner.assets, "started": time.time(),
                 "directory": str(self._directory(proposal)),
                 "baseline": str(runner.files.trial(0)), "score_only": self._work.checkpoint(proposal),
+                "axes": {name: entry.model_dump(mode="json") for name, entry in profile_entries(config).items()},
                 "cache": str(runner.files.cache),
                 "run_name": f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",
                 "ray_directory": str(runner.ray_directory)}
@@ -97,6 +118,8 @@ class _Hands:
         if self._runner.signals.asked.is_set() and outcome == "crashed":
             return  # stopped by us: the trial stays as it is and goes on next time
         if outcome == "crashed":
+            if full := says_no_room(result["reason"]) or self._runner.files.full():
+                return self._runner.full(full)
             again = self._work.crashed(number, result["reason"])
             self._say(f"{name}: attempt {proposal.attempt} crashed: {result['reason']}"
                       + ("; it is tried again from its last checkpoint" if again else "; given up"))
@@ -110,8 +133,8 @@ class _Hands:
             self._say(f"{name}: {self._config.study.objective} {result['value']:.4g} "
                       f"at CFG {result['params']['inference.cfg_scale']:.3g} ({result['seconds']:.0f} s, "
                       f"{result['start_up_seconds']:.0f} s of it before the first step)")
-            about = scored_under(result["protocol"], proposal.seeds)
-            self._finish(proposal, "FINISHED", metrics=result["scores"], params={**result["params"], **result["ran"], **about})
+            about = {**that_ran(result["ran"]), **scored_under(result["protocol"], proposal.seeds)}
+            self._finish(proposal, "FINISHED", metrics=result["scores"], params={**result["params"], **about})
         else:
             self._work.prune(number, outcome, details)
             self._say(f"{name}: {outcome.replace('_', ' ')} ({result['reason']})")
@@ -122,6 +145,13 @@ class _Hands:
 
     def _directory(self, proposal: Proposal) -> Path:
         return self._runner.files.directory / self._work.folder / f"{proposal.number:05d}"
+
+
+def _own(error: BaseException | None) -> UvarError | None:
+    """The error of ours for whose sake Tune raised ``error``; None where it was another's."""
+    while error is not None and not isinstance(error, UvarError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _short(value) -> str:

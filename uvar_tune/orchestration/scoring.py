@@ -14,11 +14,12 @@ import torch
 
 from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
-from uvar_tune.evaluation import code_statistics, likelihood, save_grid
+from uvar_tune.evaluation import code_statistics, likelihood, save_grid, scorecard
 from uvar_tune.model.scales import split
 from uvar_tune.objective import gradient_shares
-from uvar_tune.orchestration.build import loss_arguments
+from uvar_tune.orchestration.build import calibration, loss_arguments
 from uvar_tune.orchestration.judge import Judge, Sampler, from_rank_0
+from uvar_tune.space_entry import SpaceEntry
 from uvar_tune.study.axis import CFG_RAMP, TEMPERATURE, Axis
 from uvar_tune.study.profile import ProfileSearch
 from uvar_tune.tracking.registry import metric
@@ -72,7 +73,7 @@ class Scorer:
         """
         self.var.eval()
         draw, profile, features = self._sampler(self.config.evaluation.samples), [], None
-        search = _Points(self.config, self.config.study.objective) if self.rank == 0 else None
+        search = Points(self.config, self.config.study.objective, self.job.get("axes", {})) if self.rank == 0 else None
         while (point := from_rank_0(search.ask() if search else None, self.world_size)) is not None:
             place = {name: value for name, value in point.items() if name != "seeds"}
             samples = draw(place, f"sampling-{point['seeds']}")
@@ -114,11 +115,18 @@ class Scorer:
         return inference.profile_cfg_scales if inference.mode == "profile" else (inference.cfg_scale,)
 
     def _held_out(self) -> dict[str, float]:
-        """NLL, calibration and class accuracy of the validation split, every label kept; the gradient shares of the terms."""
-        held_out = TokenCache.open(self.job["assets"]["tokens"]["validation"])
-        found = likelihood(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, chunk=self.config.evaluation.chunk,
-                           device=self.device)
-        shares = shares_at(self.config, self.job["assets"], self.var, self.vqvae, self.device)
+        """Of the validation split, every label kept: NLL, calibration and class accuracy; predictive entropy and the objective's
+        terms, unweighted, by scale; the share that each term has of the gradient."""
+        assets, objective = self.job["assets"], self.config.objective
+        held_out = TokenCache.open(assets["tokens"]["validation"])
+        about = {"chunk": self.config.evaluation.chunk, "device": self.device}
+        found = likelihood(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, **about)
+        variance_K, classes_V = calibration(self.config, assets, self.vqvae)
+        found |= scorecard(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, classes_V=classes_V,
+                           reference_variance_K=variance_K.tolist(), dispersion=objective.dispersion,
+                           discrepancy=objective.discrepancy, normalize=objective.normalize,
+                           kl_smoothing=objective.kl_smoothing, **about)
+        shares = shares_at(self.config, assets, self.var, self.vqvae, self.device)
         names = {"second_order", "semantic_entropy", "second_order_cosine", "semantic_entropy_cosine"}
         return found | {f"grad_share/{name}": shares[name] for name in sorted(names)}
 
@@ -133,17 +141,28 @@ def shares_at(config: Config, assets: dict[str, Any], var, vqvae, device) -> dic
     return gradient_shares(logits_BLV, tokens_BL, **loss_arguments(config, assets, vqvae, device))
 
 
-class _Points:
-    """The inference points of a checkpoint: a search over `inference.profile_axes`, or in `joint` mode the trial's own CFG."""
+class Points:
+    """The inference points of a checkpoint: a search over `inference.profile_axes` and what else the space names, or in
+    `joint` mode the trial's own.
 
-    def __init__(self, config: Config, objective: str):
+    Args:
+        named: what the space names beside the CFG scale (`space.profile_entries`), as plain data. It begins at the
+            configuration's value, or where its range does not hold that at an end of the range.
+    """
+
+    def __init__(self, config: Config, objective: str, named: dict[str, dict[str, Any]]):
         inference, self._objective = config.inference, objective
         scales, joint = inference.profile_cfg_scales, inference.mode == "joint"
         start = inference.cfg_scale if joint else min(scales, key=lambda scale: abs(scale - inference.cfg_scale))
         axis = Axis("cfg_scale", low=min(scales[0], start), high=max(scales[-1], start), start=start, scale="log1p",
                     coarse=() if joint else tuple(scales))
-        known = {"cfg_scale": axis, "temperature": replace(TEMPERATURE, start=inference.temperature), "cfg_ramp": CFG_RAMP}
-        axes = [axis] if joint else [known[name] for name in inference.profile_axes]
+        known = {"cfg_scale": axis, "temperature": replace(TEMPERATURE, start=inference.temperature),
+                 "cfg_ramp": replace(CFG_RAMP, start=inference.cfg_ramp)}
+        entries = {name: SpaceEntry(**entry) for name, entry in named.items()}
+        for name, entry in entries.items():
+            value = getattr(inference, name)
+            known[name] = Axis.of(name, entry, start=value if entry.holds(value) else entry.edges()[0])
+        axes = [axis] if joint else [known[name] for name in dict.fromkeys((*inference.profile_axes, *entries))]
         self._search = ProfileSearch(axes, direction=metric(objective).direction,
                                      budget=1 if joint else len(scales) + inference.profile_refinements + 1)
         self.ask = self._search.ask

@@ -35,11 +35,16 @@ class Interruptible:
         finally:
             self._tune = False
 
+    def end(self) -> None:
+        """Have Tune return, without a signal from outside."""
+        self.asked.set()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
     def _stop(self, number: int, _frame) -> None:
         again = self.asked.is_set()
         self.asked.set()
         if self._tune and not again:
             self._say("stopping: the trials in flight keep their last checkpoints")
-            os.kill(os.getpid(), signal.SIGUSR1)
+            self.end()
         else:
             raise KeyboardInterrupt

@@ -17,6 +17,8 @@ from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.confirm import check_replicates
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
+from uvar_tune.study.protocol import require_same_protocol, stored_protocol
+from uvar_tune.study.room import room_needed
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
 from uvar_tune.tracking.sink import MLflowSink
 
@@ -36,10 +38,11 @@ def run_study(config: Config, say, *, phase: str | None = None) -> int:
     check_weights(config)
     files = StudyFiles(resolve_root(config.run.root), config.study.name)
     files.prepare()
-    with files.lock():
+    with files.lock(), room_needed(files.directory):
         files.claim(config)
         say(f"study {files.name!r} in {files.directory}")
         phases = Phases(config, files, say)
+        phases.check(steps)
         if not phases.pending(steps):
             say(phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)")
             return finish(config, files, None, say, {})
@@ -58,9 +61,10 @@ def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ..
     sink.artifact(None, files.config, "")
     follower, signals = Follower(say), Interruptible(say)
     with CpuMeter() as meter, cluster(say), signals:
-        concurrent = capacity(config)
+        concurrent = capacity(config, say)
         check_shared(files.root)
         assets = prepare_remotely(config, files, follower)
+        _check_protocol(config, files, phases, assets)
         sink.study_metrics({f"prepare/{key}": value for key, value in assets["facts"].items() if isinstance(value, float)})
         runner = Runner(config, files, sink, signals, follower, assets, say)
         for step in steps:
@@ -72,6 +76,17 @@ def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ..
     if halted := phases.search().halted():
         say(halted)
     return finish(config, files, sink, say, {"all processes": meter.seconds})
+
+
+def _check_protocol(config: Config, files: StudyFiles, phases: Phases, assets: dict[str, Any]) -> None:
+    """What is scored from here on must be comparable with what the study holds; ConfigError before anything is trained."""
+    from uvar_tune.orchestration.judge import protocol_here
+    from uvar_tune.orchestration.resources import remotely
+
+    known = stored_protocol(phases.search().storage, files.name)
+    if known:
+        require_same_protocol(remotely(config, protocol_here, config, assets, files.cache), known, where="here and now",
+                              of=f"the trials of study {files.name!r}; go on where they were scored, or take another --study name")
 
 
 def prepare_remotely(config: Config, files: StudyFiles, follower: Follower) -> dict[str, Any]:

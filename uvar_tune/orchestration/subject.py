@@ -34,7 +34,7 @@ from uvar_tune.model import CFG_CONVENTION, generate
 from uvar_tune.orchestration.build import calibration, load_split
 from uvar_tune.orchestration.prepare import Assets, prepare
 from uvar_tune.orchestration.progress import Follower
-from uvar_tune.orchestration.restore import find, restore
+from uvar_tune.orchestration.restore import find, restore, stored_config
 from uvar_tune.training import load_checkpoint, tokenizer_hash
 
 
@@ -68,7 +68,7 @@ class Opened:
     def __init__(self, path: str):
         self.directory = find(Path(path))
         self.stored = load_checkpoint(self.directory)
-        self.config = Config.model_validate(self.stored.config)
+        self.config = stored_config(self.stored, self.directory)
 
 
 class Subject:
@@ -117,8 +117,8 @@ class Subject:
         labels_N = self._sampling.labels_N
         images, tokens = generate(
             self.var, self.vqvae, labels_N.to(self.plan.device), cfg_scale=cfg_scale, top_k=inference.top_k,
-            top_p=inference.top_p, temperature=inference.temperature, seeds=[base + i for i in range(len(labels_N))],
-            chunk=self.config.evaluation.chunk, return_tokens=True,
+            top_p=inference.top_p, temperature=inference.temperature, cfg_ramp=inference.cfg_ramp,
+            seeds=[base + i for i in range(len(labels_N))], chunk=self.config.evaluation.chunk, return_tokens=True,
             progress=self.plan.progress(f"{self.method}: samples at CFG {cfg_scale:g}, seeds {which}"))
         return dataclasses.replace(self._sampling, generated_N3HW=to_uint8(images).cpu(),
                                    generated_tokens_NL=torch.cat(tokens, 1).cpu())
@@ -164,8 +164,8 @@ class Subject:
         """Judged against the reference and the classes that ``judge``'s objective names (the same for both checkpoints)."""
         config = self.config.with_values({f"objective.{name}": value for name, value in judge.objective.model_dump().items()})
         variance_K, classes_V = calibration(config, dataclasses.asdict(self.assets), self.vqvae)
-        return evaluate(dataclasses.replace(self._held_out, classes_V=classes_V, reference_variance_K=variance_K.tolist(),
-                                            dispersion=config.objective.dispersion, normalize=config.objective.normalize),
+        asked = {name: getattr(config.objective, name) for name in ("dispersion", "discrepancy", "normalize", "kl_smoothing")}
+        return evaluate(dataclasses.replace(self._held_out, classes_V=classes_V, reference_variance_K=variance_K.tolist(), **asked),
                         ["scorecard"])
 
     def sampled(self, values: dict[str, float], conditions: str = "") -> dict[str, Number]:

@@ -155,7 +155,8 @@ def calibration(pair: Comparison) -> Table:
             columns.append(Column(f"{name}_tempered", f"{title}, at its best temperature", digits=4))
     columns.append(Column("accuracy", "Accuracy", digits=4))
     o = pair.ours.config.objective
-    judged = f"reference {o.reference}, dispersion {o.dispersion}, normalize {o.normalize}, classes {o.classes}"
+    judged = (f"reference {o.reference}, dispersion {o.dispersion}, discrepancy {o.discrepancy}, normalize {o.normalize}, "
+              f"classes {o.classes}")
     for one in pair.subjects:
         card = one.scorecard(pair.ours.config)
         rows[one.method] = one.sampled({"fid": one.fidelity["fid"]}) | one.told(one.likelihood) | one.told(card, judged)

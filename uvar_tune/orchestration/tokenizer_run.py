@@ -102,7 +102,7 @@ def _on_ray(config: Config, files: StudyFiles, known: Path, place: Path, seeds: 
 
     directory, follower = files.trial(0), Follower(say)
     with cluster(say), Interruptible(say):
-        capacity(config)
+        capacity(config, say)
         check_shared(files.root)
         if not known.exists():
             remotely(config, check_run, config)

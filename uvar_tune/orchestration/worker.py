@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from uvar_tune.orchestration.outcome import write_outcome
@@ -10,36 +11,36 @@ from uvar_tune.orchestration.trial import RUNG
 
 
 def work(job: dict[str, Any]) -> None:
-    """Train and evaluate one attempt; rank 0 reports rungs and writes down how it ended."""
+    """Train and evaluate one attempt; rank 0 reports rungs."""
     import ray.train
-    import ray.train.torch
-    import torch
 
     from uvar_tune.orchestration.attempt import run_attempt
 
-    context = ray.train.get_context()
-    torch.set_num_threads(max(1, int(job["config"]["run"]["cpus_per_worker"])))
-    result = run_attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(),
-                         device=ray.train.torch.get_device(), wrap=_wrap,
-                         report=lambda rung: ray.train.report({RUNG: json.dumps(rung)}))
-    if context.get_world_rank() == 0:
-        write_outcome(job["directory"], job["seeds"], result)
+    _run(job, run_attempt, report=lambda rung: ray.train.report({RUNG: json.dumps(rung)}))
 
 
 def work_on_tokenizer(job: dict[str, Any]) -> None:
-    """Train and judge a tokenizer; rank 0 writes down how it ended."""
+    """Train and judge a tokenizer."""
+    from uvar_tune.orchestration.tokenizer_attempt import run_tokenizer_attempt
+
+    _run(job, run_tokenizer_attempt)
+
+
+def _run(job: dict[str, Any], attempt: Callable[..., dict[str, Any]], **options) -> None:
+    """Run ``attempt`` on this worker; rank 0, or the one that alone knows of it, writes down how it ended."""
     import ray.train
     import ray.train.torch
     import torch
 
-    from uvar_tune.orchestration.tokenizer_attempt import run_tokenizer_attempt
-
     context = ray.train.get_context()
     torch.set_num_threads(max(1, int(job["config"]["run"]["cpus_per_worker"])))
-    result = run_tokenizer_attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(),
-                                   device=ray.train.torch.get_device(), wrap=_wrap)
-    if context.get_world_rank() == 0:
+    result = attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(), device=ray.train.torch.get_device(),
+                     wrap=_wrap, **options)
+    alone = result.pop("alone", False) and context.get_world_size() > 1
+    if context.get_world_rank() == 0 or alone:
         write_outcome(job["directory"], job["seeds"], result)
+    if alone:  # the others wait for this rank: only a failure ends the group
+        raise RuntimeError(f"{result['outcome']}: {result['reason']}")
 
 
 def _wrap(model):

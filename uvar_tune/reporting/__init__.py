@@ -1,6 +1,7 @@
 """What a study found, for people: the ranked table at the terminal, figures, and one page that needs no network."""
 
 from uvar_tune.reporting.page import write_report
+from uvar_tune.reporting.pooled import pooled_table, write_pooled
 from uvar_tune.reporting.table import ranked_table
 
-__all__ = ["ranked_table", "write_report"]
+__all__ = ["pooled_table", "ranked_table", "write_pooled", "write_report"]

@@ -10,6 +10,8 @@ from uvar_tune.study.results import StudyResults, TrialResult
 from uvar_tune.tracking.registry import metric
 
 LAMBDA_1, LAMBDA_2, REFERENCE = "objective.lambda_1", "objective.lambda_2", "objective.reference"
+OF_LAMBDA_1 = (REFERENCE, *(f"objective.{name}" for name in ("neighbours", "perplexity", "given", "discrepancy", "dispersion",
+                                                             "kl_smoothing")))  # what it weights
 CFG = "inference.cfg_scale"
 RAN = " that ran"  # behind a λ whose share was searched: the λ itself
 _SHORT = {LAMBDA_1: "λ₁", LAMBDA_2: "λ₂", CFG: "CFG", "fid": "FID", "kid": "KID", "is": "IS", "conditional_accuracy": "recognised",
@@ -52,8 +54,8 @@ def chosen(results: StudyResults) -> list[str]:
 
 
 def applies(results: StudyResults, trial: TrialResult, name: str) -> bool:
-    """Whether a parameter entered the trial: its condition holds, and for the reference also λ1 > 0."""
-    if name not in trial.params or (name == REFERENCE and not trial.params.get(LAMBDA_1)):
+    """Whether a parameter entered the trial: its condition holds, and of what λ1 weights also λ1 > 0."""
+    if name not in trial.params or (name in OF_LAMBDA_1 and not _value(results, trial, LAMBDA_1)):
         return False
     when = results.space.get(name, {}).get("when") or {}
     return all(_value(results, trial, other) in (wanted if isinstance(wanted, list | tuple) else [wanted])

@@ -95,7 +95,7 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
 
 def several_axes(results: StudyResults) -> bool:
     """Whether points differ in more than the CFG scale, so that a line through them would be no curve."""
-    return any({"temperature", "cfg_ramp"} & point.keys() for trial in results.trials for point in trial.profile)
+    return any({"temperature", "cfg_ramp", "top_k", "top_p"} & point.keys() for trial in results.trials for point in trial.profile)
 
 
 def _profile(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:

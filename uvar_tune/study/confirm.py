@@ -14,6 +14,7 @@ from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.space import baseline_point
 from uvar_tune.study.noise import MIN_PAIRS, Noise, variance_components
+from uvar_tune.study.protocol import require_same_protocol
 from uvar_tune.study.replicates import Cell
 from uvar_tune.study.results import StudyResults, TrialResult
 from uvar_tune.study.verdict import Arm, Verdict, judge
@@ -61,7 +62,8 @@ def confirm_arms(config: Config, results: StudyResults, tuned_baseline: Mapping[
     arms = {BASELINE: plain, SMOOTHING: {**plain, "objective.first_order": "label_smoothing"}}
     arms |= {arm_of(trial): trained_values(config, trial) for trial in found}
     best = trained_values(config, found[0])
-    arms[SECOND_ALONE], arms[SEMANTIC_ALONE] = {**best, _LAMBDA_2: 0.0}, {**best, _LAMBDA_1: 0.0}
+    if all(best.get(name, config.get(name)) > 0 for name in (_LAMBDA_1, _LAMBDA_2)):  # else it is one of the two already
+        arms[SECOND_ALONE], arms[SEMANTIC_ALONE] = {**best, _LAMBDA_2: 0.0}, {**best, _LAMBDA_1: 0.0}
     return arms
 
 
@@ -88,12 +90,22 @@ def verdicts(config: Config, cells: list[Cell], results: StudyResults) -> tuple[
         raise ConfigError(f"the baseline has no replicate to compare with ({lost.get(BASELINE, 'none has finished')})",
                           where="--phase confirm")
     searched = {arm_of(trial): trial.value for trial in results.trials}
-    protocols = {cell.arm: cell.details.get("protocol", {}) for cell in cells if cell.value is not None}
-    arms = [Arm(arm, {replicate: values[replicate] for replicate in sorted(common)}, protocols[arm], searched.get(arm))
+    protocol = _protocol(cells, judged)
+    arms = [Arm(arm, {replicate: values[replicate] for replicate in sorted(common)}, protocol, searched.get(arm))
             for arm, values in judged.items()]
     baseline = next(arm for arm in arms if arm.name == BASELINE)
     others = [arm for arm in arms if arm.name != BASELINE]
     return judge(baseline, others, direction=metric(config.study.objective).direction) if others else [], lost
+
+
+def _protocol(cells: list[Cell], judged: Mapping[str, Any]) -> dict[str, Any]:
+    """The one protocol of all replicates of these arms; ConfigError naming the one that has another than the first."""
+    told = [cell for cell in cells if cell.value is not None and cell.arm in judged]
+    known = told[0].details.get("protocol", {})
+    for cell in told:
+        require_same_protocol(cell.details.get("protocol", {}), known, where=f"arm {cell.arm!r}, replicate {cell.replicate}",
+                              of=f"replicate {told[0].replicate} of {told[0].arm!r}")
+    return known
 
 
 def noise_of(cells: list[Cell], objective: str, samplings: int) -> Noise | None:

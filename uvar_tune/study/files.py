@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from pathlib import Path
 
 import yaml
@@ -20,12 +21,19 @@ from uvar_tune.errors import ConfigError, nearest
 # What may differ when a study is resumed: how much of it to run, and where and how fast.
 _FREE = {"study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
          "run": None, "final": None, "verdict": None, "provenance": None}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # longer than the schema's: final runs and tokenizers add a word
 
 
 class StudyFiles:
-    """The files of one study. Names never become paths outside `run.root` (the schema admits no separator)."""
+    """The files of one study.
+
+    Raises:
+        ConfigError: a name that is more than one name, such as ``../x``: names never become paths outside `run.root`.
+    """
 
     def __init__(self, root: Path, name: str):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is no name of a study (letters, digits, '.', '_', '-')", where="--study")
         self.root, self.name = root, name
         self.directory = root / name
         self.config = self.directory / "study.yaml"
@@ -59,6 +67,18 @@ class StudyFiles:
         except OSError as error:
             raise ConfigError(f"{error.filename or self.directory} cannot be written: {error.strerror}",
                               where="run.root") from None
+
+    def full(self) -> str | None:
+        """Why nothing more can be written here; None where it can."""
+        probe = self.directory / ".writable"
+        try:
+            probe.write_bytes(bytes(1 << 20))
+        except OSError as error:
+            return error.strerror
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+        return None
 
     @contextlib.contextmanager
     def lock(self):

@@ -17,6 +17,7 @@ from uvar_tune.study.confirm import BASELINE, SECOND_ALONE, SEMANTIC_ALONE, nois
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.importance import importances
 from uvar_tune.study.objectives import directions, pareto_front
+from uvar_tune.study.protocol import require_same_protocol
 from uvar_tune.study.pruning import rung_correlation, rung_values
 from uvar_tune.study.replicates import Cell, cells_of
 from uvar_tune.study.results import StudyResults, TrialResult
@@ -26,17 +27,24 @@ _LAMBDA_2 = "objective.lambda_2"
 
 
 def load_results(config: Config, files: StudyFiles, search: Search | None = None) -> StudyResults:
-    """All trials of the study, finished or not, with what the phases `noise` and `confirm` say."""
+    """All trials of the study, finished or not, with what the phases `noise` and `confirm` say.
+
+    Raises:
+        ConfigError: the protocol changed midway.
+    """
     search = search or Search(config, files.storage_url(config))
     begun = [trial for trial in search.study.get_trials(deepcopy=False) if "values" in trial.user_attrs]
-    protocols = [trial.user_attrs["protocol"] for trial in begun if "protocol" in trial.user_attrs]
+    protocols = {trial.number: trial.user_attrs["protocol"] for trial in begun if "protocol" in trial.user_attrs}
+    first = next(iter(protocols), None)
+    for number, protocol in protocols.items():
+        require_same_protocol(protocol, protocols[first], where=f"study {files.name!r}, trial {number}", of=f"trial {first}")
     ways, rungs = dict(zip(config.study.objectives, directions(config), strict=True)), rung_values(begun)
     trials = tuple(_trial(config, files, trial, rungs.get(trial.number, {})) for trial in begun)
     final = {trial.number: trial.objectives[config.study.rung_metric] for trial in trials if trial.objectives}
     results = StudyResults(
         name=files.name, objective=config.study.objective, direction=ways[config.study.objective], trials=trials,
         space={name: entry.model_dump(mode="json") for name, entry in config.space.items()},
-        protocol=protocols[0] if protocols else {}, seed=config.study.seed, root=files.directory,
+        protocol=protocols.get(first, {}), seed=config.study.seed, root=files.directory,
         config=config.tree(exclude=("space",)), further={name: ways[name] for name in config.study.further_objectives},
         rung_correlation=tuple(rung_correlation(rungs, final)), idle_sec=_idle_sec(begun),
         importances=importances(begun, ways[config.study.objective]))

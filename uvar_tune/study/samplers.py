@@ -5,6 +5,9 @@ The baseline has no parameters. Optuna intersects the parameters of all trials t
 the baseline among them finds nothing: `gp` and `nsga2` would draw at random for ever. Samplers see the other trials only.
 `gp` and `nsga2` look at completed trials alone, so to them a trial that ended early counts as no better than the worst; and
 they model what all trials have, so a parameter with a condition is drawn at random (`tpe` models each group of its own).
+
+`grid` is no `GridSampler` of Optuna's: that one numbers its points by trial, counts the baseline among them, and stops a study that
+is asked and told with an error.
 """
 
 from __future__ import annotations
@@ -19,22 +22,29 @@ from scipy.stats import qmc
 
 from uvar_tune import seeds
 from uvar_tune.config import Config
+from uvar_tune.space import grid_point
 from uvar_tune.space_entry import SpaceEntry
 
 
 def make_sampler(config: Config, number: int, space: dict[str, SpaceEntry]) -> optuna.samplers.BaseSampler:
-    """The sampler that proposes trial ``number``: a scrambled Sobol point at the start, then `study.sampler`."""
+    """The sampler that proposes trial ``number``: a scrambled Sobol point at the start, then `study.sampler`; of a grid, its
+    points in order."""
     study = config.study
     seed = seeds.derive(study.seed, "explore", number, "proposal") % 2**32
     if study.sampler == "random" or number == 0 or not space:
         return optuna.samplers.RandomSampler(seed=seed)
+    if study.sampler == "grid":
+        return _fixed(grid_point(config, number - 1), _random(seed, config))
     if study.sampler == "qmc" or number <= study.startup_trials:
         point = sobol_point(space, number - 1, seeds.derive(study.seed, "explore", 0, "sobol"))
-        base = _SAMPLERS["nsga2" if study.sampler == "nsga2" else "random"](seed, config)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.PartialFixedSampler(point, base)
+        return _fixed(point, _SAMPLERS["nsga2" if study.sampler == "nsga2" else "random"](seed, config))
     return _SAMPLERS[study.sampler](seed, config)
+
+
+def _fixed(point: dict[str, Any], base: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.PartialFixedSampler(point, base)
 
 
 def sobol_point(space: dict[str, SpaceEntry], index: int, seed: int) -> dict[str, Any]:

@@ -6,6 +6,10 @@ handed out again, with the same parameters, before any new one.
 
 Outcomes: COMPLETE with a value · PRUNED with `outcome` stopped (at a rung), diverged, out_of_memory or infeasible, so that
 the sampler stays away · crash and preemption: the same trial again, FAIL after `run.max_attempts`.
+
+A search draws new training seeds for each trial, so that it does not settle on what one of them happens to favour. A grid learns
+nothing from one trial for the next: all its trials have the same training seeds, so that they are paired, the baseline among
+them, and the same grid under another `study.seed` is another replicate.
 """
 
 from __future__ import annotations
@@ -22,9 +26,9 @@ from optuna.trial import TrialState
 
 from uvar_tune import seeds
 from uvar_tune.config import Config
-from uvar_tune.space import baseline_point, point, searched
+from uvar_tune.space import baseline_point, grid_size, point, searched
 from uvar_tune.space_entry import SpaceEntry
-from uvar_tune.study.budget import Spent, exhausted, spent
+from uvar_tune.study.budget import Ledger, Spent, exhausted
 from uvar_tune.study.objectives import directions, violations
 from uvar_tune.study.pruning import Rungs
 from uvar_tune.study.samplers import make_sampler
@@ -76,6 +80,8 @@ class Search:
         self._study_id = self.storage.get_study_id_from_name(name)
         self._rungs = Rungs(config, self.study, self.storage)
         self._entries = searched(config)
+        whole = 1 + grid_size(config) if config.study.sampler == "grid" else config.study.trials
+        self._total = min(config.study.trials, whole)
         self._judged = config.study.objectives.index(config.study.rung_metric)  # which objective the rungs score
         self._load()
 
@@ -91,7 +97,7 @@ class Search:
             if not self._settle(number):
                 return None if self.halted() else self._begin(self._interrupted.pop(0))
             self._interrupted.pop(0)
-        if self._count >= self.config.study.trials or self.halted():
+        if self._count >= self._total or self.halted():
             return None
         if self._count > 0 and self._awaits_baseline() and self._baseline is None:
             return None
@@ -142,10 +148,9 @@ class Search:
     def crashed(self, number: int, reason: str) -> bool:
         """An attempt ended from outside; True if the trial will be asked again, False if it has now failed."""
         live = self._live[number]
-        live.attempts[-1] |= {"ended": self._clock(), "reason": reason[:500]}
+        self._end_attempt(live.attempts, reason=reason[:500])
         if sum("reason" in attempt for attempt in live.attempts) < self.config.run.max_attempts:
             live.trial.set_user_attr("attempts", live.attempts)
-            self._spans[number] = _spans(live.attempts)
             del self._live[number]
             bisect.insort(self._interrupted, number)
             return True
@@ -158,7 +163,7 @@ class Search:
 
     def done(self) -> bool:
         """Whether every trial of the total has finished."""
-        return self._count >= self.config.study.trials and not self._live and not self._interrupted
+        return self._count >= self._total and not self._live and not self._interrupted
 
     def halted(self) -> str | None:
         """Why no further attempt is handed out although trials are missing; None while there is no such reason."""
@@ -171,10 +176,8 @@ class Search:
 
     def spent(self) -> Spent:
         """What the attempts so far cost, those in flight up to now."""
-        now = self._clock()
-        flying = [(live.attempts[-1]["started"], now) for live in self._live.values()]
-        ended = [span for spans in self._spans.values() for span in spans]
-        return spent([*ended, *flying], self.config.run.workers * self.config.run.gpus_per_worker)
+        gpus = self.config.run.workers * self.config.run.gpus_per_worker
+        return self._ledger.cost((live.attempts[-1]["started"] for live in self._live.values()), self._clock(), gpus)
 
     def _awaits_baseline(self) -> bool:
         """Whether the other trials need the baseline's numbers: shares of its gradient, or bounds relative to it."""
@@ -186,8 +189,8 @@ class Search:
         trials = self.study.get_trials(deepcopy=False)
         self._count, self._live = len(trials), {}
         self._interrupted = [trial.number for trial in trials if not trial.state.is_finished()]
-        self._spans = {trial.number: _spans(self._closed(trial.number, trial.user_attrs.get("attempts", [])))
-                       for trial in trials}
+        self._ledger = Ledger(span for trial in trials
+                              for span in _spans(self._closed(trial.number, trial.user_attrs.get("attempts", []))))
         self._baseline: dict[str, Any] | None = None
         self._baseline_lost = bool(trials) and trials[0].state in (TrialState.PRUNED, TrialState.FAIL)
         if trials and trials[0].state == TrialState.COMPLETE:
@@ -221,12 +224,16 @@ class Search:
         else:
             self.study.sampler = make_sampler(self.config, self._count if number is None else number, self._entries)
         trial = self.study.ask() if number is None else optuna.Trial(self.study, self._trial_id(number))
+        if number is None:  # one before it: made by a call whose answer was lost with the storage's connection
+            for orphan in range(self._count, trial.number):
+                bisect.insort(self._interrupted, orphan)
         self._count = max(self._count, trial.number + 1)
         attempts = [*self._closed(trial.number, attributes.get("attempts", [])), {"started": self._clock()}]
         if "values" not in attributes:
+            study = self.config.study
+            index = 0 if study.sampler == "grid" else trial.number
             attributes = {"kind": "search" if trial.number else "baseline", "values": self._values(trial),
-                          "seeds": {purpose: seeds.derive(self.config.study.seed, "explore", trial.number, purpose)
-                                    for purpose in _PURPOSES}}
+                          "seeds": {purpose: seeds.derive(study.seed, "explore", index, purpose) for purpose in _PURPOSES}}
             trial.set_user_attr("kind", attributes["kind"])
             trial.set_user_attr("seeds", attributes["seeds"])
             trial.set_user_attr("attempts", attempts)
@@ -248,14 +255,19 @@ class Search:
     def _tell_finished(self, number: int, state: TrialState, values: list[float] | None, details: dict[str, Any]) -> None:
         live = self._live[number]
         attempts = live.attempts
-        attempts[-1].setdefault("ended", self._clock())
+        if "ended" not in attempts[-1]:
+            self._end_attempt(attempts)
         for key, detail in {**details, "attempts": attempts}.items():
             live.trial.set_user_attr(key, detail)
         self.study.tell(live.trial, values, state=state)
         self._rungs.finished(number, state, values[self._judged] if values else None)
         self._baseline_lost = self._baseline_lost or (number == 0 and state != TrialState.COMPLETE)
-        self._spans[number] = _spans(attempts)
         del self._live[number]
+
+    def _end_attempt(self, attempts: list[dict[str, Any]], **why: str) -> None:
+        attempts[-1] |= {"ended": self._clock(), **why}
+        others = (live.attempts[-1]["started"] for live in self._live.values() if live.attempts is not attempts)
+        self._ledger.end(attempts[-1]["started"], attempts[-1]["ended"], others)
 
     def _trial_id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)

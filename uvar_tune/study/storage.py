@@ -10,6 +10,7 @@ import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.study.patience import PatientStorage
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
@@ -23,7 +24,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         try:
             if url.startswith("journal:"):
                 return _open_journal(url.removeprefix("journal:"))
-            return optuna.storages.RDBStorage(url)
+            return PatientStorage(url)
         except ImportError as error:
             raise ConfigError(f"storage of kind {url.split(':')[0]!r} needs a driver that is not installed "
                               f"({error.__cause__ or error}); for PostgreSQL install uvar-tune[postgresql]",

@@ -22,6 +22,7 @@ from scipy import stats
 
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.study.noise import ALPHA, CONFIDENCE, MIN_PAIRS, seeds_needed
+from uvar_tune.study.protocol import require_same_protocol
 
 BETTER, UNDECIDED, WORSE = "better", "not distinguishable", "worse"
 _ROUNDING = 1e-12  # of the largest score: a spread below it is arithmetic, not noise
@@ -201,10 +202,6 @@ def _check_arm(arm: Arm, baseline: Arm) -> None:
         lacking = arm if replicate in baseline.scores else baseline
         raise ConfigError(f"no score, and {(baseline if lacking is arm else arm).name!r} has one: every arm needs the same "
                           "replicates", where=f"arm {lacking.name!r}, replicate {replicate}")
-    for name in dict.fromkeys([*baseline.protocol, *arm.protocol]):
-        here, there = baseline.protocol.get(name), arm.protocol.get(name)
-        if here != there:
-            raise ConfigError(f"protocol.{name} is {there!r}, and {here!r} in {baseline.name!r}: the numbers cannot be compared",
-                              where=where)
+    require_same_protocol(arm.protocol, baseline.protocol, where=where, of=repr(baseline.name))
     if arm.search_value is not None and not math.isfinite(arm.search_value):
         raise ConfigError(f"search value {arm.search_value} is not a score", where=where)

@@ -32,6 +32,12 @@ def profiled(config) -> set[str]:
     return {"inference.cfg_scale"} | {name for name, entry in config.space.items() if entry.role == "inference"}
 
 
+def that_ran(ran: dict[str, float]) -> dict[str, float]:
+    """Parameters `ran.objective.lambda_1`, …: the λ behind the shares of the gradient that were asked for, which stand under the
+    plain names and cannot change any more when these are known."""
+    return {f"ran.{name}": value for name, value in ran.items()}
+
+
 def scored_under(protocol: dict[str, Any], seeds: dict[str, int]) -> dict[str, Any]:
     """Parameters `protocol.*`, which must be equal for two numbers to be compared, and `origin.*`, the seeds behind them."""
     return {**{f"protocol.{name}": value for name, value in protocol.items() if value != ""},

@@ -2,16 +2,24 @@
 
 Each line: ``time`` (s since 1970), ``attempt``, ``kind`` and, for metrics, ``images`` and ``values``. Steps that a resumed
 attempt computes again are not written twice. Values that are not finite stand as "nan", "inf" or "-inf".
+
+Recording raises nothing into a training: what the disk refuses waits in memory, in order, and is written with the next line.
+`settle`, before a checkpoint, does raise, so that no checkpoint says more than the record.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
+
+_WAITING = 10_000  # lines kept of a record that cannot be written; the oldest go first
 
 
 class Recorder:
@@ -21,6 +29,7 @@ class Recorder:
         self._path, self._attempt = Path(path), attempt
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._last: dict[str, int] = {}
+        self._waiting: deque[bytes] = deque(maxlen=_WAITING)  # lines that the disk refused
         self._mend()
 
     def metrics(self, images: int, values: dict[str, float], **tags: Any) -> None:
@@ -31,16 +40,33 @@ class Recorder:
             self._write("metrics", {"images": images, "values": {key: _encode(value) for key, value in fresh.items()}, **tags})
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Record that something happened; on disk when this returns."""
+        """Record that something happened; on disk when this returns, if the disk takes it."""
         self._write(kind, _encode(fields), sync=True)
+
+    def settle(self) -> None:
+        """Write what waits. Raises OSError where the disk still refuses it."""
+        if self._waiting:
+            self._append(sync=True)
 
     def _write(self, kind: str, fields: dict[str, Any], sync: bool = False) -> None:
         line = json.dumps({"time": time.time(), "attempt": self._attempt, "kind": kind, **fields}, allow_nan=False)
-        with self._path.open("ab") as handle:
-            handle.write(line.encode() + b"\n")
-            handle.flush()
-            if sync:
-                os.fsync(handle.fileno())
+        self._waiting.append(line.encode() + b"\n")
+        with contextlib.suppress(OSError):
+            self._append(sync)
+
+    def _append(self, sync: bool) -> None:
+        """All that waits, or nothing of it: a line that is cut off in the middle would spoil the next."""
+        with self._path.open("ab", buffering=0) as handle:
+            end, lines = handle.tell(), b"".join(self._waiting)
+            try:
+                if handle.write(lines) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                if sync:
+                    os.fsync(handle.fileno())
+            except OSError:
+                os.truncate(self._path, end)
+                raise
+        self._waiting.clear()
 
     def _mend(self) -> None:
         """Cut off a torn last line (the writer was killed within it) and note what has been recorded."""

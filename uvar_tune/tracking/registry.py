@@ -55,6 +55,7 @@ METRICS = _table(
     ("dispersion", "anchor", None, "Dispersion of the predictions"),
     ("dispersion_reference", "anchor", None, "Dispersion of the reference"),
     ("dispersion_ratio", "1", None, "Root ratio of dispersion to reference"),
+    ("second_order", "discrepancy", None, "Discrepancy of dispersion and reference"),
     ("semantic_entropy", "nats", None, "Semantic entropy"),
     ("loss", "nats", "minimize", "Loss term"),
     ("grad_share", "share", None, "Share of the gradient at the logits"),

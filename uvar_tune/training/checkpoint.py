@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from uvar_tune.data.manifest import check_directory, remove_directory, remove_leftovers, write_directory
+from uvar_tune.data.plain import read_json, read_tensors, read_weights, read_yaml
 from uvar_tune.errors import ConfigError
 from uvar_tune.training.tokenizer_files import tokenizer_hash
 
@@ -76,17 +77,18 @@ def load_checkpoint(directory: str | Path, training_state: bool = False) -> Chec
     Raises:
         ConfigError: not a checkpoint, damaged, or ``training_state`` asked for and deleted.
     """
-    from safetensors.torch import load_file
-
     directory = Path(directory)
     manifest = check_checkpoint(directory, training_state=training_state)
-    ema_state = load_file(directory / _EMA) if (directory / _EMA).exists() and _EMA in manifest["files"] else None
+    ema_state = read_weights(directory / _EMA) if (directory / _EMA).exists() and _EMA in manifest["files"] else None
     state = None
     if training_state:
-        state = torch.load(directory / _TRAINING, map_location="cpu", weights_only=True)
+        state = read_tensors(directory / _TRAINING)
         state = state if ema_state is None else {**state, "ema": ema_state}
-    return Checkpoint(load_file(directory / "var.safetensors"), yaml.safe_load((directory / "config.yaml").read_text()),
-                      json.loads((directory / "tokenizer.json").read_text()), manifest["images"], state, ema_state)
+    tokenizer = read_json(directory / "tokenizer.json")
+    if not all(isinstance(tokenizer.get(key), str) for key in ("path", "sha256")):
+        raise ConfigError("tokenizer.json does not tell the tokenizer's path and hash", where=str(directory))
+    return Checkpoint(read_weights(directory / "var.safetensors"), read_yaml(directory / "config.yaml"), tokenizer,
+                      manifest["images"], state, ema_state)
 
 
 def check_checkpoint(directory: Path, *, training_state: bool) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from uvar_tune.errors import ConfigError, Diverged
+from uvar_tune.errors import ConfigError, Diverged, OutOfMemory
 from uvar_tune.training.events import Alarm, CheckpointDue, Progress
+from uvar_tune.training.memory import out_of_memory, shortly
 from uvar_tune.training.optim import Average, adamw, rate_factor
 from uvar_tune.training.plan import Place, Plan, require_same
 from uvar_tune.training.window import Window, all_finite
@@ -63,6 +64,7 @@ def run(task: Task, plan: Plan, place: Place, start: dict[str, Any] | None = Non
     Raises:
         ConfigError: ``start`` is the state of another training.
         Diverged: a loss or gradient that is not finite, on every rank, with the images seen before it.
+        OutOfMemory: on the rank whose memory it was; the others wait for it.
     """
     training = _Training(task, plan, place)
     if start is not None:
@@ -87,7 +89,12 @@ class _Training:
         while self.seen < plan.images:
             began = time.perf_counter()
             self.model.train()
-            self._step()
+            try:
+                self._step()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise OutOfMemory(shortly(error), images=self.seen) from None  # whose frames would hold what they allocated
             self.seen += plan.batch_size
             alarms = list(self.task.after_step(self.seen, self.optimizer))
             last = self.seen == plan.images

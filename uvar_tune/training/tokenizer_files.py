@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from uvar_tune.data.manifest import check_directory, file_sha256, write_directory
+from uvar_tune.data.plain import check_size, read_json, read_tensors, read_weights
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE, load_official
 
@@ -45,7 +46,7 @@ def check_tokenizer(directory: Path, *, training_state: bool = False) -> dict[st
 
 def load_training_state(directory: Path) -> dict[str, Any]:
     """What `train_tokenizer` takes as ``start``, of a checkpoint that `check_tokenizer` found sound."""
-    return torch.load(directory / _TRAINING, map_location="cpu", weights_only=True)
+    return read_tensors(directory / _TRAINING)
 
 
 def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> VQVAE:
@@ -57,18 +58,24 @@ def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> 
     Raises:
         ConfigError: nothing there, damaged, or another's weights.
     """
-    from safetensors.torch import load_file
-
     path = Path(path)
     if path.is_file():
         return load_official(path, scales=scales)[0]
     if not path.is_dir():
         raise ConfigError("there is no tokenizer here: neither a directory nor a .pth file", where=str(path))
     check_tokenizer(path)
-    vqvae = VQVAE(**json.loads((path / _SETTINGS).read_text()))
+    settings, state = read_json(path / _SETTINGS), read_weights(path / _WEIGHTS)
+    try:
+        with torch.device("meta"):
+            check_size(VQVAE(**settings), state, str(path))
+        vqvae = VQVAE(**settings)
+        vqvae.load_state_dict(state)
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{_SETTINGS} does not describe these weights ({str(error).splitlines()[0]})", where=str(path)) from None
     if scales is not None and tuple(scales) != vqvae.scales:
         raise ConfigError(f"scales {list(scales)} were given, but this tokenizer has {list(vqvae.scales)}", where=str(path))
-    vqvae.load_state_dict(load_file(path / _WEIGHTS))
     return vqvae
 
 

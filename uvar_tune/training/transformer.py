@@ -71,6 +71,15 @@ def train(model: nn.Module, vqvae, cache: TokenCache, *, loss: Callable[..., Any
     return run(_Tokens(model, vqvae, cache, loss, seed, device), plan, place, start)
 
 
+def batch_at(positions: range, var, cache: TokenCache, order: Order,
+             seed: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """(tokens_BL, labels_B, the noise that ``var.draw_noise`` names) at these positions of the data order, on the CPU."""
+    index_B, crop_B = order.at(positions)
+    row_B = (index_B * cache.crops + crop_B).numpy()
+    noise = var.draw_noise([seeds.generator(seed, NOISE, position) for position in positions])
+    return torch.from_numpy(cache.tokens_NL[row_B].astype(np.int64)), torch.from_numpy(cache.labels_N[row_B]), noise
+
+
 class _Tokens:
     """Batches out of the token cache, through the caller's loss."""
 
@@ -82,13 +91,9 @@ class _Tokens:
         self._order = Order(cache.images, seed=seed, crops=cache.crops)
 
     def losses(self, positions: range) -> Mapping[str, torch.Tensor]:
-        index_B, crop_B = self._order.at(positions)
-        row_B = (index_B * self._cache.crops + crop_B).numpy()
-        tokens_BL = self._there(torch.from_numpy(self._cache.tokens_NL[row_B].astype(np.int64)))
-        labels_B = self._there(torch.from_numpy(self._cache.labels_N[row_B]))
-        drawn = self._bare.draw_noise([seeds.generator(self._seed, NOISE, position) for position in positions])
+        tokens_BL, labels_B, drawn = batch_at(positions, self._bare, self._cache, self._order, self._seed)
         noise = {name: self._there(value) for name, value in drawn.items()}
-        terms = self._loss(self.model, self._vqvae, tokens_BL, labels_B, noise)
+        terms = self._loss(self.model, self._vqvae, self._there(tokens_BL), self._there(labels_B), noise)
         return {name: getattr(terms, term) for name, term in zip(self.names, TERMS, strict=True)}
 
     def _there(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ class Delivery:
                 return
             try:
                 getattr(self, f"_on_{operation['op']}")(operation)
-            except Rejected as refusal:
+            except (Rejected, ValueError, TypeError, KeyError, AttributeError) as refusal:  # the rest: no operation of ours
                 self._refused(operation, refusal)
             self._state["outbox"] = end
             self._spool.save(self._state)
@@ -221,7 +221,7 @@ class Delivery:
         changed = {f"uvar.changed.{key}": value for key, value in params.items() if shown.get(key, value) != value}
         self._server.batch(run_id, points, fresh, {**tags, **changed})
 
-    def _refused(self, what: dict[str, Any], refusal: Rejected) -> None:
+    def _refused(self, what: dict[str, Any], refusal: Exception) -> None:
         self._spool.reject(what, str(refusal))
-        self._say(f"MLflow refuses {what['op']}{'' if what.get('number') is None else ' of trial ' + str(what['number'])}: "
+        self._say(f"MLflow refuses {what.get('op')}{'' if what.get('number') is None else ' of trial ' + str(what['number'])}: "
                   f"{refusal} (kept in {self._spool.directory / 'rejected.jsonl'})")

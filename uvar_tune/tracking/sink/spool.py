@@ -36,7 +36,7 @@ class Spool:
     def put(self, operation: dict[str, Any]) -> str | None:
         """Append an operation; the reason where the disk refuses (it is kept in memory and written when that ends)."""
         with self._mutex:
-            self._waiting.append(json.dumps(operation).encode() + b"\n")
+            self._waiting.append(json.dumps(operation, default=str).encode() + b"\n")
             return self._flush()
 
     def flush(self) -> str | None:
@@ -76,7 +76,7 @@ class Spool:
     def load(self) -> dict[str, Any]:
         """The state of delivery: server, outbox (offset), runs {key: id}, trials {number: …},
         uncertain [key of a run], tries {file: count}."""
-        with contextlib.suppress(OSError, json.JSONDecodeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             return {**json.loads(json.dumps(_EMPTY)), **json.loads(self._state.read_text())}
         return json.loads(json.dumps(_EMPTY))
 

@@ -1,0 +1,54 @@
+"""Everything that a study starts, or tells its user to start, is heard on this machine alone."""
+
+from __future__ import annotations
+
+import ipaddress
+import shlex
+import subprocess
+
+import psutil
+import pytest
+from commands import end_session
+from faulty_study import images_seen, wait_until
+from postgresql_server import free_port
+
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.faults]
+
+
+def listening(pid: int) -> set[tuple[str, str, int]]:
+    """(program, address, port) of every socket on which a process or a descendant of it takes connections."""
+    found = set()
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try:
+            found |= {(process.name(), *connection.laddr) for connection in process.net_connections("inet")
+                      if connection.status == psutil.CONN_LISTEN}
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return found
+
+
+def strangers(sockets: set[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    """Those that another machine can reach."""
+    return sorted(one for one in sockets if not ipaddress.ip_address(one[1].removeprefix("::ffff:")).is_loopback)
+
+
+def test_servers_are_heard_on_this_machine_alone(doors, space, root):
+    process = doors.start("sweep", space(study={"name": "bound", "trials": 1}, run={"max_concurrent": 1}))
+    try:
+        wait_until(lambda: images_seen(root / "bound", 0) > 0, process, timeout=600)
+        sockets = listening(process.pid)
+        text, _ = process.communicate(timeout=600)
+    finally:
+        end_session(process)
+    assert {"gcs_server", "raylet"} <= {name for name, _, _ in sockets} and strangers(sockets) == []
+    assert process.returncode == 0, text
+    for told in ("MLflow UI:", "Optuna dashboard:"):
+        [command] = [line.removeprefix(told) for line in text.splitlines() if line.startswith(told)]
+        port = free_port()
+        server = subprocess.Popen([*shlex.split(command), "--port", str(port)], cwd=doors.cwd, start_new_session=True, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            wait_until(lambda server=server, port=port: port in {number for *_, number in listening(server.pid)}, server)
+            assert strangers(listening(server.pid)) == [], told
+        finally:
+            end_session(server)

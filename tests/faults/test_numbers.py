@@ -1,0 +1,100 @@
+"""Numbers that end a trial: a loss that is not finite, gradients that explode, memory that is refused, in a study of two ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from uvar_tune.config import Config
+from uvar_tune.model.scales import split
+from uvar_tune.orchestration.build import new_var
+from uvar_tune.training import load_tokenizer
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+
+SPACE = {
+    "training.learning_rate": {"role": "nuisance", "type": "categorical", "choices": [2e-3, 1e30]},
+    "model.width": {"role": "nuisance", "type": "categorical", "choices": [32, 2**20]},
+    "objective.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 1e36]}}
+STUDY = {"name": "numbers", "trials": 6, "startup_trials": 6, "seed": 2}  # each comes, and the last is fine
+FINE, NO_MEMORY, NO_NUMBER, STEEP = "complete", "allocate memory", "loss is not a finite number", "grad_norm is inf"
+
+
+def expected(params: dict) -> str:
+    """What comes of a trial: the words of its reason."""
+    if params.get("model.width", 32) > 32:
+        return NO_MEMORY
+    if params.get("training.learning_rate", 2e-3) > 1:
+        return NO_NUMBER
+    return STEEP if params.get("objective.lambda_1", 0) > 0 else FINE
+
+
+def overcommits() -> bool:
+    """Whether this system promises any amount of memory: then none is refused, and the machine itself would run out."""
+    return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1"
+
+
+@pytest.mark.skipif(overcommits(), reason="this system promises any amount of memory (vm.overcommit_memory is 1)")
+def test_each_is_an_outcome_of_its_own_and_the_study_goes_on(root, doors, space):
+    path = space(study=STUDY, training={"images": 640}, run={"workers": 2, "max_concurrent": 1})
+    tree = {**yaml.safe_load(path.read_text()), "space": SPACE}
+    path.write_text(yaml.safe_dump(tree))
+    done = doors("sweep", path, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "out of memory" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    check(root / "numbers")
+
+
+def check(directory: Path) -> None:
+    """Every trial has ended as it must, once, and the steps that failed fail again."""
+    trials = stored(directory)
+    kinds = [expected(trial.params) for trial in trials]
+    assert set(kinds) == {FINE, NO_MEMORY, NO_NUMBER, STEEP} and kinds[-1] == FINE  # the study has gone on
+    for trial, kind in zip(trials, kinds, strict=True):
+        assert len(trial.user_attrs["attempts"]) == 1  # none of them is tried again
+        if kind == FINE:
+            assert trial.state.name == "COMPLETE"
+            continue
+        told, place = trial.user_attrs["reason"], directory / "trials" / f"{trial.number:05d}"
+        assert trial.state.name == "PRUNED" and kind in told
+        assert trial.user_attrs["outcome"] == ("out_of_memory" if kind == NO_MEMORY else "diverged")
+        if kind != NO_MEMORY:  # where memory runs out before the first step there is no batch
+            assert f"its batch: trials/{place.name}/failed_step" in told
+            logits, tokens = again(place)
+            loss = functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+            assert bool(torch.isfinite(loss)) == (kind == STEEP)  # there the loss is a number and its gradient is none
+
+
+def stored(directory: Path):
+    import optuna
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(directory / "optuna.journal")))
+    return optuna.load_study(study_name=directory.name, storage=storage).trials
+
+
+def again(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, tokens) of the step kept in a trial's directory, by the trial's own configuration."""
+    place = directory / "failed_step"
+    manifest, batch = json.loads((place / "manifest.json").read_text()), load_file(place / "batch.safetensors")
+    assert manifest["batch_size"] == len(batch["tokens_BL"]) == 64  # of both ranks
+    config, vqvae = Config.model_validate(yaml.safe_load((directory / "config.yaml").read_text())), load_tokenizer(
+        manifest["tokenizer"])
+    var = new_var(config, vqvae, num_classes=10, seed=0)
+    var.load_state_dict(load_file(place / "var.safetensors"))
+    noise = {name: batch[name] for name in ("label_drop_B", "path_keep")}
+    tokens_BL = batch["tokens_BL"]
+    with torch.no_grad():
+        return var.train()(batch["labels_B"], vqvae.teacher_input(split(tokens_BL, vqvae.scales)), **noise), tokens_BL
+
+
+def test_a_tokenizer_that_diverges_ends_the_study_with_one_line(doors, space):
+    path = space(study={"name": "burst"}, tokenizer={"learning_rate": 1e30})
+    done = doors("sweep", path, timeout=1800)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.strip().startswith("error: training diverged after") and len(done.stderr.strip().splitlines()) == 1

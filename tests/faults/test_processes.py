@@ -1,0 +1,115 @@
+"""`kill -9` of what stands around the training: controller, driver of a trial, head, node; a job that is stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import environment
+from faulty_study import RUN, STUDY, TRAINING, images_seen, kill, processes, values, wait_until
+from ray_head import Cluster, free_ports
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+
+
+@pytest.mark.parametrize(("title", "fault"), [("TrainController", "Train's controller killed"),
+                                              ("ImplicitFunc", "the trial's driver killed")])
+def test_what_drives_a_trial_is_killed(begin, root, undisturbed, cost, title, fault):
+    name = f"{title}-killed"
+    process, _, directory = begin(name)
+    wait_until(lambda: images_seen(directory, 0) >= 2000, process)
+    began = time.time()
+    kill(processes(f"ray::{title}", process.pid))
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    assert "attempt 1 crashed" in text and text.count("crashed") == 1
+    assert values(root, name) == undisturbed
+    cost(fault, directory, 0, began)
+
+
+def test_the_whole_ray_head_is_killed(begin, root, doors, undisturbed, cost):
+    process, path, directory = begin("head-killed")
+    wait_until(lambda: images_seen(directory, 1) >= 2000, process)
+    everything = psutil.Process(process.pid).children(recursive=True)
+    began = time.time()
+    kill([*processes("ray/gcs/gcs_server", process.pid), *processes("ray/raylet/raylet", process.pid)])
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, text
+    assert "error: Ray" in text and "the same command continues" in text and "Traceback" not in text
+    gone, left = psutil.wait_procs(everything, timeout=60)
+    assert not left
+    again = doors("sweep", path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert values(root, "head-killed") == undisturbed
+    cost("the Ray head killed", directory, 1, began, "the sweep ends, the same command continues")
+
+
+@pytest.fixture
+def nodes(doors, tmp_path_factory):
+    """Three nodes: what `three_nodes` prints."""
+    directory, script = tmp_path_factory.mktemp("n"), Path(__file__).parent.parent / "three_nodes.py"
+    with (directory / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, script, directory / "ray", *map(str, free_ports(2))], text=True,
+                                   env=environment(**doors.changes, RAY_AUTH_MODE="disabled"), cwd=directory,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+    everything: list[psutil.Process] = []
+    try:
+        line = process.stdout.readline()
+        assert line, (directory / "log").read_text()
+        yield json.loads(line)
+    finally:
+        everything += psutil.Process(process.pid).children(recursive=True)
+        process.stdin.close()
+        process.wait(timeout=60)
+        kill([child for child in everything if child.is_running()])
+
+
+def test_a_node_is_lost(begin, nodes, root, undisturbed_pair, cost):
+    """A trial's two ranks on two nodes of three; the third takes the place of the one that is lost."""
+    process, _, directory = begin("node-lost", workers=2, variables={"RAY_ADDRESS": nodes["address"], "RAY_AUTH_MODE": "disabled"})
+    wait_until(lambda: images_seen(directory, 0) >= 2000, process)
+    ranks = {raylet: processes("RayTrainWorker", raylet) for raylet in nodes["raylets"]}
+    lost = next(raylet for raylet in nodes["raylets"] if ranks[raylet])
+    assert len(ranks[lost]) == 1
+    began = time.time()
+    kill([psutil.Process(lost), *psutil.Process(lost).children(recursive=True)])
+    text, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, text
+    assert "3 nodes" in text and text.count("crashed") == 1
+    assert values(root, "node-lost") == undisturbed_pair
+    cost("a node of a trial's two lost", directory, 0, began)
+
+
+@pytest.fixture
+def head(tmp_path_factory):
+    """A Ray head to which jobs are submitted."""
+    running = Cluster(tmp_path_factory.mktemp("h"))
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.close()
+
+
+def test_a_job_is_stopped_and_submitted_again(head, space, root, undisturbed, cost):
+    path = space(study={**STUDY, "name": "job-stopped"}, training=TRAINING, run=RUN)
+    stop = {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}}  # then Ray kills it
+    options = ("--runtime-env-json", json.dumps(stop), "--no-wait", "--submission-id", "first")
+    submitted = head.submit("python", "-m", "uvar_tune.sweep", str(path), options=options)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    directory = root / "job-stopped"
+    wait_until(lambda: images_seen(directory, 0) >= 2000)
+    began = time.time()
+    stopped = head.ray("job", "stop", "--address", head.address, "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    log = head.ray("job", "logs", "--address", head.address, "first").stdout
+    assert "The same command continues" in log and "Traceback" not in log, log  # in order, and so within the 30 s
+    again = head.submit("python", "-m", "uvar_tune.sweep", str(path))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert values(root, "job-stopped") == undisturbed
+    cost("ray job stop", directory, 0, began, "it ends in order, submitted again it continues")

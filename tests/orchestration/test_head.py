@@ -1,0 +1,52 @@
+"""What a process does whose head nobody serves any more, with a listener in its place."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+from commands import environment
+
+WAITS = """
+import sys, time
+from uvar_tune.orchestration.head import HeadWatch
+with HeadWatch(sys.argv[1], float(sys.argv[2])):
+    print("watching", flush=True)
+    sys.stdin.read()
+print("left in order", flush=True)
+"""
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def watching(listener: socket.socket, patience_sec: float) -> subprocess.Popen:
+    address = "{}:{}".format(*listener.getsockname())
+    process = subprocess.Popen([sys.executable, "-c", WAITS, address, str(patience_sec)], env=environment(), text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "watching\n"
+    listener.accept()  # it has looked once
+    return process
+
+
+def test_it_ends_with_one_line_when_the_head_is_gone(listener):
+    process = watching(listener, 0)
+    listener.close()
+    assert process.wait(timeout=60) == 1  # although its input is still open
+    out, err = process.communicate()
+    assert out == ""
+    assert err.startswith("error: Ray's head at 127.0.0.1:") and err.count("\n") == 1 and "the same command continues" in err
+
+
+def test_a_head_that_comes_back_in_time_goes_unnoticed(listener):
+    process, place = watching(listener, 60), listener.getsockname()
+    listener.close()
+    with socket.create_server(place) as again:
+        again.accept()
+        out, err = process.communicate("", timeout=60)
+    assert (process.returncode, out, err) == (0, "left in order\n", "")

@@ -1,0 +1,94 @@
+"""`--dry-run`: what it foretells, against what a training really writes and what finished trials took."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from uvar_tune.config_file import validate
+from uvar_tune.data import TokenCache
+from uvar_tune.model.scales import split
+from uvar_tune.objective import composite_loss
+from uvar_tune.orchestration.attempt import checkpoint_images
+from uvar_tune.orchestration.build import new_var, new_vqvae
+from uvar_tune.orchestration.plan import plan
+from uvar_tune.study.files import StudyFiles
+from uvar_tune.study.search import Search
+from uvar_tune.training import CheckpointDue, save_checkpoint, save_tokenizer, train
+
+LAMBDA_1 = {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0}
+MIB, GIB = 2**20, 2**30
+
+
+def study(root, **sections):
+    return validate({"study": {"name": "planned", "trials": 5}, "space": {"objective.lambda_1": LAMBDA_1},
+                     "tokenizer": {"vocab_size": 64, "channels": 16}, "evaluation": {"extractor": "digits"},
+                     "run": {"root": str(root), "max_concurrent": 1, "cpus_per_worker": 0.5}, **sections}, "test")
+
+
+def said(config) -> str:
+    lines: list[str] = []
+    assert plan(config, lines.append) == 0
+    return "\n".join(lines)
+
+
+def written(config, directory) -> list[int]:
+    """The bytes of each checkpoint of a real training with the configuration's length, interval, rungs and network."""
+    t, vqvae = config.training, new_vqvae(config).eval().requires_grad_(False)
+    save_tokenizer(directory / "tokenizer", vqvae)
+    var = new_var(config, vqvae, num_classes=10, seed=0)
+    tokens = np.random.default_rng(0).integers(vqvae.vocab_size, size=(64, sum(p * p for p in vqvae.scales))).astype(np.uint16)
+    cache = TokenCache(tokens, np.arange(64) % 10, 1, tuple(vqvae.scales), vqvae.vocab_size, 64,
+                       {"images": "random", "tokenizer": "untrained"})
+    terms = dict(scales=vqvae.scales, codebook=vqvae.codebook_VC.detach(), classes=torch.arange(vqvae.vocab_size) % 4,
+                 reference_variance=torch.full((len(vqvae.scales),), 0.05), lambda_1=0.0, lambda_2=0.0)
+
+    def loss(model, tokenizer, tokens_BL, labels_B, noise):
+        return composite_loss(model(labels_B, tokenizer.teacher_input(split(tokens_BL, vqvae.scales)), **noise), tokens_BL, **terms)
+
+    events = train(var, vqvae, cache, loss=loss, images=t.images, batch_size=t.batch_size, learning_rate=1e-3, schedule="lin0",
+                   warmup_images=0, final_ratio=0.1, weight_decay=0.05, betas=t.betas, clip=1.0, seed=0, ema=t.ema,
+                   log_images=t.batch_size, checkpoint_images=checkpoint_images(config), also_at=config.study.rungs)
+    sizes = []
+    for event in events:
+        if isinstance(event, CheckpointDue):
+            place = directory / "checkpoints" / f"{event.images:012d}"
+            save_checkpoint(place, var_state=var.state_dict(), config=config.tree(), training_state=event.state(),
+                            tokenizer={"path": str(directory / "tokenizer")})
+            sizes.append(sum(path.stat().st_size for path in place.iterdir()))
+    return sizes
+
+
+@pytest.mark.parametrize("ema, rungs", [(None, {}), (64, {"rungs": [48], "pruner": "median"})])
+def test_the_bytes_of_checkpoints_are_those_that_a_training_writes(tmp_path, ema, rungs):
+    config = study(tmp_path, study={"name": "planned", "trials": 5, **rungs},
+                   model={"depth": 2, "width": 128, "heads": 2},
+                   training={"images": 160, "batch_size": 16, "warmup_images": 0, "ema": ema})
+    sizes = written(config, tmp_path)
+    text = said(config)
+    told = float(text.split(" MiB a trial")[0].split()[-1])
+    assert f"expected: {len(sizes)} checkpoints of" in text and len(sizes) == 5 + bool(rungs)
+    assert told == pytest.approx(sum(sizes) / len(sizes) / MIB, rel=0.05)
+    assert "hours: unknown until a trial of this study has finished" in text
+    bounded = said(config.with_values({"run.checkpoint_bytes": 2 * max(sizes) + 1000}))
+    assert "expected: 2 checkpoints of" in bounded
+
+
+@pytest.mark.parametrize("at_once, hours", [(1, 3.0), (2, 2.0), (8, 1.0)])
+def test_hours_and_bytes_follow_from_the_finished_trials(tmp_path, at_once, hours):
+    """Two trials of an hour and of 30 MiB have finished; three are left."""
+    config = study(tmp_path, run={"root": str(tmp_path), "cpus_per_worker": 0.01, "max_concurrent": at_once})
+    files = StudyFiles(tmp_path, "planned")
+    files.prepare()
+    files.claim(config)
+    search = Search(config, files.storage_url(config))
+    for seconds in (3000.0, 4200.0):
+        number = search.ask().number
+        search.complete(number, 5.0, {"scores": {"fid": 5.0}, "seconds": seconds, "params": {"inference.cfg_scale": 2.0}})
+        files.trial(number).mkdir(parents=True)
+        (files.trial(number) / "weights").write_bytes(bytes(30 * MIB))
+    text = said(config)
+    assert f"trials at once: {at_once}; a trial asks for 1 worker with 0.01 CPUs" in text
+    assert (f"expected, from 2 finished trials: 60.0 minutes and 30.0 MiB a trial, {hours:.2f} hours and {90 * MIB / GIB:.2f} GiB "
+            "for the 3 that are left") in text

@@ -1,0 +1,43 @@
+"""What a checkpoint says, and leaves, where there is no room for it, whichever of its files the room ends in."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+from small_disk import fill, mounted
+
+from uvar_tune.study.room import no_room
+from uvar_tune.training import latest_valid, save_checkpoint
+
+
+@pytest.fixture
+def disk(tmp_path):
+    with mounted(tmp_path / "disk", "size=8m") as place:
+        yield place
+
+
+def save(directory, images: int) -> None:
+    state = {"images": images, "moments": torch.zeros(300_000)}  # 1.2 MB each
+    save_checkpoint(directory / f"{images:012d}", var_state={"weight": torch.zeros(300_000)}, config={}, training_state=state,
+                    tokenizer={"path": "nowhere", "sha256": "0" * 64})
+
+
+@pytest.mark.parametrize("leave", [0, 600_000, 1_204_224, 1_500_000, 2_400_000])
+def test_no_room_is_an_os_error_and_leaves_what_was_there(disk, leave):
+    save(disk / "checkpoints", 64)
+    fill(disk, leave)
+    with pytest.raises(OSError) as caught:
+        save(disk / "checkpoints", 128)
+    assert caught.value.errno == errno.ENOSPC and no_room(caught.value) == "No space left on device"
+    assert [path.name for path in (disk / "checkpoints").iterdir()] == ["000000000064"]
+    assert latest_valid(disk / "checkpoints", on_skip=lambda path, why: pytest.fail(why)).name == "000000000064"
+
+
+def test_other_errors_do_not_speak_of_room():
+    wrapped = ValueError("of a library")
+    wrapped.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    assert no_room(wrapped) == "Disk quota exceeded"
+    assert no_room(RuntimeError("crashed: OSError: [Errno 28] No space left on device")) == "No space left on device"
+    assert no_room(PermissionError(errno.EACCES, "Permission denied")) is None

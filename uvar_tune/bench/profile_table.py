@@ -1,0 +1,117 @@
+"""The table that the replays of `bench profile` draw from: made of a finished study, written, read and checked.
+
+A study in `inference.mode: profile` keeps each trial's score at every CFG scale on sampling seeds A, and on seeds B the one
+at the scale that it chose. What is missing, seeds B at the other scales, is scored here on the trials' own checkpoints, as
+the trials scored them. The score on seeds B that the study does know is made again as well: were it another, so were the rest.
+
+    {"about": {study, space, protocol, made_by},
+     "rows": [{"params": {name: value}, "seed": int, "scores": [[cfg_scale, fid_a, fid_b], …]}, …]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uvar_tune.errors import ConfigError
+
+TABLE = Path(__file__).parent / "tables" / "profile_table.json"
+_AGREE = 1e-3  # relative: rounding of another machine stays below, other seeds or another checkpoint do not
+
+
+def load_table(path: Path | str = TABLE) -> list[dict[str, Any]]:
+    """The rows of a table, one a trained configuration.
+
+    Raises:
+        ConfigError: the file cannot be read, or a row is malformed, has other parameters or CFG scales than the first, or a
+            score that is not finite.
+    """
+    try:
+        tree = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except ValueError as error:
+        raise ConfigError(f"is not JSON: {error}", where=str(path)) from None
+    rows = tree.get("rows") if isinstance(tree, dict) else None
+    if not isinstance(rows, list) or len(rows) < 2:
+        raise ConfigError("a table is {about, rows}, with at least two rows", where=str(path))
+    for number, row in enumerate(rows):
+        _check_row(row, rows[0], f"{path}, row {number}")
+    return rows
+
+
+def make_table(study: str, root: str | None, path: Path | str, say: Callable[[str], None]) -> None:
+    """Write the table of a finished study below ``root`` (as `run.root`) to ``path``; scores its checkpoints on seeds B.
+
+    Raises:
+        ConfigError: no such study, one that does not profile the CFG scale by itself, a trial without a score, a checkpoint
+            that is gone or does not give the score that the study told, or a place that cannot be written.
+    """
+    from uvar_tune.orchestration.prepare import prepare
+    from uvar_tune.study.files import StudyFiles, resolve_root
+    from uvar_tune.study.load import load_results
+
+    files = StudyFiles(resolve_root(root), study)
+    config, where = files.stored(), f"study {study!r}"
+    if config.inference.mode != "profile" or config.inference.profile_axes != ("cfg_scale",) or config.study.objective != "fid":
+        raise ConfigError("is no table of FID(CFG): it needs inference.mode 'profile' over cfg_scale alone and objective fid",
+                          where=where)
+    results = load_results(config, files)
+    trials = [trial for trial in results.trials if trial.kind != "baseline"]
+    unscored = next((trial for trial in trials if trial.value is None), None)
+    if len(trials) < 2 or unscored is not None:
+        raise ConfigError(f"{f'trial {unscored.number}' if unscored else 'all but one trial'} has no score; finish the study first",
+                          where=where)
+    assets = dataclasses.asdict(prepare(config, files.cache, files.directory / "prepare.jsonl"))
+    rows = []
+    for count, trial in enumerate(trials, 1):
+        rows.append(_row(config, trial, assets, files.cache))
+        say(f"seeds B: {count} of {len(trials)} checkpoints")
+    about = {"study": study, "space": {name: entry.model_dump(mode="json") for name, entry in config.space.items()},
+             "protocol": results.protocol, "made_by": trials[0].made_by}
+    try:
+        Path(path).write_text(_text(about, rows))
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", where=str(path)) from None
+
+
+def _row(config, trial, assets: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """One trial's scores at the CFG scales of the configuration: A as stored, B from its checkpoint."""
+    from uvar_tune.orchestration.judge import Judge, Sampler
+    from uvar_tune.orchestration.restore import restore
+    from uvar_tune.space import searched
+
+    var, vqvae, _ = restore(trial.directory)
+    draw = Sampler(config, var, vqvae, samples=config.evaluation.samples, seeds=trial.seeds)
+    judge = Judge(config, assets, cache=cache, seed=trial.seeds["sampling-b"])
+    stored_a = {point["cfg_scale"]: point["fid"] for point in trial.profile if point["seeds"] == "a"}
+    scores = [[scale, stored_a[scale], judge(draw({"cfg_scale": scale}, "sampling-b"))["fid"]]
+              for scale in config.inference.profile_cfg_scales]
+    told = next(point for point in trial.profile if point["seeds"] == "b")
+    again = next((fid_b for scale, _, fid_b in scores if scale == told["cfg_scale"]), None)
+    if again is not None and not math.isclose(again, told["fid"], rel_tol=_AGREE):
+        raise ConfigError(f"its checkpoint gives FID {again:.6g} at CFG {told['cfg_scale']:g} on seeds B, the study told "
+                          f"{told['fid']:.6g}", where=f"trial {trial.number}")
+    return {"params": {name: trial.params[name] for name in searched(config)}, "seed": trial.seeds["training"], "scores": scores}
+
+
+def _text(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """JSON with a line a row, so that a change can be read."""
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    return f'{{"about": {json.dumps(about, allow_nan=False)},\n"rows": [\n{lines}\n]}}\n'
+
+
+def _check_row(row: Any, first: dict[str, Any], where: str) -> None:
+    if not isinstance(row, dict) or not {"params", "seed", "scores"} <= set(row) or not row["params"] or not row["scores"]:
+        raise ConfigError("is not {params, seed, scores: [[cfg_scale, fid_a, fid_b], …]}", where=where)
+    if any(len(score) != 3 or not all(math.isfinite(value) for value in score) for score in row["scores"]):
+        raise ConfigError("each score is [cfg_scale, fid_a, fid_b], all finite", where=where)
+    kinds = {name: isinstance(value, str) for name, value in row["params"].items()}
+    if kinds != {name: isinstance(value, str) for name, value in first["params"].items()}:
+        raise ConfigError(f"parameters {sorted(kinds)} are not those of row 0, {sorted(first['params'])}", where=where)
+    if [score[0] for score in row["scores"]] != [score[0] for score in first["scores"]]:
+        raise ConfigError("the CFG scales are not those of row 0", where=where)

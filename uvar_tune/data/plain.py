@@ -1,0 +1,82 @@
+"""Files from elsewhere, read as data: nothing in them runs or explodes, and what is wrong with one is told in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from uvar_tune.errors import ConfigError
+
+_MAX_BYTES = 2**24  # of a text: what we write ourselves is far smaller
+
+
+class _Plain(yaml.SafeLoader):
+    """Without aliases: a few lines of them unfold to gigabytes."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("YAML aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping. Raises ConfigError where the file holds anything else."""
+    return _read(path, lambda text: yaml.load(text, Loader=_Plain))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A mapping. Raises ConfigError where the file holds anything else."""
+    return _read(path, json.loads)
+
+
+def _read(path: Path, parse) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"larger than {_MAX_BYTES} bytes")
+        tree = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot be read ({_line(error)})", where=str(path)) from None
+    if not isinstance(tree, dict):
+        raise ConfigError("holds no mapping", where=str(path))
+    return tree
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Tensors and plain values that `torch.save` wrote, on the CPU; a pickle that would run code is refused."""
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
+        raise ConfigError(f"holds more than plain tensors, or is damaged ({_line(error)})", where=str(path)) from None
+    if not isinstance(tree, dict):
+        raise ConfigError("holds no mapping", where=str(path))
+    return tree
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # the library has errors of its own for what is no such file
+        raise ConfigError(f"is no safetensors file ({_line(error)})", where=str(path)) from None
+
+
+def check_size(described: torch.nn.Module, held: dict[str, torch.Tensor], where: str) -> None:
+    """ConfigError where settings describe a far larger network than there are weights for.
+
+    Args:
+        described: built on the meta device, so that it takes no memory.
+    """
+    wanted = sum(value.numel() for value in described.state_dict().values())
+    found = sum(value.numel() for value in held.values())
+    if wanted > 2 * found + 2**20:
+        raise ConfigError(f"its settings describe {wanted:,} parameters, its weights are {found:,}", where=where)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]

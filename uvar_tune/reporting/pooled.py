@@ -1,0 +1,140 @@
+"""Several studies read together, for people: a table at the terminal and in Markdown, every trial as CSV, one picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from rich.table import Table
+
+from uvar_tune.reporting import facts
+from uvar_tune.reporting.charts import VERDICT_COLOURS
+from uvar_tune.reporting.figures import BASELINE as BASELINE_COLOUR
+from uvar_tune.reporting.figures import FAINT, canvas, save, styled
+from uvar_tune.study.pooled import Pooled, mean_and_reach
+from uvar_tune.study.results import BASELINE, TrialResult
+
+# What is shown of each arm beside the objective, the first ones at the terminal too; the CSV has all.
+SHOWN = ("entropy", "ece_token", "code_usage", "code_entropy", "grad_share/second_order", "grad_share/second_order_cosine",
+         "grad_share/semantic_entropy", "grad_share/semantic_entropy_cosine")
+AT_TERMINAL = SHOWN[:3]
+DRAWN = ("entropy", "ece_token", "code_entropy")  # a panel each, beside the objective
+_TERMS = {facts.LAMBDA_1: "second_order", facts.LAMBDA_2: "semantic_entropy"}
+_TITLES = {"entropy": "entropy", "ece_token": "ECE, tokens", "code_usage": "codes used", "code_entropy": "entropy of codes"}
+
+
+def pooled_rows(pooled: Pooled, shown: tuple[str, ...] = SHOWN) -> tuple[list[str], list[list[str]]]:
+    """(heads, a row an arm): means over the seeds with their 95 % intervals, and what the pairs say."""
+    ran = [name for name in _TERMS if _weighted(pooled, name)]
+    idle = tuple(f"grad_share/{term}" for name, term in _TERMS.items() if name not in ran)
+    names = [name for name in shown if any(_told(trials, name) for trials in pooled.arms.values()) and not name.startswith(idle)]
+    objective = facts.short(pooled.first.objective)
+    heads = ["arm", objective, "difference, 90 % interval", "p (Holm)", "verdict", *(facts.short(name + facts.RAN) for name in ran),
+             *(_TITLES.get(name) or facts.short(name) for name in names)]
+    rows = []
+    for arm, trials in pooled.arms.items():
+        weights = [_mean([(trial.ran or trial.params).get(name) for trial in trials.values()]) for name in ran]
+        scores = [_mean(_told(trials, name)) for name in names]
+        rows.append([arm, _mean([trial.value for trial in trials.values()]), *_said(pooled, arm), *weights, *scores])
+    return heads, rows
+
+
+def pooled_table(pooled: Pooled) -> Table:
+    """The rows for the terminal."""
+    heads, rows = pooled_rows(pooled, AT_TERMINAL)
+    table = Table(title=f"{len(pooled.studies)} studies: {facts.short(pooled.first.objective)}, "
+                  f"{facts.direction_word(pooled.first.objective)}", caption=_legend(pooled))
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("arm", "verdict") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row, style="yellow" if row[0] == BASELINE else None)
+    return table
+
+
+def write_pooled(pooled: Pooled, directory: Path) -> dict[str, Path]:
+    """pooled.md, pooled.csv (a row a trial, every score) and pooled.png below ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    heads, rows = pooled_rows(pooled)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
+    (directory / "pooled.md").write_text("\n".join(lines) + f"\n\n{_legend(pooled)}\n")
+    _write_trials(pooled, directory / "pooled.csv")
+    chart = pooled_chart(pooled, directory / "pooled.png")
+    return {"table": directory / "pooled.md", "trials": directory / "pooled.csv", "chart": chart}
+
+
+def pooled_chart(pooled: Pooled, path: Path) -> Path:
+    """A panel a score: each seed a mark, the mean a dot, its interval a line that may run out of the panel (few seeds make it
+    long), the baseline's mean dashed."""
+    drawn = [name for name in DRAWN if all(_told(trials, name) for trials in pooled.arms.values())]
+    with styled():
+        figure = canvas(3.0 + 2.9 * (1 + len(drawn)), 1.3 + 0.32 * len(pooled.arms))
+        panels = figure.subplots(1, 1 + len(drawn), squeeze=False, sharey=True)[0]
+        for axes, name in zip(panels, [pooled.first.objective, *drawn], strict=True):
+            every = []
+            for height, (arm, trials) in enumerate(reversed(pooled.arms.items())):
+                values = [trial.value for trial in trials.values()] if name == pooled.first.objective else _told(trials, name)
+                word = pooled.verdicts[arm].verdict if arm in pooled.verdicts else None
+                colour = BASELINE_COLOUR if word is None else VERDICT_COLOURS[word]
+                mean, reach = mean_and_reach(values)
+                every += values
+                axes.plot([mean - reach, mean + reach], [height, height], color=colour, lw=1.2, alpha=0.5)
+                axes.plot(values, [height] * len(values), ls="", marker="|", ms=10, color=FAINT)
+                axes.plot(mean, height, marker="o", ms=6, color=colour)
+                if arm == BASELINE:
+                    axes.axvline(mean, color=BASELINE_COLOUR, lw=1.2, ls=(0, (4, 2)), zorder=0)
+            axes.set_xlabel(_TITLES.get(name) or facts.short(name))
+            axes.grid(visible=False, axis="y")
+            margin = 0.25 * (max(every) - min(every)) or 1.0
+            axes.set_xlim(min(every) - margin, max(every) + margin)
+        panels[0].set_yticks(range(len(pooled.arms)), list(reversed(pooled.arms)))
+        return save(figure, path)
+
+
+def _weighted(pooled: Pooled, name: str) -> bool:
+    """Whether a λ is above 0 in any trial: as it ran, or as it was asked for where that is the same."""
+    return any((trial.ran or trial.params).get(name) for trials in pooled.arms.values() for trial in trials.values())
+
+
+def _told(trials: dict[int, TrialResult], name: str) -> list[float]:
+    """The score of each seed, [] where one lacks it."""
+    values = [trial.scores.get(name) for trial in trials.values()]
+    return [] if None in values else values
+
+
+def _mean(values: list[float | None]) -> str:
+    if not values or None in values:
+        return "–"
+    mean, reach = mean_and_reach(values)
+    return facts.text(mean) if reach == 0 else f"{facts.text(mean, 3)} ± {facts.text(reach, 2)}"
+
+
+def _said(pooled: Pooled, arm: str) -> list[str]:
+    """Difference, p and verdict of an arm; nothing of the baseline."""
+    one = pooled.verdicts.get(arm)
+    if one is None:
+        return ["–", "–", "–"]
+    interval = "" if one.low is None else f" [{one.low:+.3g}, {one.high:+.3g}]"
+    p = [value for value in (one.p_adjusted, one.p_worse_adjusted) if value is not None]
+    return [f"{one.difference:+.3g}{interval}", f"{min(p):.2g}" if p else "–", one.verdict]
+
+
+def _legend(pooled: Pooled) -> str:
+    seeds = ", ".join(f"{name} (seed {seed})" for name, seed in pooled.studies.items())
+    notes = sorted({one.note for one in pooled.verdicts.values() if one.note})
+    told = "".join(f" Note: {note}." for note in notes)
+    told += "".join(f" No verdict on {arm}: {why}." for arm, why in pooled.lost.items())
+    return (f"Studies: {seeds}. ±: half a 95 % interval of the mean over seeds (Student's t). Difference: from the baseline of the "
+            f"same seed; p: one-sided, on the side of the difference, Holm's over the arms.{told}")
+
+
+def _write_trials(pooled: Pooled, path: Path) -> None:
+    trials = [(arm, seed, trial) for arm, found in pooled.arms.items() for seed, trial in found.items()]
+    params = list(dict.fromkeys(name for _, _, trial in trials for name in trial.params))
+    ran = list(dict.fromkeys(name for _, _, trial in trials for name in trial.ran))
+    scores = list(dict.fromkeys(name for _, _, trial in trials for name in trial.scores))
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["arm", "seed", "trial", *params, *(name + facts.RAN for name in ran), *scores])
+        for arm, seed, trial in trials:
+            writer.writerow([arm, seed, trial.number, *(trial.params.get(name) for name in params),
+                             *(trial.ran.get(name) for name in ran), *(trial.scores.get(name) for name in scores)])

@@ -1,0 +1,45 @@
+"""No room to write: how it is recognised, in an error or in the words of another process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from uvar_tune.errors import Lost, UvarError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def room_needed(directory: Path):
+    """Raises:
+        Lost: instead of whatever said, inside, that a disk or a quota is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UvarError) or not (why := no_room(error)):
+            raise
+        raise lost(directory, why) from error
+
+
+def lost(directory: Path, why: str) -> Lost:
+    return Lost(f"{directory}: {why}. Make room, then the same command continues")
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """The system's words for a full disk or quota, where ``error``, or what it was raised for, says that."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error.strerror
+        if why := says_no_room(str(error)):
+            return why
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def says_no_room(reason: str) -> str | None:
+    """The system's words for a full disk or quota, where ``reason`` holds them."""
+    return next((os.strerror(number) for number in _FULL if os.strerror(number) in reason), None)
