@@ -20,8 +20,8 @@ class ConfigError(UvarError, ValueError):
     """
 
     def __init__(self, message: str, *, where: str | None = None, nearest: str | None = None):
-        self.message, self.where, self.nearest = message, where, nearest
-        text = f"{where}: {message}" if where else message
+        self.message, self.where, self.nearest = " ".join(message.splitlines()), where, nearest  # a key may hold a newline
+        text = f"{where}: {self.message}" if where else self.message
         super().__init__(f"{text}; did you mean {nearest!r}?" if nearest else text)
 
     def __reduce__(self):

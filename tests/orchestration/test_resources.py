@@ -100,7 +100,7 @@ def test_an_autoscaler_is_waited_for(tmp_path_factory, doors, space, version):
         too_much = doors("sweep", path, "run.cpus_per_worker=4", "run.wait_resources_sec=5", **on_it)
         assert too_much.returncode == 2 and "waiting for the autoscaler, 5 s at most" in too_much.stdout
         assert re.search(r"error: .*1 worker with 4 CPUs .* and its autoscaler brought no more in 5 s", too_much.stderr)
-        done = doors("sweep", path, "run.wait_resources_sec=300", **on_it)
+        done = doors("sweep", path, "run.wait_resources_sec=300", timeout=1800, **on_it)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "the cluster has 1 node, 0 CPUs, 0 GPUs" in done.stdout and "trial 0: fid" in done.stdout
     finally:

@@ -13,7 +13,7 @@ import optuna
 import psutil
 import pytest
 import yaml
-from commands import TINY
+from commands import REPOSITORY, TINY
 
 pytestmark = pytest.mark.ray
 RUNG = 6400
@@ -49,7 +49,8 @@ def stopped_study(request, ray_cluster, root, tmp_path_factory):
     with (folder / "looks").open("w") as looks:
         watcher = subprocess.Popen([sys.executable, "-c", WATCH, ray_cluster.address], env=ray_cluster.environment, stdout=looks)
         try:
-            done = ray_cluster.submit("python", "-m", "uvar_tune.sweep", str(path))
+            done = ray_cluster.ray("job", "submit", "--address", ray_cluster.address, "--working-dir", str(REPOSITORY), "--",
+                                   "python", "-m", "uvar_tune.sweep", str(path), timeout=240 * (stops + 1))
             assert watcher.poll() is None
         finally:
             watcher.kill()

@@ -33,6 +33,7 @@ def study(root, doors, tmp_path_factory):
 def test_it_ends_with_table_export_picture_and_what_to_open(study):
     directory, text, _ = study
     assert "trial 0 (baseline)" in text and "verdict: unconfirmed" in text
+    assert "Last result" not in text  # Tune's own lines
     assert "MLflow UI:" in text and "optuna-dashboard" in text and "CPU seconds" in text
     assert (directory / "report" / "report.html").stat().st_size > 10_000
     assert len(list((directory / "report").glob("*.png"))) >= 1

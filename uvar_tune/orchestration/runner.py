@@ -48,7 +48,7 @@ class Runner:
         """
         from ray import tune
 
-        from uvar_tune.orchestration.searcher import RungStopper, StudySearcher
+        from uvar_tune.orchestration.searcher import RungStopper, Silent, StudySearcher
         from uvar_tune.orchestration.trial import trainable
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -57,7 +57,8 @@ class Runner:
         tuner = tune.Tuner(
             tune.with_resources(trainable, ON_HEAD),
             tune_config=tune.TuneConfig(search_alg=searcher, scheduler=RungStopper(searcher), num_samples=-1),
-            run_config=tune.RunConfig(name="tune", storage_path=str(self.ray_directory), verbose=0))
+            run_config=tune.RunConfig(name="tune", storage_path=str(self.ray_directory), verbose=0,
+                                      callbacks=[Silent()]))
         with self.follower:
             try:
                 self.signals.running_tune(tuner.fit)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -95,3 +96,11 @@ class RungStopper(_Stateless, FIFOScheduler):
         rung = result.get(RUNG)
         stop = rung is not None and self._searcher.reached(trial.trial_id, json.loads(rung))
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+
+class Silent(_Stateless, TrialProgressCallback):
+    """In the place of Tune's own lines on each trial, which it prints at any verbosity: the study tells of its trials itself."""
+
+    def log_result(self, *_, **__) -> None: ...
+
+    def on_trial_complete(self, *_, **__) -> None: ...
