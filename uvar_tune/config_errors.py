@@ -14,7 +14,7 @@ _LONGEST = 80  # characters of a value that are shown
 def complaint(error: ValidationError, where: str | None = None) -> ConfigError:
     """The first complaint of a validation as a ConfigError."""
     first = error.errors(include_url=False)[0]
-    place = [str(part) for part in first["loc"]]
+    place = [_key(part) for part in first["loc"]]
     dotted, message = ".".join(place), first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return ConfigError(f"unknown key {dotted!r}", where=where, nearest=nearest(dotted, _siblings(place)))
@@ -25,6 +25,12 @@ def complaint(error: ValidationError, where: str | None = None) -> ConfigError:
         near = nearest(value, [part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")])
     message = message[0].lower() + message[1:] if first["type"] != "value_error" else message
     return ConfigError(f"{dotted}{shown}: {message}" if place else message, where=where, nearest=near)
+
+
+def _key(part: object) -> str:
+    """A key as it stands in a message of one line."""
+    text = str(part)
+    return text if text.isprintable() and len(text) <= _LONGEST else _short(text)
 
 
 def _short(value: object) -> str:
