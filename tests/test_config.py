@@ -48,6 +48,7 @@ def refusal(read, *arguments) -> ConfigError:
     ({"data": {"name": "folder"}}, "needs data.path", None),
     ({"tokenizer": {"scales": [1, 3, 2]}}, "must grow strictly", None),
     ({"inference": {"profile_cfg_scales": [1, 2]}}, "must ascend and hold 0", None),
+    ({"inference": {"profile_cfg_scales": [0]}}, "and one more", None),
     ({"objective": {"lambda_1": 1, "discrepancy": "kl", "dispersion": "probability", "reference": "uniform"}},
      "variance of 0", None),
     ({"objective": {"lambda_1": 0.5, "lambda_unit": "share"}}, "is a share of the gradient", None),

@@ -233,8 +233,8 @@ class Inference(Section):
     @model_validator(mode="after")
     def _profile_holds_zero(self):
         points = self.profile_cfg_scales
-        if 0.0 not in points or list(points) != sorted(set(points)):
-            raise ValueError(f"inference.profile_cfg_scales {list(points)} must ascend and hold 0 (guidance off)")
+        if 0.0 not in points or len(points) < 2 or list(points) != sorted(set(points)):
+            raise ValueError(f"inference.profile_cfg_scales {list(points)} must ascend and hold 0 (guidance off) and one more")
         return self
 
 

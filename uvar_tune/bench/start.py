@@ -21,7 +21,7 @@ import yaml
 _SPACE = {
     "study": {"name": "start", "trials": 1}, "data": {"name": "digits"},
     "tokenizer": {"vocab_size": 64, "channels": 16, "images": 640}, "model": {"depth": 1, "width": 32, "heads": 2},
-    "training": {"images": 640, "warmup_images": 64}, "inference": {"profile_cfg_scales": [0], "profile_refinements": 0},
+    "training": {"images": 640, "warmup_images": 64}, "inference": {"profile_cfg_scales": [0, 2], "profile_refinements": 0},
     "evaluation": {"extractor": "digits", "samples": 100}, "run": {"max_concurrent": 1},
 }
 _PLAIN = '''
