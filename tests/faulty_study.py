@@ -53,7 +53,10 @@ def interruption(directory: Path, number: int, began: float) -> tuple[int, float
     """(images computed again, seconds from ``began`` to the first step beyond what had been reached) of the last time that a
     trial was continued; ``began`` counts since 1970, as its record does."""
     story = records(directory, number)
-    at = max(index for index, record in enumerate(story) if record["kind"] == "resumed")
+    continued = [index for index, record in enumerate(story) if record["kind"] == "resumed"]
+    if not continued:
+        return 0, 0.0  # it went on to its end, whatever was lost around it
+    at = continued[-1]
     reached = max(record["images"] for record in story[:at] if record["kind"] == "metrics")
     beyond = next(record for record in story[at:] if record["kind"] == "metrics")
     return reached - story[at]["images"], beyond["time"] - began
