@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,13 @@ TINY = {
         "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4},
     },
 }
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody holds."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def environment(**changes: str) -> dict[str, str]:

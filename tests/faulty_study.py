@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -53,13 +54,15 @@ def interruption(directory: Path, number: int, began: float) -> tuple[int, float
     """(images computed again, seconds from ``began`` to the first step beyond what had been reached) of the last time that a
     trial was continued; ``began`` counts since 1970, as its record does."""
     story = records(directory, number)
-    continued = [index for index, record in enumerate(story) if record["kind"] == "resumed"]
-    if not continued:
-        return 0, 0.0  # it went on to its end, whatever was lost around it
-    at = continued[-1]
+    at = max(index for index, record in enumerate(story) if record["kind"] == "resumed")
     reached = max(record["images"] for record in story[:at] if record["kind"] == "metrics")
     beyond = next(record for record in story[at:] if record["kind"] == "metrics")
     return reached - story[at]["images"], beyond["time"] - began
+
+
+def crashes(text: str) -> list[str]:
+    """The attempts that the sweep told to have crashed, in order; what a reason says does not count."""
+    return re.findall(r"(attempt \d+) crashed: ", text)
 
 
 def processes(title: str, of: int) -> list[psutil.Process]:

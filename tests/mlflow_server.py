@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+
+from commands import free_port
 
 
 class MLflow:
@@ -20,9 +21,7 @@ class MLflow:
     def __init__(self, directory: Path, store: str | None = None):
         self.directory, self.process = directory, None
         self.store = store or f"sqlite:///{directory / 'mlflow.db'}"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://ann:s3cret@127.0.0.1:{self.port}"
 
     def start(self):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from commands import REPOSITORY, environment
@@ -67,3 +69,14 @@ class Cluster:
             except ProcessLookupError:
                 pass
         self.log.close()
+
+
+@contextlib.contextmanager
+def running(home: Path) -> Iterator[Cluster]:
+    """A head that takes jobs, until the block ends."""
+    cluster = Cluster(home)
+    try:
+        cluster.wait()
+        yield cluster
+    finally:
+        cluster.close()

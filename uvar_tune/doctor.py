@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from uvar_tune import door
+from uvar_tune.errors import FAILED
 
 
 def doctor(root: Annotated[str | None, typer.Option(help="Where studies lie (run.root; default: runs).")] = None):
@@ -25,7 +26,7 @@ def doctor(root: Annotated[str | None, typer.Option(help="Where studies lie (run
             fine, text = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         door.say(f"{'ok ' if fine else 'BAD'}  {name:9} {text}")
         good = good and fine
-    return 0 if good else door.FAILED
+    return 0 if good else FAILED
 
 
 def _python():

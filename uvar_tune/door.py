@@ -12,9 +12,7 @@ from typing import Any
 
 import typer
 
-from uvar_tune.errors import ConfigError, OutOfMemory, StepFailed, UvarError
-
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+from uvar_tune.errors import BAD_INPUT, FAILED, INTERRUPTED, ConfigError, OutOfMemory, StepFailed, UvarError
 
 
 def run(command: Callable[..., Any]) -> None:

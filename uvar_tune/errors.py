@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
 
 
 class UvarError(Exception):
@@ -58,6 +60,18 @@ class OutOfMemory(StepFailed):
 class Lost(UvarError):
     """What a study stands on is gone for now (room on its disk, its Ray, its storage). Doors print it as one line and exit
     with code 1; nothing is told of the trials in flight, and the same command continues."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what was said; the kind of error where nothing was."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised for, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def nearest(value: object, choices: Iterable[object]) -> str | None:

@@ -19,7 +19,7 @@ SEARCHABLE = ("model", "objective", "training", "inference")  # all that is made
 _NEVER = ("objective.lambda_unit", "training.init_from", "training.betas", "inference.mode", "inference.profile_cfg_scales",
           "inference.profile_refinements", "inference.profile_axes")
 _CFG, _LAMBDA_1 = "inference.cfg_scale", "objective.lambda_1"
-_OF_LAMBDA_1 = ("objective.reference", "objective.neighbours", "objective.perplexity", "objective.given", "objective.discrepancy",
+OF_LAMBDA_1 = ("objective.reference", "objective.neighbours", "objective.perplexity", "objective.given", "objective.discrepancy",
                 "objective.dispersion", "objective.kl_smoothing")
 _POINTS = 1024  # how many combinations of edges are tried; a larger space is tried at as many of them
 
@@ -138,10 +138,10 @@ def _check_idle(config: Config) -> None:
     never = config.objective.lambda_1 == 0 if weight is None else weight.type == "categorical" and not any(weight.choices)
     sometimes = weight is not None and weight.type == "categorical" and weight.holds(0)
     for name, entry in searched(config).items():
-        if name in _OF_LAMBDA_1 and never:
+        if name in OF_LAMBDA_1 and never:
             raise ConfigError(f"space.{name}: makes no difference, as {_LAMBDA_1} is 0 in every trial")
         wanted = entry.when.get(_LAMBDA_1, 0)
-        if name in _OF_LAMBDA_1 and sometimes and 0 in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
+        if name in OF_LAMBDA_1 and sometimes and 0 in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
             raise ConfigError(f"space.{name}: makes no difference where {_LAMBDA_1} is 0; give it `when: "
                               f"{{{_LAMBDA_1}: …}}` with the choices above 0")
 

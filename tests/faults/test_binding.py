@@ -11,9 +11,8 @@ import subprocess
 
 import psutil
 import pytest
-from commands import end_session
+from commands import end_session, free_port
 from faulty_study import images_seen, wait_until
-from postgresql_server import free_port
 
 DASHBOARD = range(8265, 9265)  # where a study looks for a port for Ray's
 

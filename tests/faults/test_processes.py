@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import environment
-from faulty_study import RUN, STUDY, TRAINING, images_seen, kill, processes, values, wait_until
-from ray_head import Cluster, free_ports
+from faulty_study import RUN, STUDY, TRAINING, crashes, images_seen, kill, processes, train_workers, values, wait_until
+from ray_head import free_ports, running
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -27,7 +27,7 @@ def test_what_drives_a_trial_is_killed(begin, root, undisturbed, cost, title, fa
     kill(processes(f"ray::{title}", process.pid))
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
-    assert text.count("attempt 1 crashed") == 1 and "attempt 2 crashed" not in text
+    assert crashes(text) == ["attempt 1"]
     assert values(root, name) == undisturbed
     cost(fault, directory, 0, began)
 
@@ -37,7 +37,7 @@ def test_the_whole_ray_head_is_killed(begin, root, doors, undisturbed, cost):
     wait_until(lambda: images_seen(directory, 1) >= 2000, process)
     everything = psutil.Process(process.pid).children(recursive=True)
     began = time.time()
-    kill([*processes("ray/gcs/gcs_server", process.pid), *processes("ray/raylet/raylet", process.pid)])
+    kill([*processes("ray/gcs/gcs_server", process.pid), *processes("ray/raylet/raylet", process.pid), *train_workers(process)])
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 1, text
     assert "error: Ray" in text and "the same command continues" in text and "Traceback" not in text
@@ -80,7 +80,7 @@ def test_a_node_is_lost(begin, nodes, root, undisturbed_pair, cost):
     kill([psutil.Process(lost), *psutil.Process(lost).children(recursive=True)])
     text, _ = process.communicate(timeout=500)
     assert process.returncode == 0, text
-    assert "3 nodes" in text and text.count("crashed") == 1
+    assert "3 nodes" in text and crashes(text) == ["attempt 1"]
     assert values(root, "node-lost") == undisturbed_pair
     cost("a node of a trial's two lost", directory, 0, began)
 
@@ -88,12 +88,8 @@ def test_a_node_is_lost(begin, nodes, root, undisturbed_pair, cost):
 @pytest.fixture
 def head(tmp_path_factory):
     """A Ray head to which jobs are submitted."""
-    running = Cluster(tmp_path_factory.mktemp("h"))
-    try:
-        running.wait()
-        yield running
-    finally:
-        running.close()
+    with running(tmp_path_factory.mktemp("h")) as cluster:
+        yield cluster
 
 
 def test_a_job_is_stopped_and_submitted_again(head, space, root, undisturbed, cost):

@@ -1,12 +1,8 @@
 import pytest
-from ray_head import Cluster
+from ray_head import running
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory):
-    running = Cluster(tmp_path_factory.mktemp("h"))
-    try:
-        running.wait()
-        yield running
-    finally:
-        running.close()
+    with running(tmp_path_factory.mktemp("h")) as cluster:
+        yield cluster

@@ -155,4 +155,3 @@ def _place(params: dict[str, Any], space: dict[str, optuna.distributions.BaseDis
         width = scale(spread.high) - scale(spread.low)
         place.append((scale(params[name]) - scale(spread.low)) / width if width else 0.0)
     return place
-

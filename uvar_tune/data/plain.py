@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import ConfigError, first_line
 
 _MAX_BYTES = 2**24  # of a text: what we write ourselves is far smaller
 
@@ -79,4 +79,4 @@ def check_size(described: torch.nn.Module, held: dict[str, torch.Tensor], where:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]
+    return " ".join(first_line(error).split())[:200]

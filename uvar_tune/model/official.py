@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import ConfigError, first_line
 from uvar_tune.model.attention import prefix_mask
 from uvar_tune.model.scales import OFFICIAL_SCALES, level_L, positions
 from uvar_tune.model.var import VAR
@@ -98,9 +98,8 @@ def _read(source: str | Path | State, which: str, name: str | None = None) -> tu
         except FileNotFoundError:
             raise ConfigError("there is no such file", where=where) from None
         except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"is not a checkpoint that PyTorch can read as plain tensors, or is cut short ({reason})",
-                              where=where) from None
+            raise ConfigError("is not a checkpoint that PyTorch can read as plain tensors, or is cut short "
+                              f"({first_line(error)})", where=where) from None
     for key in ("trainer", _INSIDE[which]):
         if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
             tree = tree[key]

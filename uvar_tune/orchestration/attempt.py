@@ -16,7 +16,7 @@ import torch
 
 from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
-from uvar_tune.errors import Diverged, OutOfMemory, StepFailed
+from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
 from uvar_tune.orchestration.build import new_var, training_loss
 from uvar_tune.orchestration.scoring import Scorer
 from uvar_tune.orchestration.scratch import on_this_node
@@ -32,7 +32,6 @@ from uvar_tune.training import (
     retain,
     save_checkpoint,
     save_failed_step,
-    shortly,
     train,
 )
 
@@ -97,7 +96,7 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        result = {"outcome": "out_of_memory", "reason": shortly(error), "images": 0, "alone": True}
+        result = {"outcome": "out_of_memory", "reason": first_line(error), "images": 0, "alone": True}
     result |= {"cpu_sec": clock.cpu_sec, "seconds": time.time() - job["started"], "start_up_seconds": started - job["started"]}
     if device.type == "cuda":
         result["gpu_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -151,7 +150,7 @@ def _kept(error: StepFailed, config: Config, job: dict[str, Any], var) -> str:
                                  seed=job["seeds"]["training"], batch_size=config.training.batch_size,
                                  tokenizer=job["assets"]["tokenizer"])
     except (OSError, RuntimeError, MemoryError) as failure:
-        return f"its batch could not be kept: {shortly(failure)}"
+        return f"its batch could not be kept: {first_line(failure)}"
     return f"its batch: {directory.parent.name}/{directory.name}/{place.name}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from uvar_tune.config import Config
+from uvar_tune.errors import FAILED
 from uvar_tune.reporting import ranked_table, write_report
 from uvar_tune.reporting.costs import costs
 from uvar_tune.study.export import UNCONFIRMED, export_trial
@@ -19,8 +20,6 @@ from uvar_tune.study.results import StudyResults
 from uvar_tune.tracking.sink import MLflowSink
 from uvar_tune.tracking.uri import shown
 from uvar_tune.training import latest_valid
-
-FAILED = 1
 
 
 def finish(config: Config, files: StudyFiles, sink: MLflowSink | None, say, cpu_sec: dict[str, float]) -> int:

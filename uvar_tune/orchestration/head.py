@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 
-FAILED = 1
+from uvar_tune.errors import FAILED
+
 _EVERY_SEC = 1.0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.config import Config
-from uvar_tune.errors import UvarError
+from uvar_tune.errors import UvarError, causes
 from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.orchestration.outcome import read_crash, read_outcome
 from uvar_tune.orchestration.progress import Follower
@@ -63,8 +63,9 @@ class Runner:
             try:
                 self.signals.running_tune(tuner.fit)
             except Exception as error:
-                if ours := _own(error):
-                    raise ours from None
+                for ours in causes(error):
+                    if isinstance(ours, UvarError):  # for whose sake Tune raised
+                        raise ours from None
                 raise
         if self._full is not None:
             raise lost(self.files.directory, self._full)
@@ -146,13 +147,6 @@ class _Hands:
 
     def _directory(self, proposal: Proposal) -> Path:
         return self._runner.files.directory / self._work.folder / f"{proposal.number:05d}"
-
-
-def _own(error: BaseException | None) -> UvarError | None:
-    """The error of ours for whose sake Tune raised ``error``; None where it was another's."""
-    while error is not None and not isinstance(error, UvarError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _short(value) -> str:

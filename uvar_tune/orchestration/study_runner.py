@@ -7,6 +7,7 @@ from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.config import Config
+from uvar_tune.errors import INTERRUPTED
 from uvar_tune.orchestration.finish import finish
 from uvar_tune.orchestration.meter import CpuMeter
 from uvar_tune.orchestration.phases import Phases, steps_of
@@ -21,8 +22,6 @@ from uvar_tune.study.protocol import require_same_protocol, stored_protocol
 from uvar_tune.study.room import room_needed
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
 from uvar_tune.tracking.sink import MLflowSink
-
-FAILED, INTERRUPTED = 1, 130
 
 
 def run_study(config: Config, say, *, phase: str | None = None) -> int:

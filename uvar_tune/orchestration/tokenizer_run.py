@@ -13,7 +13,7 @@ from typing import Any
 from uvar_tune import provenance
 from uvar_tune.config import NAME_PATTERN, Config
 from uvar_tune.config_file import parse_yaml, read_text
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import FAILED, INTERRUPTED, ConfigError
 from uvar_tune.model import save_official
 from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.orchestration.build import tokenizer_plan
@@ -25,8 +25,6 @@ from uvar_tune.tracking.parameters import origin_tags, study_parameters
 from uvar_tune.tracking.sink import MLflowSink
 from uvar_tune.tracking.uri import shown
 from uvar_tune.training import load_tokenizer, require_same
-
-FAILED, INTERRUPTED = 1, 130
 
 
 def run_tokenizer(config: Config, name: str, *, official: str | None, say) -> int:

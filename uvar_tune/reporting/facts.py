@@ -6,12 +6,10 @@ import math
 from collections import Counter
 from typing import Any
 
-from uvar_tune.study.results import StudyResults, TrialResult
+from uvar_tune.study.results import OF_LAMBDA_1, StudyResults, TrialResult
 from uvar_tune.tracking.registry import metric
 
 LAMBDA_1, LAMBDA_2, REFERENCE = "objective.lambda_1", "objective.lambda_2", "objective.reference"
-OF_LAMBDA_1 = (REFERENCE, *(f"objective.{name}" for name in ("neighbours", "perplexity", "given", "discrepancy", "dispersion",
-                                                             "kl_smoothing")))  # what it weights
 CFG = "inference.cfg_scale"
 RAN = " that ran"  # behind a λ whose share was searched: the λ itself
 _SHORT = {LAMBDA_1: "λ₁", LAMBDA_2: "λ₂", CFG: "CFG", "fid": "FID", "kid": "KID", "is": "IS", "conditional_accuracy": "recognised",

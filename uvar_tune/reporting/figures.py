@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from uvar_tune.reporting import facts
 from uvar_tune.study.results import StudyResults, TrialResult
-from uvar_tune.tracking.record import read_records
+from uvar_tune.tracking.record import AXES, read_records
 
 INK, FAINT, BEST, BASELINE = "#24292f", "#8c959f", "#0b3d91", "#c2410c"
 _SCALE = LinearSegmentedColormap.from_list("value", ["#d3dbe6", "#7fa3d1", BEST])  # worst … best
@@ -95,7 +95,7 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
 
 def several_axes(results: StudyResults) -> bool:
     """Whether points differ in more than the CFG scale, so that a line through them would be no curve."""
-    return any({"temperature", "cfg_ramp", "top_k", "top_p"} & point.keys() for trial in results.trials for point in trial.profile)
+    return any(point.keys() & AXES for trial in results.trials for point in trial.profile)
 
 
 def _profile(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:

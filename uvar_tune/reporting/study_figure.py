@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from uvar_tune.reporting import facts
 from uvar_tune.reporting.figures import BASELINE, BEST, FAINT, INK, Values, canvas, save, styled
-from uvar_tune.study.results import StudyResults, TrialResult
+from uvar_tune.study.results import OF_LAMBDA_1, StudyResults, TrialResult
 
 _OFF = -0.14
 _JITTER = 0.035  # lines through one category are drawn side by side
@@ -114,7 +114,7 @@ def _draw_axis(axes, x: float, axis: Axis, name: str, conditional: bool) -> None
     for height, label in axis.ticks:
         axes.plot([x - 0.025, x], [height, height], color=INK, lw=1.1, zorder=4)
         axes.text(x - 0.045, height, label, ha="right", va="center", fontsize=9, bbox=halo, zorder=7)
-    if conditional or axis.name in (facts.LAMBDA_1, facts.LAMBDA_2, *facts.OF_LAMBDA_1):
+    if conditional or axis.name in (facts.LAMBDA_1, facts.LAMBDA_2, *OF_LAMBDA_1):
         axes.plot([x], [_OFF], marker="_", ms=10, color=INK, zorder=4)
         absent = "0" if axis.name in (facts.LAMBDA_1, facts.LAMBDA_2) else "none"
         axes.text(x, _OFF - 0.03, absent, ha="center", va="top", fontsize=9)

@@ -6,12 +6,10 @@ with the baseline, and the verdicts are those of the phase `confirm`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
@@ -19,7 +17,7 @@ from uvar_tune.space import searched
 from uvar_tune.study.files import differences
 from uvar_tune.study.protocol import require_same_protocol
 from uvar_tune.study.results import BASELINE, StudyResults, TrialResult
-from uvar_tune.study.verdict import Arm, Verdict, judge
+from uvar_tune.study.verdict import Arm, Verdict, judge, reach
 
 CONFIDENCE = 0.95  # of the interval around a mean over seeds
 
@@ -74,8 +72,7 @@ def pool(studies: Sequence[tuple[Config, StudyResults]]) -> Pooled:
 
 def mean_and_reach(values: Sequence[float]) -> tuple[float, float]:
     """(mean, half the width of its interval at `CONFIDENCE` by Student's t), of two values or more."""
-    spread = float(np.std(values, ddof=1))
-    return float(np.mean(values)), float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+    return float(np.mean(values)), reach(float(np.std(values, ddof=1)), len(values), (1 - CONFIDENCE) / 2)
 
 
 def _check(studies: Sequence[tuple[Config, StudyResults]]) -> None:

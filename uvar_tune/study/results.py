@@ -8,6 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from uvar_tune.space import OF_LAMBDA_1
+
+__all__ = ["BASELINE", "OF_LAMBDA_1", "StudyResults", "TrialResult"]
+
 BASELINE = "baseline"
 
 

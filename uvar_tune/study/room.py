@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from uvar_tune.errors import Lost, UvarError
+from uvar_tune.errors import Lost, UvarError, causes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -29,14 +29,13 @@ def lost(directory: Path, why: str) -> Lost:
     return Lost(f"{directory}: {why}. Make room, then the same command continues")
 
 
-def no_room(error: BaseException | None) -> str | None:
+def no_room(error: BaseException) -> str | None:
     """The system's words for a full disk or quota, where ``error``, or what it was raised for, says that."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return error.strerror
-        if why := says_no_room(str(error)):
+    for one in causes(error):
+        if isinstance(one, OSError) and one.errno in _FULL:
+            return one.strerror
+        if why := says_no_room(str(one)):
             return why
-        error = error.__cause__ or error.__context__
     return None
 
 

@@ -174,8 +174,13 @@ def _verdict(arm: Arm, sign: float, value: float, baseline: float, pairs: int, t
 def _interval(centre: float, sd: float | None, pairs: int, tail: float) -> tuple[float | None, float | None]:
     if not sd:
         return None, None
-    reach = float(stats.t.isf(tail, pairs - 1)) * sd / math.sqrt(pairs)
-    return centre - reach, centre + reach
+    half = reach(sd, pairs, tail)
+    return centre - half, centre + half
+
+
+def reach(sd: float, count: int, tail: float) -> float:
+    """Half the interval around a mean of ``count`` values of that standard deviation; ``tail``: what lies beyond each end."""
+    return float(stats.t.isf(tail, count - 1)) * sd / math.sqrt(count)
 
 
 def _check(baseline: Arm, candidates: Sequence[Arm]) -> list[int]:

@@ -19,6 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+AXES = ("temperature", "cfg_ramp", "top_k", "top_p")  # in which a score may differ from another, beside the CFG scale
 _WAITING = 10_000  # lines kept of a record that cannot be written; the oldest go first
 
 

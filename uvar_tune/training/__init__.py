@@ -7,7 +7,7 @@
 from uvar_tune.training.checkpoint import Checkpoint, latest_valid, load_checkpoint, retain, save_checkpoint
 from uvar_tune.training.events import Alarm, CheckpointDue, Progress
 from uvar_tune.training.failed_step import save_failed_step
-from uvar_tune.training.memory import out_of_memory, shortly
+from uvar_tune.training.memory import out_of_memory
 from uvar_tune.training.optim import SCHEDULES, parameter_groups, rate_factor
 from uvar_tune.training.perceptual import open_lpips
 from uvar_tune.training.plan import differences, require_same, resolve_precision
@@ -24,4 +24,4 @@ from uvar_tune.training.transformer import train
 __all__ = ["SCHEDULES", "Alarm", "Checkpoint", "CheckpointDue", "Progress", "check_tokenizer", "differences", "latest_valid",
            "load_checkpoint", "load_tokenizer", "load_training_state", "open_lpips", "out_of_memory", "parameter_groups",
            "rate_factor", "require_same", "resolve_precision", "retain", "save_checkpoint", "save_failed_step", "save_tokenizer",
-           "shortly", "tokenizer_hash", "train", "train_tokenizer"]
+           "tokenizer_hash", "train", "train_tokenizer"]

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from uvar_tune.errors import ConfigError, Diverged, OutOfMemory
+from uvar_tune.errors import ConfigError, Diverged, OutOfMemory, first_line
 from uvar_tune.training.events import Alarm, CheckpointDue, Progress
-from uvar_tune.training.memory import out_of_memory, shortly
+from uvar_tune.training.memory import out_of_memory
 from uvar_tune.training.optim import Average, adamw, rate_factor
 from uvar_tune.training.plan import Place, Plan, require_same
 from uvar_tune.training.window import Window, all_finite
@@ -94,7 +94,7 @@ class _Training:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                raise OutOfMemory(shortly(error), images=self.seen) from None  # whose frames would hold what they allocated
+                raise OutOfMemory(first_line(error), images=self.seen) from None  # whose frames would hold what they allocated
             self.seen += plan.batch_size
             alarms = list(self.task.after_step(self.seen, self.optimizer))
             last = self.seen == plan.images

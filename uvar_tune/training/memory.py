@@ -12,8 +12,3 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
-
-
-def shortly(error: BaseException) -> str:
-    """The first line of what was said."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

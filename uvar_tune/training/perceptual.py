@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from uvar_tune.errors import ConfigError, choose
+from uvar_tune.errors import ConfigError, choose, first_line
 
 # network → (name in torchvision, its weights there, the least side of an image in pixels)
 NETWORKS = {"vgg": ("vgg16", "VGG16_Weights", 16), "alex": ("alexnet", "AlexNet_Weights", 31),
@@ -41,7 +41,7 @@ def open_lpips(network: str, *, image_size: int) -> nn.Module:
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type=network).net.eval().requires_grad_(False)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"holds no weights of {NETWORKS[network][0]} ({str(error).splitlines()[0]}); put {url} there",
+        raise ConfigError(f"holds no weights of {NETWORKS[network][0]} ({first_line(error)}); put {url} there",
                           where=str(path)) from None
 
 

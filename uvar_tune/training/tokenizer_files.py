@@ -15,7 +15,7 @@ import torch
 
 from uvar_tune.data.manifest import check_directory, file_sha256, write_directory
 from uvar_tune.data.plain import check_size, read_json, read_tensors, read_weights
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import ConfigError, first_line
 from uvar_tune.model import VQVAE, load_official
 
 _WEIGHTS, _SETTINGS, _TRAINING = "vqvae.safetensors", "settings.json", "training.pt"
@@ -73,7 +73,7 @@ def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> 
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{_SETTINGS} does not describe these weights ({str(error).splitlines()[0]})", where=str(path)) from None
+        raise ConfigError(f"{_SETTINGS} does not describe these weights ({first_line(error)})", where=str(path)) from None
     if scales is not None and tuple(scales) != vqvae.scales:
         raise ConfigError(f"scales {list(scales)} were given, but this tokenizer has {list(vqvae.scales)}", where=str(path))
     return vqvae

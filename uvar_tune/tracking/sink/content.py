@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from uvar_tune.tracking.record import read_records
+from uvar_tune.tracking.record import AXES, read_records
 
-_AXES = ("temperature", "cfg_ramp", "top_k", "top_p")  # what one point of a profile differs in from another, beside the CFG scale
 _SETTLED_SEC = 2.0  # a picture younger than this may still be being written
 Points = list[tuple[str, float, int, int]]  # key, value, time (ms since 1970), step
 
@@ -41,7 +40,7 @@ def _points(record: dict[str, Any], scored: list[list]) -> Points:
         return [(key, value, at, int(record["images"])) for key, value in record["values"].items()]
     if record["kind"] != "score":
         return []
-    point = [record["images"], record["cfg_scale"], record["seeds"], *(record[name] for name in _AXES if name in record)]
+    point = [record["images"], record["cfg_scale"], record["seeds"], *(record[name] for name in AXES if name in record)]
     if point in scored:
         return []
     scored.append(point)
