@@ -148,7 +148,19 @@ def test_weights_that_are_pickles_instead_of_safetensors(tmp_path, canary, check
 def test_torn_and_altered_official_files(tmp_path):
     """Every byte that decides how the pickle is read may be another: a refusal, or the tensors."""
     path = tmp_path / "vae.pth"
-    with zipfile.ZipFile(io.BytesIO(saved({"a": torch.ones(2)}))) as archive:
+    for _ in altered(path, {"a": torch.ones(2)}):
+        assert "vae.pth" in refusal(load_official, path)
+
+
+def test_torn_and_altered_weights_of_a_feature_network(tmp_path):
+    path = tmp_path / "inception.pth"
+    for _ in altered(path, [torch.ones(2)]):  # no state dict, also where it is read
+        assert "inception.pth" in refusal(open_extractor, "inception-v3-compat", weights=path)
+
+
+def altered(path, tree):
+    """Writes ``tree`` to a file once for every byte that decides how its pickle is read, that byte changed."""
+    with zipfile.ZipFile(io.BytesIO(saved(tree))) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     [program] = [name for name in parts if name.endswith("data.pkl")]
     for at in range(len(parts[program])):
@@ -156,7 +168,7 @@ def test_torn_and_altered_official_files(tmp_path):
             for name, content in parts.items():
                 changed = content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1:] if name == program else content
                 archive.writestr(name, changed)
-        assert "vae.pth" in refusal(load_official, path)
+        yield at
 
 
 YAML = {

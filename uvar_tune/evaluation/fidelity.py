@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uvar_tune.errors import ConfigError, choose
+from uvar_tune.errors import ConfigError, choose, first_line
 from uvar_tune.evaluation.features import check_images, content_hash, load_classifier, write_atomic
 
 FIDELITY_METRICS = ("fid", "kid", "is", "precision", "recall")
@@ -113,9 +113,8 @@ def open_extractor(name: str, *, weights: str | Path | None = None, device: str 
     try:
         network = fidelity_utils.create_feature_extractor(
             name, layers, cuda=False, verbose=False, feature_extractor_weights_path=weights and str(weights))
-    except (OSError, RuntimeError) as error:  # no network; keys or shapes that do not fit
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"cannot load {name!r} from {weights or 'its download'}: {first_line}",
+    except Exception as error:  # no network; keys or shapes that do not fit; what PyTorch alone took for plain tensors
+        raise ConfigError(f"cannot load {name!r} from {weights or 'its download'}: {first_line(error)}",
                           where="evaluation.weights") from error
     return Extractor(name, network, device)
 
@@ -176,12 +175,10 @@ def _inception_weights() -> Path:
 
 def _check_state_dict(path: Path) -> None:
     """torch-fidelity unpickles whatever the file holds: make sure beforehand that it holds tensors only."""
-    import pickle
-
     try:
         torch.load(path, map_location="meta", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{path} is not a file of weights ({str(error).splitlines()[0]})",
+    except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
+        raise ConfigError(f"{path} is not a file of weights ({first_line(error)})",
                           where="evaluation.weights") from error
 
 
