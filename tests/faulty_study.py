@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -35,7 +36,7 @@ def wait_until(condition, process: subprocess.Popen | None = None, timeout: floa
         time.sleep(0.05)
 
 
-def values(root: Path, name: str, trials: int = 2, url: str | None = None) -> list[float]:
+def values(root: Path, name: str, trials: int = 2, url: str | None = None, images: int = TRAINING["images"]) -> list[float]:
     """The value of each trial, and that each stands there once and complete (in its journal file, or at ``url``)."""
     import optuna
 
@@ -46,7 +47,7 @@ def values(root: Path, name: str, trials: int = 2, url: str | None = None) -> li
     for number in range(trials):  # a step that was computed again is not recorded twice
         seen = [record["images"] for record in records(root / name, number)
                 if record["kind"] == "metrics" and "loss/total" in record["values"]]
-        assert seen == sorted(set(seen)) and seen[-1] == TRAINING["images"]
+        assert seen == sorted(set(seen)) and seen[-1] == images
     return [trial.value for trial in study.trials]
 
 
@@ -85,9 +86,24 @@ def _title(process: psutil.Process) -> list[str]:
 def kill(victims: list[psutil.Process]) -> None:
     """kill -9, and wait until they are gone."""
     for victim in victims:
-        victim.kill()
-    gone, alive = psutil.wait_procs(victims, timeout=60)
-    assert not alive
+        with contextlib.suppress(psutil.NoSuchProcess):  # it went with another of them
+            victim.kill()
+    assert not living(victims)
+
+
+def living(those: list[psutil.Process], timeout: float = 60.0) -> list[psutil.Process]:
+    """Which of them still run after a while; one that has ended, and that nobody has asked about yet, does not."""
+    deadline = time.monotonic() + timeout
+    while (left := [one for one in those if _runs(one)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def kill_group(process: subprocess.Popen) -> None:
@@ -95,7 +111,7 @@ def kill_group(process: subprocess.Popen) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    psutil.wait_procs(children, timeout=60)
+    living(children)
 
 
 def metric_rows(database: Path, trial: str) -> list[tuple[str, int]]:

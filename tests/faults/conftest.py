@@ -15,15 +15,15 @@ _COSTS = pytest.StashKey[list[tuple[str, str, float]]]()
 
 @pytest.fixture(scope="session")
 def calm(root, doors, tmp_path_factory):
-    """Runs the study of a name and a number of workers, left alone; the values of its trials."""
-    def run(name: str, **changes) -> list[float]:
-        tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": name}, "training": {**TINY["training"], **TRAINING},
+    """Runs the study of a name, longer or on more workers, left alone; the values of its trials."""
+    def run(name: str, images: int = TRAINING["images"], **changes) -> list[float]:
+        tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": name}, "training": {**TINY["training"], "images": images},
                 "run": {**RUN, "root": str(root), **changes}}
         path = tmp_path_factory.mktemp(name) / "space.yaml"
         path.write_text(yaml.safe_dump(tree))
         done = doors("sweep", path)
         assert done.returncode == 0, done.stdout + done.stderr
-        return values(root, name)
+        return values(root, name, images=images)
     return run
 
 

@@ -11,9 +11,32 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import environment
-from faulty_study import RUN, STUDY, TRAINING, crashes, images_seen, kill, processes, train_workers, values, wait_until
+from faulty_study import (
+    RUN,
+    STUDY,
+    crashes,
+    images_seen,
+    kill,
+    living,
+    processes,
+    train_workers,
+    values,
+    wait_until,
+)
 from ray_head import free_ports, running
 
+# `ray job stop` as its command does it, which itself takes as long to start as half a trial trains
+STOP = """
+import sys, time
+from ray.job_submission import JobSubmissionClient
+client = JobSubmissionClient(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+client.stop_job(sys.argv[2])
+while not (status := client.get_job_status(sys.argv[2])).is_terminal():
+    time.sleep(0.1)
+print(status)
+"""
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
@@ -41,8 +64,7 @@ def test_the_whole_ray_head_is_killed(begin, root, doors, undisturbed, cost):
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 1, text
     assert "error: Ray" in text and "the same command continues" in text and "Traceback" not in text
-    gone, left = psutil.wait_procs(everything, timeout=60)
-    assert not left
+    assert not living(everything, timeout=120)  # Ray's own agents look for a lost head for 60 s
     again = doors("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(root, "head-killed") == undisturbed
@@ -92,20 +114,24 @@ def head(tmp_path_factory):
         yield cluster
 
 
-def test_a_job_is_stopped_and_submitted_again(head, space, root, undisturbed, cost):
-    path = space(study={**STUDY, "name": "job-stopped"}, training=TRAINING, run=RUN)
+def test_a_job_is_stopped_and_submitted_again(head, space, root, calm, cost):
+    images = 64_000  # a signal takes a second or two, in which a trial of the others would have ended
+    undisturbed = calm("calm-long", images)
+    path = space(study={**STUDY, "name": "job-stopped"}, training={"images": images}, run=RUN)
     stop = {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}}  # then Ray kills it
     options = ("--runtime-env-json", json.dumps(stop), "--no-wait", "--submission-id", "first")
     submitted = head.submit("python", "-m", "uvar_tune.sweep", str(path), options=options)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     directory = root / "job-stopped"
+    stopper = subprocess.Popen([sys.executable, "-c", STOP, head.address, "first"], env=head.environment, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert stopper.stdout.readline() == "ready\n"
     wait_until(lambda: images_seen(directory, 0) >= 2000)
     began = time.time()
-    stopped = head.ray("job", "stop", "--address", head.address, "first")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert stopper.communicate("now\n", timeout=60)[0] == "STOPPED\n"
     log = head.ray("job", "logs", "--address", head.address, "first").stdout
     assert "The same command continues" in log and "Traceback" not in log, log  # in order, and so within the 30 s
     again = head.submit("python", "-m", "uvar_tune.sweep", str(path))
     assert again.returncode == 0, again.stdout + again.stderr
-    assert values(root, "job-stopped") == undisturbed
+    assert values(root, "job-stopped", images=images) == undisturbed
     cost("ray job stop", directory, 0, began, "it ends in order, submitted again it continues")
