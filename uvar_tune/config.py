@@ -67,7 +67,7 @@ class Study(Section):
     rung_samples: Annotated[int, Field(ge=16)] = 500
     stop_metric: str | None = None  # which objective the rungs judge; needed where there are several
     noise_replicates: Annotated[int, Field(ge=2)] = 4  # training seeds of the baseline in the phase `noise`
-    noise_samplings: Annotated[int, Field(ge=1)] = 3  # sampling seeds on which each of them is scored
+    noise_samplings: Annotated[int, Field(ge=2)] = 3  # sampling seeds on which each of them is scored
     confirm_top: Positive = 2  # how many trials are confirmed
     confirm_replicates: Positive = 8  # fresh seeds of each arm in the phase `confirm`
     confirm_axes: tuple[Literal[PROFILE_AXES], ...] = ("cfg_scale", "temperature")  # each arm at its own best point over these

@@ -1,7 +1,4 @@
-"""What a study starts for people to look at, or tells them to start, is heard on this machine alone.
-
-Ray's own processes are not among it: they talk to each other on the address of the node, whatever they are told.
-"""
+"""What a study starts, Ray with all its processes, or tells people to start, is heard on this machine alone."""
 
 from __future__ import annotations
 
@@ -45,6 +42,7 @@ def test_servers_are_heard_on_this_machine_alone(doors, space, root):
     finally:
         end_session(process)
     assert process.returncode == 0, text
+    assert {"gcs_server", "raylet"} <= {program for program, *_ in sockets} and strangers(sockets) == []
     assert {address for _, address, port in sockets if port in DASHBOARD} == {"127.0.0.1"}
     for told in ("MLflow UI:", "Optuna dashboard:"):
         [command] = [line.removeprefix(told) for line in text.splitlines() if line.startswith(told)]

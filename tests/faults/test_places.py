@@ -102,6 +102,17 @@ def test_two_sweeps_are_started_on_one_study(begin, root, undisturbed):
     assert values(root, "twice") == undisturbed
 
 
+def test_one_storage_and_another_directory(begin, doors, space, root, tmp_path, postgresql):
+    """Two machines that share a database, and have each a disk of their own."""
+    shared = {"UVAR_STORAGE": postgresql_server.new_database(postgresql, "elsewhere")}
+    first, path, directory = begin("elsewhere", variables=shared)
+    wait_until(lambda: images_seen(directory, 0) > 0, first)
+    second = doors("sweep", path, f"run.root={tmp_path / 'second'}", **shared)
+    assert second.returncode == 2, second.stdout + second.stderr
+    assert second.stderr.startswith("error: run.root: the storage knows a study 'elsewhere' whose files lie in ")
+    assert str(directory) in second.stderr and len(second.stderr.splitlines()) == 1
+
+
 def hold(directory: Path, process: subprocess.Popen, take, release) -> None:
     """Have the storage away from the middle of the first trial on, until ``AWAY_SEC`` after its end."""
     wait_until(lambda: images_seen(directory, 0) >= 2000, process)

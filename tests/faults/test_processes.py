@@ -71,6 +71,23 @@ def test_the_whole_ray_head_is_killed(begin, root, doors, undisturbed, cost):
     cost("the Ray head killed", directory, 1, began, "the sweep ends, the same command continues")
 
 
+def test_the_raylet_of_the_driver_is_killed(begin, root, doors, undisturbed, cost):
+    """Ray's head still answers, and no answer of a task comes any more."""
+    process, path, directory = begin("raylet-killed")
+    wait_until(lambda: images_seen(directory, 1) >= 2000, process)
+    everything = psutil.Process(process.pid).children(recursive=True)
+    began = time.time()
+    kill(processes("ray/raylet/raylet", process.pid))
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, text
+    assert "error: Ray's raylet on this node at " in text and "the same command continues" in text and "Traceback" not in text
+    assert not living(everything, timeout=120)
+    again = doors("sweep", path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert values(root, "raylet-killed") == undisturbed
+    cost("the raylet of the driver's node killed", directory, 1, began, "the sweep ends, the same command continues")
+
+
 @pytest.fixture
 def nodes(doors, tmp_path_factory):
     """Three nodes: what `three_nodes` prints."""
@@ -105,6 +122,25 @@ def test_a_node_is_lost(begin, nodes, root, undisturbed_pair, cost):
     assert "3 nodes" in text and crashes(text) == ["attempt 1"]
     assert values(root, "node-lost") == undisturbed_pair
     cost("a node of a trial's two lost", directory, 0, began)
+
+
+def test_more_nodes_are_lost_than_a_trial_can_do_without(begin, nodes, root, doors, undisturbed_pair, cost):
+    """Of three nodes one is left, for trials of two ranks: it is said, waited for a while, and then left to the next time."""
+    on_it = {"RAY_ADDRESS": nodes["address"], "RAY_AUTH_MODE": "disabled"}
+    process, path, directory = begin("nodes-lost", workers=2, wait_resources_sec=20, variables=on_it)
+    wait_until(lambda: images_seen(directory, 0) >= 2000, process)
+    began = time.time()
+    kill([one for raylet in nodes["raylets"] for one in [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]])
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, text
+    needs = "a trial asks for 2 workers with 1 CPUs and 0 GPUs each, a worker on one node; the cluster has 1 node, 1 CPUs, 0 GPUs"
+    assert text.count(f"waiting for nodes, 20 s at most: {needs}") == 1, text
+    assert text.rstrip().splitlines()[-1] == (f"error: {needs}, and no more came in 20 s (run.wait_resources_sec). "
+                                              "The same command continues")
+    again = doors("sweep", path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert values(root, "nodes-lost") == undisturbed_pair
+    cost("nodes lost, too few left", directory, 0, began, "it ends when none came; with nodes, it continues")
 
 
 @pytest.fixture

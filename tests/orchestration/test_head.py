@@ -11,8 +11,8 @@ from commands import environment
 
 WAITS = """
 import sys, time
-from uvar_tune.orchestration.head import HeadWatch
-with HeadWatch(sys.argv[1], float(sys.argv[2])):
+from uvar_tune.orchestration.head import HeadWatch, Place
+with HeadWatch(Place("Ray's head", sys.argv[1], float(sys.argv[2]))):
     print("watching", flush=True)
     sys.stdin.read()
 print("left in order", flush=True)

@@ -44,11 +44,12 @@ def loop(config):
 
 def trainable(config):
     TorchTrainer(loop, train_loop_config=config, scaling_config=ScalingConfig(num_workers=1),
-                 run_config=RunConfig(callbacks=[TuneReportCallback()], storage_path=sys.argv[1])).fit()
+                 run_config=RunConfig(callbacks=[TuneReportCallback()], storage_path=config["place"])).fit()
 
 
 ray.init(include_dashboard=True, log_to_driver=False)
-found = tune.Tuner(tune.with_resources(trainable, {"CPU": 0.5}), param_space={"started": time.time()},
+given = {"started": time.time(), "place": sys.argv[1]}
+found = tune.Tuner(tune.with_resources(trainable, {"CPU": 0.5}), param_space=given,
                    run_config=tune.RunConfig(storage_path=sys.argv[1], verbose=0)).fit()
 print(json.dumps({"start_sec": found[0].metrics["start_sec"]}))
 '''
@@ -84,7 +85,7 @@ def _study(folder: Path, name: str) -> float:
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump({**_SPACE, "study": {**_SPACE["study"], "name": name},
                                     "run": {**_SPACE["run"], "root": str(folder / "runs")}}))
-    subprocess.run([sys.executable, "-m", "uvar_tune.sweep", str(path)], check=True, env=_environment(), capture_output=True)
+    _output("-m", "uvar_tune.sweep", str(path))
     from uvar_tune.config_file import read_config
     from uvar_tune.study.files import StudyFiles
     from uvar_tune.study.search import Search
@@ -97,6 +98,16 @@ def _study(folder: Path, name: str) -> float:
 def _plain(storage: Path) -> float:
     script = storage.with_suffix(".py")
     script.write_text(_PLAIN)
-    done = subprocess.run([sys.executable, str(script), str(storage)], check=True, env=_environment(), capture_output=True,
-                          text=True)
-    return json.loads(done.stdout.splitlines()[-1])["start_sec"]
+    return json.loads(_output(str(script), str(storage)).splitlines()[-1])["start_sec"]
+
+
+def _output(*arguments: str) -> str:
+    """What a Python process writes to stdout.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it wrote to stderr.
+    """
+    done = subprocess.run([sys.executable, *arguments], env=_environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout

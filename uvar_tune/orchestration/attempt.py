@@ -22,7 +22,7 @@ from uvar_tune.orchestration.scoring import Scorer
 from uvar_tune.orchestration.scratch import on_this_node
 from uvar_tune.orchestration.start import Infeasible, resume, scored_weights, weights_that_run
 from uvar_tune.study.files import dump_yaml
-from uvar_tune.tracking.record import Recorder
+from uvar_tune.tracking.writer import recording
 from uvar_tune.training import (
     Alarm,
     CheckpointDue,
@@ -71,8 +71,12 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
         {outcome: diverged | out_of_memory | infeasible, reason, images, …}; ``alone``: the other ranks do not know of it and
         wait for this one. Any other failure is raised.
     """
-    config, directory = Config.model_validate(job["config"]), Path(job["directory"])
-    recorder = Recorder(directory / "metrics.jsonl", attempt=job["attempt"]) if rank == 0 else None
+    with recording(Path(job["directory"]), rank=rank, attempt=job["attempt"]) as recorder:
+        return _run(job, recorder, rank, world_size, device, wrap, report)
+
+
+def _run(job, recorder, rank, world_size, device, wrap, report) -> dict[str, Any]:
+    config = Config.model_validate(job["config"])
     job = {**job, "assets": on_this_node(job["assets"], config.run.scratch)}
     clock, started = Clock(), time.time()
     result: dict[str, Any]

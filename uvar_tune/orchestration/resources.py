@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import time
 import uuid
 import warnings
@@ -16,8 +15,9 @@ from typing import Any
 import ray
 
 from uvar_tune.config import Config
-from uvar_tune.errors import ConfigError, UvarError
-from uvar_tune.orchestration.head import HeadWatch
+from uvar_tune.errors import ConfigError, UvarError, first_line
+from uvar_tune.orchestration.head import HeadWatch, Place
+from uvar_tune.orchestration.own_ray import free_port, on_loopback
 
 # The controller takes one report a poll, 2 s by default, so that a run of a minute would wait as long as it works.
 # Ray's watcher for preempted cloud nodes is one more process a trial; a lost node is noticed without it.
@@ -50,16 +50,17 @@ def cluster(say):
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        options, places = {}, {"RAY_ADDRESS": address}
+        options, places, alone = {}, {"RAY_ADDRESS": address}, contextlib.nullcontext()
     else:
-        port = _free_port()
+        port, alone = free_port(), on_loopback()
         options = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
         places = {_API_SERVER: f"http://127.0.0.1:{port}"}
     # The State API looks for the one Ray of a machine; where there are several, everybody must be told which is ours.
     os.environ.update(places)
     try:
-        context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="uvar_tune",
-                           runtime_env={"env_vars": {**WORKER_ENVIRONMENT, **places}}, configure_logging=True, **options)
+        with alone:
+            context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="uvar_tune",
+                               runtime_env={"env_vars": {**WORKER_ENVIRONMENT, **places}}, configure_logging=True, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"no Ray cluster answers at {address or 'this machine'}: {first_line(error)}",
                           where="RAY_ADDRESS") from error
@@ -67,7 +68,7 @@ def cluster(say):
     try:
         _preflight(context.dashboard_url)
         say(f"Ray {ray.__version__} {'at ' + address if address else 'started here'}: {describe()}")
-        with HeadWatch(ray.get_runtime_context().gcs_address, _HEAD_AWAY_SEC if address else 0.0):
+        with HeadWatch(*_places(_HEAD_AWAY_SEC if address else 0.0)):
             yield
     finally:
         ray.shutdown()
@@ -75,17 +76,12 @@ def cluster(say):
             os.environ.pop(_API_SERVER, None)
 
 
-def _free_port() -> int:
-    """A port for the dashboard of an own Ray. Where to look first follows the process, so that two that start at once differ."""
-    first = 8265 + os.getpid() % 500
-    for port in range(first, first + 500):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise ConfigError("no port is free for Ray's dashboard", where="this machine")
+def _places(head_away_sec: float) -> list[Place]:
+    """Where Ray listens whatever becomes of trials: its head, and its raylet on this node."""
+    here = ray.get_runtime_context()
+    [node] = [node for node in ray.nodes() if node["NodeID"] == here.get_node_id()]
+    raylet = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+    return [Place("Ray's head", here.gcs_address, head_away_sec), Place("Ray's raylet on this node", raylet, 0.0)]
 
 
 def _preflight(dashboard_url: str | None) -> None:
@@ -206,7 +202,3 @@ def check_shared(directory: Path) -> None:
 def _read_probe(path: str) -> str | None:
     return Path(path).read_text() if Path(path).exists() else None
 
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

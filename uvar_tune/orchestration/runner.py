@@ -10,7 +10,7 @@ from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.config import Config
-from uvar_tune.errors import UvarError, causes
+from uvar_tune.errors import Lost, UvarError, causes
 from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.orchestration.outcome import read_crash, read_outcome
 from uvar_tune.orchestration.progress import Follower
@@ -37,17 +37,18 @@ class Runner:
                  assets: dict[str, Any], say):
         self.config, self.files, self.sink, self.assets, self.say = config, files, sink, assets, say
         self.signals, self.follower = signals, follower
-        self._full: str | None = None
+        self._lost: Lost | None = None
         self.origin = {**provenance.origin(), "data_sha256": assets["data_sha256"]}
 
     def run(self, work, concurrent: int) -> None:
         """Run ``work`` until it hands out nothing more, or a signal ends it.
 
         Raises:
-            Lost: there is no room to write any more, or no storage.
+            Lost: there is no room to write any more, no storage, or no node that holds a trial.
         """
         from ray import tune
 
+        from uvar_tune.orchestration.nodes_watch import NodesWatch
         from uvar_tune.orchestration.searcher import RungStopper, Silent, StudySearcher
         from uvar_tune.orchestration.trial import trainable
 
@@ -59,7 +60,7 @@ class Runner:
             tune_config=tune.TuneConfig(search_alg=searcher, scheduler=RungStopper(searcher), num_samples=-1),
             run_config=tune.RunConfig(name="tune", storage_path=str(self.ray_directory), verbose=0,
                                       callbacks=[Silent()]))
-        with self.follower:
+        with self.follower, NodesWatch(self.config, self.say, self.give_up):
             try:
                 self.signals.running_tune(tuner.fit)
             except Exception as error:
@@ -67,12 +68,12 @@ class Runner:
                     if isinstance(ours, UvarError):  # for whose sake Tune raised
                         raise ours from None
                 raise
-        if self._full is not None:
-            raise lost(self.files.directory, self._full)
+        if self._lost is not None:
+            raise self._lost
 
-    def full(self, why: str) -> None:
-        """There is no room to write any more, which is no trial's fault: what is in flight stays as it is, and Tune ends."""
-        self._full = self._full or why
+    def give_up(self, why: Lost) -> None:
+        """What no trial can do without is gone: what is in flight stays as it is, and Tune ends."""
+        self._lost = self._lost or why
         self.signals.end()
 
     @property
@@ -121,7 +122,7 @@ class _Hands:
             return  # stopped by us: the trial stays as it is and goes on next time
         if outcome == "crashed":
             if full := says_no_room(result["reason"]) or self._runner.files.full():
-                return self._runner.full(full)
+                return self._runner.give_up(lost(self._runner.files.directory, full))
             again = self._work.crashed(number, result["reason"])
             self._say(f"{name}: attempt {proposal.attempt} crashed: {result['reason']}"
                       + ("; it is tried again from its last checkpoint" if again else "; given up"))

@@ -18,6 +18,7 @@ from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.confirm import check_replicates
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
+from uvar_tune.study.place import require_own_directory
 from uvar_tune.study.protocol import require_same_protocol, stored_protocol
 from uvar_tune.study.room import room_needed
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
@@ -41,6 +42,7 @@ def run_study(config: Config, say, *, phase: str | None = None) -> int:
         files.claim(config)
         say(f"study {files.name!r} in {files.directory}")
         phases = Phases(config, files, say)
+        require_own_directory(phases.search().storage, files.name, files.directory)
         phases.check(steps)
         if not phases.pending(steps):
             say(phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)")
@@ -82,7 +84,9 @@ def _check_protocol(config: Config, files: StudyFiles, phases: Phases, assets: d
     from uvar_tune.orchestration.judge import protocol_here
     from uvar_tune.orchestration.resources import remotely
 
-    known = stored_protocol(phases.search().storage, files.name)
+    storage = phases.search().storage
+    require_own_directory(storage, files.name, files.directory)  # again: two may have begun at once
+    known = stored_protocol(storage, files.name)
     if known:
         require_same_protocol(remotely(config, protocol_here, config, assets, files.cache), known, where="here and now",
                               of=f"the trials of study {files.name!r}; go on where they were scored, or take another --study name")

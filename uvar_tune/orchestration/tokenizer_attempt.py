@@ -18,6 +18,7 @@ from uvar_tune.errors import Diverged
 from uvar_tune.orchestration.build import load_split, new_vqvae, tokenizer_plan
 from uvar_tune.orchestration.reconstruction import picture, reconstruction
 from uvar_tune.tracking.record import Recorder
+from uvar_tune.tracking.writer import recording
 from uvar_tune.training import (
     Alarm,
     CheckpointDue,
@@ -51,8 +52,12 @@ def run_tokenizer_attempt(job: dict[str, Any], *, rank: int, world_size: int, de
     Returns:
         {outcome: complete, images, scores} or {outcome: diverged, reason, images}. Any other failure is raised.
     """
+    with recording(Path(job["directory"]), rank=rank) as recorder:
+        return _run(job, recorder, rank, world_size, device, wrap)
+
+
+def _run(job, recorder: Recorder | None, rank: int, world_size: int, device, wrap) -> dict[str, Any]:
     config, directory = Config.model_validate(job["config"]), Path(job["directory"])
-    recorder = Recorder(directory / "metrics.jsonl") if rank == 0 else None
     images = {split: load_split(config, split) for split in ("train", "validation")}
     vqvae = new_vqvae(config)
     state = _resume(directory / "checkpoints", vqvae, recorder)

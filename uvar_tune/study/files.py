@@ -86,10 +86,13 @@ class StudyFiles:
         with open(self.directory / ".lock", "a+") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 handle.seek(0)
                 raise ConfigError(f"study {self.name!r} is being run by {handle.read().strip() or 'another sweep'}; "
                                   "wait for it or take another --study name", where=str(self.directory)) from None
+            except OSError as error:
+                raise ConfigError(f"{self.directory} lies on a file system without locks: {error.strerror}",
+                                  where="run.root") from None
             handle.truncate(0)
             handle.write(f"process {os.getpid()}")
             handle.flush()

@@ -1,0 +1,46 @@
+"""Nodes that are lost in mid-study: Ray waits for others without end and without a word; here it is said, and has an end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from uvar_tune.config import Config
+from uvar_tune.errors import Lost
+from uvar_tune.orchestration.resources import asked, describe, fitting, node_resources
+
+_EVERY_SEC = 5.0
+
+
+class NodesWatch:
+    """While it lasts, says when the cluster no longer holds one trial, and when it does again.
+
+    Args:
+        give_up: told, with the reason, after `run.wait_resources_sec` without room for a trial.
+    """
+
+    def __init__(self, config: Config, say: Callable[[str], None], give_up: Callable[[Lost], None]):
+        self._config, self._say, self._give_up = config, say, give_up
+        self._over = threading.Event()
+
+    def __enter__(self) -> NodesWatch:
+        threading.Thread(target=self._watch, name="nodes", daemon=True).start()  # not joined: a head that is lost does not answer
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        wait_sec, since = self._config.run.wait_resources_sec, None
+        while not self._over.wait(_EVERY_SEC):
+            if fitting(self._config, node_resources()) > 0:
+                if since is not None:
+                    self._say(f"the cluster holds a trial again: {describe()}")
+                since = None
+            elif since is None:
+                since = time.monotonic()
+                self._say(f"waiting for nodes, {wait_sec:.0f} s at most: {asked(self._config)}; the cluster has {describe()}")
+            elif time.monotonic() - since > wait_sec:
+                return self._give_up(Lost(f"{asked(self._config)}; the cluster has {describe()}, and no more came in "
+                                          f"{wait_sec:g} s (run.wait_resources_sec). The same command continues"))

@@ -1,0 +1,36 @@
+"""One study, one directory, although its storage may be one that several machines reach."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from pathlib import Path
+
+from uvar_tune.errors import ConfigError
+
+_IDENTITY = ".identity"
+_ATTRIBUTE = "directory"
+
+
+def require_own_directory(storage, study: str, directory: Path) -> None:
+    """Note in the storage which directory holds the study's files, or check that it is this one.
+
+    What says so is a word in the directory, so that one that was moved, or is mounted elsewhere, is still the same.
+
+    Raises:
+        ConfigError: the trials of this storage have their files in another directory.
+    """
+    study_id = storage.get_study_id_from_name(study)
+    identity = _identity(directory / _IDENTITY)
+    known = storage.get_study_user_attrs(study_id).get(_ATTRIBUTE)
+    if known is None:
+        storage.set_study_user_attr(study_id, _ATTRIBUTE, {"identity": identity, "path": f"{socket.gethostname()}:{directory}"})
+    elif known["identity"] != identity:
+        raise ConfigError(f"the storage knows a study {study!r} whose files lie in {known['path']}, not in {directory}: continue "
+                          "it there, or take another --study name", where="run.root")
+
+
+def _identity(path: Path) -> str:
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex)
+    return path.read_text()
