@@ -194,8 +194,9 @@ def _sides(names: list[str], shape: dict[str, Any], checkout: str | None) -> dic
 
 
 def _official_networks(shape: dict[str, Any], checkout: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    if importlib.util.find_spec("huggingface_hub") is None:  # asked for by an import of theirs, used for uploads only
-        sys.modules.setdefault("huggingface_hub", types.SimpleNamespace(PyTorchModelHubMixin=object))
+    name = "huggingface_hub"  # asked for by an import of theirs, used for uploads only
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        sys.modules[name] = types.SimpleNamespace(PyTorchModelHubMixin=object)
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
     from models.var import VAR as OfficialVAR

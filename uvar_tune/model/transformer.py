@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from uvar_tune.model.attention import Attend, SelfAttention
+from uvar_tune.model.cpu import FeedForward, by_hand, plus_scaled
 
 EPS = 1e-6
 Modulation = tuple[torch.Tensor, ...]  # gamma1, gamma2, scale1, scale2, shift1, shift2, each (B, 1, C)
@@ -17,7 +18,7 @@ Modulation = tuple[torch.Tensor, ...]  # gamma1, gamma2, scale1, scale2, shift1,
 
 def modulate(x_BLC: torch.Tensor, scale_B1C: torch.Tensor, shift_B1C: torch.Tensor) -> torch.Tensor:
     """LN(x)·(1 + scale) + shift."""
-    return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS), 1 + scale_B1C)
+    return plus_scaled(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS), 1 + scale_B1C)
 
 
 class SharedAdaLinear(nn.Linear):
@@ -37,6 +38,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BLC: torch.Tensor) -> torch.Tensor:
+        if by_hand(x_BLC):
+            return FeedForward.apply(x_BLC, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         return self.fc2(F.gelu(self.fc1(x_BLC), approximate="tanh"))
 
 
@@ -70,8 +73,8 @@ class Block(nn.Module):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         if gate_2B is not None:
             gamma1, gamma2 = gamma1 * gate_2B[0, :, None, None], gamma2 * gate_2B[1, :, None, None]
-        x_BLC = torch.addcmul(x_BLC, self.attn(modulate(x_BLC, scale1, shift1), attend), gamma1)
-        return torch.addcmul(x_BLC, self.ffn(modulate(x_BLC, scale2, shift2)), gamma2)
+        x_BLC = plus_scaled(x_BLC, self.attn(modulate(x_BLC, scale1, shift1), attend), gamma1)
+        return plus_scaled(x_BLC, self.ffn(modulate(x_BLC, scale2, shift2)), gamma2)
 
 
 class HeadNorm(nn.Module):
