@@ -17,7 +17,7 @@ import torch
 from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
-from uvar_tune.orchestration.build import new_var, training_loss
+from uvar_tune.orchestration.build import new_var, tokenizer_at, training_loss
 from uvar_tune.orchestration.scoring import Scorer
 from uvar_tune.orchestration.scratch import on_this_node
 from uvar_tune.orchestration.start import Infeasible, resume, scored_weights, weights_that_run
@@ -27,7 +27,6 @@ from uvar_tune.training import (
     Alarm,
     CheckpointDue,
     Progress,
-    load_tokenizer,
     out_of_memory,
     retain,
     save_checkpoint,
@@ -81,7 +80,7 @@ def _run(job, recorder, rank, world_size, device, wrap, report) -> dict[str, Any
     clock, started = Clock(), time.time()
     result: dict[str, Any]
     try:
-        vqvae = load_tokenizer(job["assets"]["tokenizer"]).to(device).eval().requires_grad_(False)
+        vqvae = tokenizer_at(job["assets"]["tokenizer"], config).to(device).eval().requires_grad_(False)
         config, ran = weights_that_run(config, job, vqvae, device)
         var = new_var(config, vqvae, job["assets"]["num_classes"], job["seeds"]["initialisation"]).to(device)
         scorer = Scorer(config, job, var, vqvae, rank=rank, world_size=world_size, device=device, recorder=recorder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.model import VAR, VQVAE, start_from
 from uvar_tune.model.scales import split
 from uvar_tune.objective import CompositeLoss, LossTerms, build_classes, build_reference
-from uvar_tune.training import latest_valid, load_checkpoint, tokenizer_hash
+from uvar_tune.training import latest_valid, load_checkpoint, load_tokenizer, tokenizer_hash
 
 
 def load_split(config: Config, split: str):
@@ -49,6 +50,25 @@ def new_vqvae(config: Config) -> VQVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(tokenizer_plan(config)["seed"])
         return VQVAE(**tokenizer_settings(config))
+
+
+def tokenizer_at(place: str | Path, config: Config) -> VQVAE:
+    """The tokenizer at ``place`` for the images of `data.image_size`.
+
+    An official file does not tell its scales: they are `tokenizer.scales` where these end at that size, else the official list.
+
+    Raises:
+        ConfigError: none is there, or one for images of another size.
+    """
+    vqvae, size = load_tokenizer(place, scales=None if Path(place).is_dir() else config.tokenizer.scales), config.data.image_size
+    if vqvae.image_size == size:
+        return vqvae
+    factor = vqvae.image_size // vqvae.scales[-1]
+    with contextlib.suppress(ConfigError):  # there are official lists for 10 and 14 scales only
+        if (usual := load_tokenizer(place)).image_size == size:
+            return usual
+    raise ConfigError(f"data.image_size {size} is {size / factor:g} codes wide with this tokenizer, and its scales end at "
+                      f"{vqvae.scales[-1]}" + ("" if Path(place).is_dir() else " (tokenizer.scales)"), where=str(place))
 
 
 def new_var(config: Config, vqvae, num_classes: int, seed: int, *, empty: bool = False) -> VAR:

@@ -101,10 +101,9 @@ def _checkpoint_bytes(config: Config) -> int:
     """
     import torch
 
-    from uvar_tune.orchestration.build import new_var
-    from uvar_tune.training import load_tokenizer
+    from uvar_tune.orchestration.build import new_var, tokenizer_at
 
-    sizes = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else config.tokenizer
+    sizes = tokenizer_at(config.tokenizer.path, config) if config.tokenizer.path else config.tokenizer
     with torch.device("meta"):
         var = new_var(config.with_values(baseline_point(config)), sizes, num_classes=10, seed=0, empty=True)
     return 4 * sum(parameter.numel() for parameter in var.parameters()) * (4 if config.training.ema else 3)

@@ -23,10 +23,18 @@ from uvar_tune.evaluation import check_extractor, load_classifier, open_extracto
 from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
 from uvar_tune.objective.validate import check_reference
-from uvar_tune.orchestration.build import calibration, load_split, new_var, new_vqvae, tokenizer_plan, tokenizer_settings
+from uvar_tune.orchestration.build import (
+    calibration,
+    load_split,
+    new_var,
+    new_vqvae,
+    tokenizer_at,
+    tokenizer_plan,
+    tokenizer_settings,
+)
 from uvar_tune.orchestration.reconstruction import reconstruction
 from uvar_tune.tracking.record import Recorder
-from uvar_tune.training import Alarm, Progress, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
+from uvar_tune.training import Alarm, Progress, save_tokenizer, tokenizer_hash, train_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +64,7 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
         open_extractor(config.evaluation.extractor, weights=config.evaluation.weights)
     images = {split: load_split(config, split) for split in ("train", "validation")}
     tokenizer, facts = _tokenizer(config, cache, images, recorder)
-    vqvae = load_tokenizer(tokenizer).eval().requires_grad_(False)
+    vqvae = tokenizer_at(tokenizer, config).eval().requires_grad_(False)
     tokens = {split: str(_tokens(config, cache, tokenizer, split, images[split], vqvae, recorder)) for split in images}
     classifier = None
     if own_classifier:

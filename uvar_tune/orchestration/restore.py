@@ -11,8 +11,8 @@ from uvar_tune.config_file import validate
 from uvar_tune.data.plain import check_size
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import load_official, start_from
-from uvar_tune.orchestration.build import find, new_var
-from uvar_tune.training import Checkpoint, load_checkpoint, load_tokenizer, tokenizer_hash
+from uvar_tune.orchestration.build import find, new_var, tokenizer_at
+from uvar_tune.training import Checkpoint, load_checkpoint, tokenizer_hash
 
 __all__ = ["find", "open_networks", "restore", "stored_config"]
 
@@ -57,7 +57,7 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
                           where=str(directory))
     if tokenizer_hash(place) != checkpoint.tokenizer["sha256"]:
         raise ConfigError(f"{place} is not the tokenizer that this checkpoint was trained with", where=str(directory))
-    vqvae = load_tokenizer(place).to(device).eval().requires_grad_(False)
+    vqvae = tokenizer_at(place, config).to(device).eval().requires_grad_(False)
     weights = checkpoint.ema_state or checkpoint.var_state
     classes = weights.get("class_emb.weight")
     if classes is None or classes.ndim != 2:

@@ -77,5 +77,7 @@ def root_cause(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         error = inner
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:1000]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Traceback (most recent call last)" in line for line in lines):  # Ray's own report of an error that it could not bring
+        lines = lines[-1:]
+    return f"{type(error).__name__}: {' '.join(lines)}"[:1000]
