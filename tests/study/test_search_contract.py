@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from search_cases import SPACE, Clock, bowl, details, run_to_end, study_config
 
 from uvar_tune.config_file import validate
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import LOW_MEMORY, ConfigError
 from uvar_tune.study.pruning import rung_values
 from uvar_tune.study.search import Search, searched
 
@@ -91,6 +91,17 @@ class TestContract:
         assert [trial.user_attrs.get("outcome") for trial in stored] == [None, "diverged", "out_of_memory", "crashed"]
         assert [attempt["reason"] for attempt in stored[3].user_attrs["attempts"]] == ["worker lost", "worker lost again"]
         assert stored[0].user_attrs["scores"] == {"fid": 4.0}
+
+    @pytest.mark.parametrize(("reasons", "state", "outcome"), [
+        ((f"{LOW_MEMORY}: 7 of 8 GB", f"{LOW_MEMORY}: 8 of 8 GB"), "PRUNED", "out_of_memory"),
+        ((f"{LOW_MEMORY}: 7 of 8 GB", "worker lost"), "FAIL", "crashed")])
+    def test_a_node_low_on_memory_each_time_is_the_trials_own_fault(self, storage_url, name, reasons, state, outcome):
+        search = self.opened(storage_url, f"{name}-{outcome}", trials=1, run={"max_attempts": 2})
+        for reason in reasons:
+            search.ask()
+            search.crashed(0, reason)
+        [trial] = search.study.get_trials(deepcopy=False)
+        assert self.states(search) == [state] and trial.user_attrs["outcome"] == outcome and search.done()
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_nan_and_infinity_are_no_scores(self, storage_url, name, value):

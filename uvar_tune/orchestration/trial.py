@@ -6,14 +6,17 @@ checkpoint whichever process died; neither Tune's nor Train's own state is kept.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from uvar_tune.errors import LOW_MEMORY
 from uvar_tune.orchestration.outcome import read_outcome, write_crash
 
+_LOW_MEMORY = re.compile(r"killed due to the node running low on memory\..*? was ([^(]*?used / [^(]*?limit)", re.DOTALL)
 RUNG = "uvar_rung"  # what is reported; how an attempt ended lies in the trial's directory
 
 
@@ -77,7 +80,9 @@ def root_cause(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         error = inner
+    if low := _LOW_MEMORY.search(str(error)):
+        return f"{LOW_MEMORY}: Ray ended it, its node was low on memory ({low[1]})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any("Traceback (most recent call last)" in line for line in lines):  # Ray's own report of an error that it could not bring
+    if type(error).__module__.startswith("ray."):  # a report of many lines, the last of which says what it was
         lines = lines[-1:]
     return f"{type(error).__name__}: {' '.join(lines)}"[:1000]

@@ -5,7 +5,8 @@ here and by the driver alone. A trial keeps its number over all its attempts; a 
 handed out again, with the same parameters, before any new one.
 
 Outcomes: COMPLETE with a value · PRUNED with `outcome` stopped (at a rung), diverged, out_of_memory or infeasible, so that
-the sampler stays away · crash and preemption: the same trial again, FAIL after `run.max_attempts`.
+the sampler stays away · crash and preemption: the same trial again, FAIL after `run.max_attempts`, PRUNED as
+out_of_memory where each of them ended because its node was low on memory.
 
 A search draws new training seeds for each trial, so that it does not settle on what one of them happens to favour. A grid learns
 nothing from one trial for the next: all its trials have the same training seeds, so that they are paired, the baseline among
@@ -26,6 +27,7 @@ from optuna.trial import TrialState
 
 from uvar_tune import seeds
 from uvar_tune.config import Config
+from uvar_tune.errors import LOW_MEMORY
 from uvar_tune.space import baseline_point, grid_size, point, searched
 from uvar_tune.space_entry import SpaceEntry
 from uvar_tune.study.budget import Ledger, Spent, exhausted
@@ -154,7 +156,10 @@ class Search:
             del self._live[number]
             bisect.insort(self._interrupted, number)
             return True
-        self._tell_finished(number, TrialState.FAIL, None, {"outcome": "crashed", "reason": reason[:2000]})
+        if all(attempt["reason"].startswith(LOW_MEMORY) for attempt in live.attempts if "reason" in attempt):
+            self._tell_finished(number, TrialState.PRUNED, None, {"outcome": "out_of_memory", "reason": reason[:2000]})
+        else:
+            self._tell_finished(number, TrialState.FAIL, None, {"outcome": "crashed", "reason": reason[:2000]})
         return False
 
     def unfinished(self) -> list[int]:
