@@ -5,6 +5,8 @@ The doors import nothing heavy before their arguments are parsed, so that ``--he
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +34,9 @@ def run(command: Callable[..., Any]) -> None:
     except UvarError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = FAILED
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # how Ray's handler of SIGTERM ends a program
+            raise
         print("interrupted; the same command continues", file=sys.stderr)
         code = INTERRUPTED
     except Exception as error:
@@ -41,7 +45,8 @@ def run(command: Callable[..., Any]) -> None:
             code = BAD_INPUT
         else:
             raise
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     sys.exit(code or 0)
 
 
@@ -68,5 +73,6 @@ def default_space() -> str:
 
 
 def say(text: str) -> None:
-    """A line of progress, seen at once also through a pipe."""
-    print(text, flush=True)
+    """A line of progress, seen at once also through a pipe; where nobody takes it the work goes on."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)

@@ -89,6 +89,7 @@ def test_a_killed_build_goes_on_with_its_shards(tmp_path, images, vqvae, monkeyp
     process = child(_die, tmp_path / "c", images, vqvae)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "c").exists()
+    (tmp_path / f".c.{'0' * 32}.tmp").mkdir()  # of one that was killed when it put the shards together
     with pytest.raises(ConfigError, match="no readable manifest"):
         TokenCache.open(tmp_path / "c")
     monkeypatch.setattr(token_cache, "_SHARD_ROWS", 4)
@@ -96,6 +97,7 @@ def test_a_killed_build_goes_on_with_its_shards(tmp_path, images, vqvae, monkeyp
     cache = build_token_cache(tmp_path / "c", images, vqvae, batch=2, progress=lambda done, rows: told.append(done))
     assert told == [4, 8, 10, 12, 12, 13, 13]  # two shards were there
     assert np.array_equal(cache.tokens_NL, concat(vqvae.encode(to_unit(images.images))).numpy())
+    assert {path.name for path in tmp_path.iterdir()} == {"c", ".c.lock"}
 
 
 def test_shards_of_other_images_are_not_used(tmp_path, images, vqvae):

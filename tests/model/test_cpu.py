@@ -22,7 +22,7 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize("frozen", [(), ("fc1.weight", "fc2.bias"), ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")])
-@pytest.mark.parametrize("shape", [(3, 7, 12), (2, 1, 12), (1, 1500, 12)])  # the last is more than one piece
+@pytest.mark.parametrize("shape", [(3, 7, 12), (2, 1, 12), (0, 5, 12), (1, 1500, 12)])  # the last is more than one piece
 def test_the_mlp_is_the_plain_one(shape, frozen):
     torch.manual_seed(0)
     mlp = MLP(12, 96)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import subprocess
 import sys
 
 import pytest
 from commands import environment
+
+from uvar_tune.orchestration.head import Place
 
 WAITS = """
 import sys, time
@@ -41,6 +44,33 @@ def test_it_ends_with_one_line_when_the_head_is_gone(listener):
     out, err = process.communicate()
     assert out == ""
     assert err.startswith("error: Ray's head at 127.0.0.1:") and err.count("\n") == 1 and "the same command continues" in err
+
+
+def test_it_ends_also_where_nobody_takes_the_line(listener):
+    """Standard error on a full disk, which may be what took Ray down."""
+    address = "{}:{}".format(*listener.getsockname())
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen([sys.executable, "-c", WAITS, address, "0"], env=environment(), text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full)
+    assert process.stdout.readline() == "watching\n"
+    listener.accept()
+    listener.close()
+    assert process.wait(timeout=60) == 1
+    process.communicate()
+
+
+def test_a_process_without_a_free_socket_learns_nothing(listener):
+    """Which is no reason to end a study."""
+    place = Place("Ray's head", "{}:{}".format(*listener.getsockname()), 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert place.listens()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert place.listens()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    listener.close()
+    assert not place.listens()
 
 
 def test_a_head_that_comes_back_in_time_goes_unnoticed(listener):

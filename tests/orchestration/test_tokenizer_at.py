@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from uvar_tune.config import Config
+from uvar_tune.data import TokenCache
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE, save_official
 from uvar_tune.model.scales import OFFICIAL_SCALES
-from uvar_tune.orchestration.build import tokenizer_at
+from uvar_tune.orchestration.build import calibration, load_split, tokenizer_at
+from uvar_tune.orchestration.prepare import _tokens
+from uvar_tune.tracking.record import Recorder
 from uvar_tune.training import save_tokenizer
 
 
@@ -40,6 +43,39 @@ def test_a_file_and_a_directory_are_the_same_tokenizer(places, count, size, scal
         found = tokenizer_at(place, wanting(size, scales)).eval()
         assert found.scales == vqvae.scales and found.settings() == vqvae.settings()
         assert all(torch.equal(*pair) for pair in zip(found.encode(images), vqvae.encode(images), strict=True))
+
+
+def test_a_file_with_weights_of_each_scale_has_the_official_list(tmp_path):
+    """phi of its own for each of 10 scales: with the 4 that are the default it has too many."""
+    vqvae = VQVAE(vocab_size=16, code_dim=8, channels=8, scales=OFFICIAL_SCALES[10], channel_multipliers=(1, 1), share_quant_resi=0)
+    save_official(vqvae, vae_path=tmp_path / "own.pth")
+    assert tokenizer_at(tmp_path / "own.pth", wanting(32)).scales == OFFICIAL_SCALES[10]
+    with pytest.raises(ConfigError, match="data.image_size 64"):
+        tokenizer_at(tmp_path / "own.pth", wanting(64))
+
+
+def test_a_share_of_phi_that_no_official_file_tells_is_not_written(tmp_path):
+    vqvae = VQVAE(vocab_size=16, code_dim=8, channels=8, scales=(1, 2), channel_multipliers=(1,), quant_resi=0.9)
+    with pytest.raises(ConfigError, match="quant_resi 0.9 is not in an official file"):
+        save_official(vqvae, vae_path=tmp_path / "other.pth")
+    assert not (tmp_path / "other.pth").exists()
+
+
+def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
+    """One file, two lists of scales: tokens and classes of each."""
+    vqvae, file, _ = places[4]
+    found = []
+    for size, scales in ((8, (1, 2)), (16, (1, 2, 3, 4)), (16, (1, 3, 4))):
+        config = wanting(size, scales).with_values({"tokenizer.path": str(file), "objective.classes": "reconstruction",
+                                                    "objective.class_count": 3, "evaluation.extractor": "digits"})
+        images, given = load_split(config, "validation"), tokenizer_at(file, config)
+        place = _tokens(config, tmp_path, file, "validation", images, given, Recorder(tmp_path / "record.jsonl"))
+        assert TokenCache.open(place).scales == scales == given.scales
+        assets = {"tokens": {"train": str(place)}, "tokenizer": str(file), "cache": str(tmp_path), "num_classes": 10}
+        alone = calibration(config, {**assets, "cache": str(tmp_path / str(scales))}, given)[1]
+        assert torch.equal(calibration(config, assets, given)[1], alone)
+        found.append(place)
+    assert len(set(found)) == 3
 
 
 def test_one_file_serves_images_of_another_size_where_their_scales_are_told(places):

@@ -20,7 +20,7 @@ from uvar_tune.tracking.record import read_records
 
 SEED = int(os.environ.get("UVAR_SOAK_SEED", 0))
 TITLES = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "driver": "ray::ImplicitFunc",
-          "gcs": "gcs/gcs_server"}
+          "gcs": "gcs/gcs_server", "raylet": "raylet/raylet"}
 _MARK = "UVAR_SOAK_MARK"
 
 

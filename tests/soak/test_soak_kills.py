@@ -19,8 +19,8 @@ from soaked_study import SEED, TITLES, SoakedStudy
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 KILLS = 10
 SECONDS = float(os.environ.get("UVAR_SOAK_SEC", 3600))
-WHOLE = ("sweep", "gcs")  # with these the whole command ends, and the same command is given again
-MOST_CRASHES = {"sweep": 0, "gcs": 2, "worker": 1, "controller": 1, "driver": 1}  # attempts that may count as crashed
+WHOLE = ("sweep", "gcs", "raylet")  # with these the whole command ends, and the same command is given again
+MOST_CRASHES = {"sweep": 0, "gcs": 2, "raylet": 2, "worker": 1, "controller": 1, "driver": 1}  # attempts that may count as crashed
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The sink on a real MLflow SQLite store: what its tables hold afterwards."""
 
 import math
+import time
 
 from mlflow_place import expected, query
 
@@ -127,6 +128,23 @@ def test_a_record_that_cannot_be_read_is_said_and_the_rest_goes_on(place, said):
     assert sink.close(60)
     assert len(said) == 1 and "metrics.jsonl" in said[0]
     assert place.rows(place.runs("uvar.trial", "broken/1")[0]) == expected(range(3))
+
+
+def test_a_record_that_cannot_be_read_for_a_while_is_sent_when_it_can(place, said):
+    """Any error of the disk will do; a directory in the record's place is one."""
+    directory = place.trial("unread", 0)
+    (directory / "metrics.jsonl").mkdir()
+    sink = place.sink("unread")
+    sink.start_study({}, {})
+    sink.watch_trial(0, directory, {}, {})
+    deadline = time.monotonic() + 60
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(said) == 1 and "cannot be told for now: IsADirectoryError" in said[0]
+    (directory / "metrics.jsonl").rmdir()
+    place.write("unread", 0, range(3))
+    assert sink.close(60)
+    assert place.rows(place.runs("uvar.trial", "unread/0")[0]) == expected(range(3))
 
 
 def connection(place):

@@ -10,6 +10,7 @@ import torch
 from trainee import networks
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.model import VQVAE
 from uvar_tune.training import (
     differences,
     latest_valid,
@@ -124,6 +125,14 @@ def test_training_state_may_be_deleted(save):
         load_checkpoint(newest, training_state=True)
 
 
+def test_averaged_weights_may_not_be_deleted(save):
+    """They are what was scored: without them the raw ones would take their place unsaid."""
+    before, newest = save(64), save(128, ema_state={"w": torch.ones(2)})
+    (newest / "ema.safetensors").unlink()
+    found, told = skipped(newest.parent)
+    assert found == before and "ema.safetensors is missing" in told[0][1]
+
+
 def test_leftovers_of_a_killed_writer_are_no_checkpoint(save):
     directory = save(64)
     left = directory.with_name(f".000000000128.{'0' * 32}.tmp")
@@ -177,6 +186,14 @@ def test_tokenizer_comes_back_and_damage_is_told(tokenizer, tmp_path):
     for nothing in (load_tokenizer, tokenizer_hash):
         with pytest.raises(ConfigError, match="no tokenizer here"):
             nothing(tmp_path / "elsewhere")
+
+
+def test_leftovers_of_a_killed_training_of_a_tokenizer_go(tmp_path):
+    vqvae = VQVAE(vocab_size=8, code_dim=4, channels=8, scales=(1, 2), channel_multipliers=(1,))
+    left = tmp_path / "checkpoints" / f".000000000064.{'0' * 32}.tmp"
+    left.mkdir(parents=True)
+    save_tokenizer(tmp_path / "checkpoints" / "000000000128", vqvae, training_state={"images": 128})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000000128"]
 
 
 def test_official_file_is_a_tokenizer(tmp_path):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def write_directory(directory: Path, writers: Mapping[str, Callable[[Path], Any]
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     _sync(directory.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file, waiting for it as long as it takes; the system lets go of it when a holder dies."""
+    with path.open("ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def check_directory(directory: Path, *, needed: Collection[str], optional: Collection[str] = (),

@@ -8,14 +8,12 @@ Row = image·crops + crop. Shapes: N rows, L = Σ p_k² positions.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import numpy as np
 import torch
 
 from uvar_tune.data.image_set import ImageSet, to_unit
-from uvar_tune.data.manifest import check_directory, write_directory
+from uvar_tune.data.manifest import check_directory, locked, write_directory
 from uvar_tune.errors import ConfigError
 from uvar_tune.model.scales import positions
 
@@ -98,11 +96,13 @@ def build_token_cache(directory: str | Path, images: ImageSet, vqvae, *, batch: 
                           nearest=str(vqvae.image_size))
     source = {"images": images.sha256, "tokenizer": _state_sha256(vqvae)}
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(directory.with_name(f".{directory.name}.lock")):
+    with locked(directory.with_name(f".{directory.name}.lock")):
         if (found := _existing(directory)) is None:
             _build(directory, images, vqvae, batch, crops, source, progress)
             found = TokenCache.open(directory)
-    if (found.source, found.crops) != (source, crops):
+        for left in (*directory.parent.glob(f".{directory.name}.*.tmp"), directory.with_name(f"{directory.name}.parts")):
+            shutil.rmtree(left, ignore_errors=True)  # of builders that were killed
+    if (found.source, found.crops, tuple(found.scales)) != (source, crops, tuple(vqvae.scales)):
         raise ConfigError(f"holds the tokens of other images, tokenizer or crops ({found.source}, {found.crops} crops)",
                           where=str(directory))
     return found
@@ -142,7 +142,6 @@ def _build(directory: Path, images: ImageSet, vqvae, batch: int, crops: int, sou
     write_directory(directory, {"tokens.npy": tokens, "labels.npy": lambda path: np.save(path, labels_N)},
                     {"scales": list(scales), "vocab_size": vqvae.vocab_size, "crops": crops, "images": len(images),
                      "source": source})
-    shutil.rmtree(parts)
 
 
 def _open_parts(parts: Path, plan: str) -> None:
@@ -187,11 +186,3 @@ def _state_sha256(module: torch.nn.Module) -> str:
         digest.update(f"{name}/{value.dtype}/{tuple(value.shape)}/".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file, waiting for it as long as it takes; the system lets go of it when a holder dies."""
-    with path.open("ab") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -57,7 +57,7 @@ class FeedForward(torch.autograd.Function):
         active_NF = torch.empty_like(slope_NF)
         _activate(slope_NF, bias1, active_NF)
         ctx.save_for_backward(x_NC, active_NF, slope_NF, weight1, weight2)
-        return torch.addmm(bias2, active_NF, weight2.t()).view(*x_BLC.shape[:-1], -1)
+        return torch.addmm(bias2, active_NF, weight2.t()).view(*x_BLC.shape[:-1], len(weight2))
 
     @staticmethod
     @once_differentiable
@@ -66,7 +66,7 @@ class FeedForward(torch.autograd.Function):
         g_NC = g_BLC.flatten(0, -2)
         hidden_NF = (g_NC @ weight2).mul_(slope_NF)
         asked = ctx.needs_input_grad
-        return ((hidden_NF @ weight1).view(*g_BLC.shape[:-1], -1) if asked[0] else None,
+        return ((hidden_NF @ weight1).view(*g_BLC.shape[:-1], weight1.shape[1]) if asked[0] else None,
                 hidden_NF.t() @ x_NC if asked[1] else None, hidden_NF.sum(0) if asked[2] else None,
                 g_NC.t() @ active_NF if asked[3] else None, g_NC.sum(0) if asked[4] else None)
 

@@ -20,6 +20,7 @@ from uvar_tune.model.vqvae import VQVAE
 
 State = Mapping[str, torch.Tensor]
 _LEVELS, _MASK, _HITS = "lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV"
+OFFICIAL_RATIOS = (0.0, 0.5)  # of φ in the quantizer: without φ, and as the official code has it
 _CLASSES = "class_emb.weight"
 _INSIDE = {"vae": "vae_local", "var": "var_wo_ddp"}  # names in a trainer checkpoint
 
@@ -53,10 +54,13 @@ def save_official(vqvae: VQVAE, var: VAR | None = None, *, vae_path: str | Path 
     """(tokenizer's, VAR's) state dicts as the official code loads them, strictly; written where a path is given.
 
     Raises:
-        ConfigError: ``var_path`` without a VAR.
+        ConfigError: ``var_path`` without a VAR, or a tokenizer whose share of φ the official layout cannot tell.
     """
     if var is None and var_path is not None:
         raise ConfigError("a path for the VAR, but no VAR", where="var_path")
+    if (ratio := vqvae.settings()["quant_resi"]) not in OFFICIAL_RATIOS:
+        raise ConfigError(f"quant_resi {ratio:g} is not in an official file, whose readers take {OFFICIAL_RATIOS[1]:g}",
+                          where="tokenizer.quant_resi")
     vae_state = {key: value.detach().cpu() for key, value in vqvae.state_dict().items()}
     var_state = None if var is None else _official_var_state(var)
     for state, path in ((vae_state, vae_path), (var_state, var_path)):

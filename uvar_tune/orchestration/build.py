@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -60,13 +59,18 @@ def tokenizer_at(place: str | Path, config: Config) -> VQVAE:
     Raises:
         ConfigError: none is there, or one for images of another size.
     """
-    vqvae, size = load_tokenizer(place, scales=None if Path(place).is_dir() else config.tokenizer.scales), config.data.image_size
-    if vqvae.image_size == size:
-        return vqvae
+    size, lists = config.data.image_size, [None] if Path(place).is_dir() else [config.tokenizer.scales, None]
+    found: list[VQVAE] = []
+    for scales in lists:
+        try:
+            found.append(load_tokenizer(place, scales=scales))
+        except ConfigError:  # no official list for so many scales, or a file that has as many weights as scales
+            if scales is lists[-1] and not found:
+                raise
+        if found and found[-1].image_size == size:
+            return found[-1]
+    vqvae = found[0]
     factor = vqvae.image_size // vqvae.scales[-1]
-    with contextlib.suppress(ConfigError):  # there are official lists for 10 and 14 scales only
-        if (usual := load_tokenizer(place)).image_size == size:
-            return usual
     raise ConfigError(f"data.image_size {size} is {size / factor:g} codes wide with this tokenizer, and its scales end at "
                       f"{vqvae.scales[-1]}" + ("" if Path(place).is_dir() else " (tokenizer.scales)"), where=str(place))
 
@@ -165,7 +169,8 @@ def calibration(config: Config, assets: dict[str, Any], vqvae) -> tuple[torch.Te
         return {"classes": build_classes(codebook=vqvae.codebook_VC.cpu(), decode=decode, **partition).tolist()}
 
     variance = _cached(cache, {"tokens": Path(assets["tokens"]["train"]).name, **asked}, reference)["variance"]
-    found = _cached(cache, {"tokenizer": tokenizer_hash(assets["tokenizer"]), **partition}, classes)["classes"]
+    tokenizer = {"tokenizer": tokenizer_hash(assets["tokenizer"]), "scales": vqvae.scales}
+    found = _cached(cache, {**tokenizer, **partition}, classes)["classes"]
     return torch.tensor(variance), torch.tensor(found)
 
 

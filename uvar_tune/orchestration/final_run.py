@@ -18,6 +18,7 @@ from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.orchestration.study_runner import prepare_remotely
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
+from uvar_tune.study.room import room_needed
 from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_under
 from uvar_tune.tracking.sink import MLflowSink
 
@@ -33,7 +34,7 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     check_weights(config)
     files = StudyFiles(resolve_root(config.run.root), f"{name}-replay" if replay else f"{name}-final")
     files.prepare()
-    with files.lock():
+    with files.lock(), room_needed(files.directory):
         files.claim(config)
         sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
                           artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
@@ -58,11 +59,12 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
 
 
 def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool) -> dict[str, Any]:
+    from uvar_tune.orchestration.nodes_watch import NodesWatch
     from uvar_tune.orchestration.resources import capacity, check_shared, cluster
     from uvar_tune.orchestration.trial import run_group
 
     directory, follower = files.trial(0), Follower(say)
-    with cluster(say), Interruptible(say):
+    with cluster(say), Interruptible(say), NodesWatch(config, say):
         capacity(config, say)
         check_shared(files.root)
         assets = prepare_remotely(config, files, follower)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import socket
 import sys
 import threading
 import time
+from typing import NoReturn
 
 from uvar_tune.errors import FAILED
 
 _EVERY_SEC = 1.0
+_AWAY = (errno.ECONNREFUSED, errno.EHOSTUNREACH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +36,8 @@ class Place:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
                 return True
-        except TimeoutError:
-            return True  # a busy machine; one that is cut off is noticed by Ray
-        except OSError:
-            return False
+        except OSError as error:  # a busy machine, or one without a free socket, says nothing of Ray
+            return error.errno not in _AWAY
 
 
 class HeadWatch:
@@ -67,6 +68,12 @@ class HeadWatch:
                 if place.listens():
                     seen[place] = time.monotonic()
                 elif time.monotonic() - seen[place] > place.patience_sec and not self._over.is_set():
-                    print(f"error: {place.what} at {place.address} is gone; once it is back, the same command continues",
-                          file=sys.stderr, flush=True)
-                    os._exit(FAILED)
+                    leave(f"{place.what} at {place.address} is gone; once it is back, the same command continues")
+
+
+def leave(why: object) -> NoReturn:
+    """End this process, whose main thread waits for what never comes, with one line."""
+    try:
+        print(f"error: {why}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(FAILED)

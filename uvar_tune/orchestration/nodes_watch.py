@@ -6,8 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 
+import ray
+
 from uvar_tune.config import Config
 from uvar_tune.errors import Lost
+from uvar_tune.orchestration.head import leave
 from uvar_tune.orchestration.resources import asked, describe, fitting, node_resources
 
 _EVERY_SEC = 5.0
@@ -17,12 +20,13 @@ class NodesWatch:
     """While it lasts, says when the cluster no longer holds one trial, and when it does again.
 
     Args:
-        give_up: told, with the reason, after `run.wait_resources_sec` without room for a trial.
+        give_up: told, with the reason, after `run.wait_resources_sec` without room for a trial; by default this process ends.
     """
 
-    def __init__(self, config: Config, say: Callable[[str], None], give_up: Callable[[Lost], None]):
+    def __init__(self, config: Config, say: Callable[[str], None], give_up: Callable[[Lost], None] = leave):
         self._config, self._say, self._give_up = config, say, give_up
         self._over = threading.Event()
+        self._since: float | None = None  # without room for a trial
 
     def __enter__(self) -> NodesWatch:
         threading.Thread(target=self._watch, name="nodes", daemon=True).start()  # not joined: a head that is lost does not answer
@@ -32,15 +36,25 @@ class NodesWatch:
         self._over.set()
 
     def _watch(self) -> None:
-        wait_sec, since = self._config.run.wait_resources_sec, None
         while not self._over.wait(_EVERY_SEC):
-            if fitting(self._config, node_resources()) > 0:
-                if since is not None:
-                    self._say(f"the cluster holds a trial again: {describe()}")
-                since = None
-            elif since is None:
-                since = time.monotonic()
-                self._say(f"waiting for nodes, {wait_sec:.0f} s at most: {asked(self._config)}; the cluster has {describe()}")
-            elif time.monotonic() - since > wait_sec:
-                return self._give_up(Lost(f"{asked(self._config)}; the cluster has {describe()}, and no more came in "
-                                          f"{wait_sec:g} s (run.wait_resources_sec). The same command continues"))
+            try:
+                why = self._look()
+            except (OSError, RuntimeError, ray.exceptions.RayError):  # a line that nobody takes, a Ray that is about to end
+                continue
+            if why is not None and not self._over.is_set():
+                return self._give_up(why)
+
+    def _look(self) -> Lost | None:
+        """Say what has changed; why there is no more to wait for."""
+        wait_sec, before = self._config.run.wait_resources_sec, self._since
+        if fitting(self._config, node_resources()) > 0:
+            self._since = None
+            if before is not None:
+                self._say(f"the cluster holds a trial again: {describe()}")
+        elif before is None:
+            self._since = time.monotonic()
+            self._say(f"waiting for nodes, {wait_sec:.0f} s at most: {asked(self._config)}; the cluster has {describe()}")
+        elif time.monotonic() - before > wait_sec:
+            return Lost(f"{asked(self._config)}; the cluster has {describe()}, and no more came in {wait_sec:g} s "
+                        "(run.wait_resources_sec). The same command continues")
+        return None

@@ -7,9 +7,10 @@ which then tells it without running anything again.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from uvar_tune.tracking.durable import write_durably
 
 _FILE, _CRASH = "ended.json", "crashed.json"
 
@@ -26,21 +27,24 @@ def write_crash(directory: str | Path, attempt: int, reason: str) -> None:
 
 def read_crash(directory: str | Path, attempt: int) -> dict[str, Any] | None:
     """The crash of this very attempt as a result; None where none was written."""
-    path = Path(directory) / _CRASH
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = _read(Path(directory) / _CRASH)
     return {"outcome": "crashed", "reason": kept["reason"]} if kept.get("attempt") == attempt else None
 
 
 def read_outcome(directory: str | Path, seeds: dict[str, int]) -> dict[str, Any] | None:
     """The result of an attempt that ran with these seeds; None while there is none."""
-    path = Path(directory) / _FILE
-    if not path.exists():
-        return None
-    kept = json.loads(path.read_text())
-    return kept["result"] if kept["seeds"] == seeds else None
+    kept = _read(Path(directory) / _FILE)
+    return kept["result"] if kept.get("seeds") == seeds else None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    staged = path.with_suffix(f".{os.getpid()}.tmp")  # two ranks may end at once
-    staged.write_text(json.dumps(content, allow_nan=False))
-    staged.replace(path)
+    write_durably(path, json.dumps(content, allow_nan=False))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What it holds; {} where it is not there or damaged: the attempt is then made again from its last checkpoint."""
+    try:
+        kept = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}

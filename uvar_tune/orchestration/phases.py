@@ -133,8 +133,12 @@ class Phases:
         runner.run(Replicates(self.deep(), self._url, "profile", arms, 1, checkpoints=places), concurrent)
 
     def _confirm(self, runner: Runner, concurrent: int) -> None:
-        results = load_results(self.config, self.files)
-        work = self.confirm(confirm_arms(self.config, results, self._tuned_baseline(runner, concurrent)))
+        results, tuned = load_results(self.config, self.files), self._tuned_baseline(runner, concurrent)
+        if runner.signals.asked.is_set():
+            return  # a baseline that is tuned in part is no arm
+        work = self.confirm(confirm_arms(self.config, results, tuned))
+        if work.phase != "confirm":
+            self._say(f"  other arms than before: they are confirmed on fresh seeds, as {work.phase}")
         runner.run(work, concurrent)
         if not runner.signals.asked.is_set():
             self.say_verdicts(work, results)

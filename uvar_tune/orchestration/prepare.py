@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from uvar_tune.config import Config, content_hash
-from uvar_tune.data import build_token_cache
+from uvar_tune.data import build_token_cache, locked
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import check_extractor, load_classifier, open_extractor, save_classifier, train_classifier
 from uvar_tune.objective.dispersion import anchor_of
@@ -33,8 +33,11 @@ from uvar_tune.orchestration.build import (
     tokenizer_settings,
 )
 from uvar_tune.orchestration.reconstruction import reconstruction
+from uvar_tune.tracking.durable import write_durably
 from uvar_tune.tracking.record import Recorder
 from uvar_tune.training import Alarm, Progress, save_tokenizer, tokenizer_hash, train_tokenizer
+
+_FACTS = "facts.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +100,36 @@ def _tokenizer(config: Config, cache: Path, images, recorder: Recorder) -> tuple
     settings, plan = tokenizer_settings(config), tokenizer_plan(config)
     key = content_hash({"settings": settings, "plan": plan, "images": images["train"].sha256})
     directory = cache / "tokenizers" / key
-    if not (directory / "facts.json").exists():
-        _say(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
-        vqvae = new_vqvae(config)
-        for event in train_tokenizer(vqvae, images["train"], **plan):
-            if isinstance(event, Progress):
-                recorder.metrics(event.images, event.values)
-            elif isinstance(event, Alarm):
-                _say(recorder, f"tokenizer: {event.text}")
-        facts = reconstruction(vqvae.eval(), images["validation"])
-        save_tokenizer(directory, vqvae)
-        (directory / "facts.json").write_text(json.dumps(facts))
-    facts = json.loads((directory / "facts.json").read_text())
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with locked(directory.with_name(f".{key}.lock")):  # two studies that begin at once train one
+        if (facts := _facts(directory)) is None:
+            _say(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
+            vqvae = new_vqvae(config)
+            for event in train_tokenizer(vqvae, images["train"], **plan):
+                if isinstance(event, Progress):
+                    recorder.metrics(event.images, event.values)
+                elif isinstance(event, Alarm):
+                    _say(recorder, f"tokenizer: {event.text}")
+            facts = reconstruction(vqvae.eval(), images["validation"])
+            save_tokenizer(directory, vqvae)
+            write_durably(directory / _FACTS, json.dumps(facts))
     _say(recorder, f"tokenizer: held-out reconstruction MSE {facts['reconstruction_mse']:.4f} (pixels in [-1, 1]), "
                    f"{facts['codes_in_use']:.0f} of {config.tokenizer.vocab_size} codes in use")
     return directory, facts
 
 
+def _facts(directory: Path) -> dict[str, Any] | None:
+    """What is known of a tokenizer that was trained here; None where none was, or not to the end."""
+    try:
+        return json.loads((directory / _FACTS).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vqvae, recorder: Recorder) -> Path:
     crops = config.tokenizer.crops if split == "train" else 1
-    key = content_hash({"images": images.sha256, "tokenizer": tokenizer_hash(tokenizer), "crops": crops})
+    key = content_hash({"images": images.sha256, "tokenizer": tokenizer_hash(tokenizer), "scales": vqvae.scales,
+                        "crops": crops})
     directory = cache / "tokens" / key
     made = build_token_cache(directory, images, vqvae, batch=64, crops=crops)
     _say(recorder, f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]} in {directory}")

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from uvar_tune.config import Config
-from uvar_tune.errors import ConfigError, UvarError, first_line
+from uvar_tune.errors import ConfigError, Lost, UvarError, first_line
 from uvar_tune.orchestration.head import HeadWatch, Place
 from uvar_tune.orchestration.own_ray import free_port, on_loopback
 
@@ -49,6 +49,9 @@ def cluster(say):
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("ray://"):
+        raise ConfigError(f"{address!r} is a client's address, and a study's driver belongs on the cluster: submit it with "
+                          "`ray job submit`", where="RAY_ADDRESS")
     if address:
         options, places, alone = {}, {"RAY_ADDRESS": address}, contextlib.nullcontext()
     else:
@@ -164,7 +167,7 @@ def remotely(config: Config, function: Callable[..., Any], *arguments: Any) -> A
     """``function(*arguments)``, run as one task on a node that has what a worker needs.
 
     Raises:
-        UvarError: its own.
+        UvarError: its own; Lost where the process that ran it was.
     """
     run = config.run
     task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=2)(function)
@@ -172,6 +175,8 @@ def remotely(config: Config, function: Callable[..., Any], *arguments: Any) -> A
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UvarError) else error) from None
+    except ray.exceptions.RayError as error:
+        raise Lost(f"what a study shares was not made: {first_line(error)} The same command continues") from error
 
 
 def check_shared(directory: Path) -> None:
@@ -191,7 +196,11 @@ def check_shared(directory: Path) -> None:
         read = {node["NodeManagerAddress"]: _read_probe.options(scheduling_strategy=strategy(node["NodeID"], soft=False))
                 .remote(str(probe)) for node in nodes}
         for address, reference in read.items():
-            if ray.get(reference, timeout=120) != token:
+            try:
+                seen = ray.get(reference, timeout=120)
+            except ray.exceptions.RayError as error:
+                raise ConfigError(f"node {address} does not read {directory} ({first_line(error)})", where="run.root") from None
+            if seen != token:
                 raise ConfigError(f"node {address} does not see {directory}: it must be a path that all nodes share",
                                   where="run.root")
     finally:

@@ -46,6 +46,8 @@ class Runner:
         Raises:
             Lost: there is no room to write any more, no storage, or no node that holds a trial.
         """
+        if self.signals.asked.is_set():
+            return
         from ray import tune
 
         from uvar_tune.orchestration.nodes_watch import NodesWatch
@@ -54,7 +56,8 @@ class Runner:
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         hands = _Hands(self, work)
-        searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended, hands.outcome)
+        searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended, hands.outcome,
+                                 self.signals.asked.is_set)
         tuner = tune.Tuner(
             tune.with_resources(trainable, ON_HEAD),
             tune_config=tune.TuneConfig(search_alg=searcher, scheduler=RungStopper(searcher), num_samples=-1),
@@ -123,6 +126,9 @@ class _Hands:
         if outcome == "crashed":
             if full := says_no_room(result["reason"]) or self._runner.files.full():
                 return self._runner.give_up(lost(self._runner.files.directory, full))
+            kind, _, why = result["reason"].partition(": ")
+            if kind == Lost.__name__:
+                return self._runner.give_up(Lost(f"{why}; the same command continues"))
             again = self._work.crashed(number, result["reason"])
             self._say(f"{name}: attempt {proposal.attempt} crashed: {result['reason']}"
                       + ("; it is tried again from its last checkpoint" if again else "; given up"))

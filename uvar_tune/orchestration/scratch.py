@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ def _copied(source: Path, place: Path) -> Path:
     with open(place / f".{source.name}.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():
-            staged = place / f".{source.name}.{os.getpid()}"
+            for left in place.glob(f".{source.name}.*.tmp"):  # of a copier that was killed: this one alone copies now
+                shutil.rmtree(left, ignore_errors=True)
+            staged = place / f".{source.name}.{uuid.uuid4().hex}.tmp"
             shutil.copytree(source, staged)
             staged.rename(copy)
     return copy

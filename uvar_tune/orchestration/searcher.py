@@ -38,12 +38,14 @@ class StudySearcher(_Stateless, Searcher):
         job: makes the trainable's configuration from a proposal.
         started, ended: told of each attempt; ``ended`` gets the proposal and its result.
         outcome: how an attempt at the proposal ended, as it lies on disk; None while it does not.
+        over: whether nothing more is to begin.
     """
 
     def __init__(self, work: Work, concurrent: int, job: Callable[[Proposal], dict[str, Any]],
                  started: Callable[[Proposal], None], ended: Callable[[Proposal, dict[str, Any]], None],
-                 outcome: Callable[[Proposal], dict[str, Any] | None]):
+                 outcome: Callable[[Proposal], dict[str, Any] | None], over: Callable[[], bool]):
         super().__init__()
+        self._over = over
         self._work, self._concurrent, self._job = work, concurrent, job
         self._started, self._ended, self._outcome = started, ended, outcome
         self._live: dict[str, Proposal] = {}
@@ -55,7 +57,7 @@ class StudySearcher(_Stateless, Searcher):
     def suggest(self, trial_id: str):
         if len(self._live) >= self._concurrent:
             return None
-        while (proposal := self._work.ask()) is not None:
+        while not self._over() and (proposal := self._work.ask()) is not None:
             self._started(proposal)
             known = self._outcome(proposal)  # of an attempt that had ended when its driver died
             if known is None:

@@ -10,8 +10,9 @@ import threading
 class Interruptible:
     """While it lasts, SIGINT and SIGTERM are noted in ``asked`` and end what runs.
 
-    Inside `running_tune` Tune is told by its own signal and returns; outside, KeyboardInterrupt is raised where the
-    program stands. Enter it after `ray.init`, which installs a SIGTERM handler of its own.
+    Inside `running_tune` Tune is told by its own signal and returns (where that came before it listened, it is given nothing to
+    run); outside, KeyboardInterrupt is raised where the program stands. Enter it after `ray.init`, which installs a SIGTERM
+    handler of its own.
     """
 
     def __init__(self, say):
@@ -29,6 +30,7 @@ class Interruptible:
     def running_tune(self, run):
         """The result of ``run()``, which a signal ends early."""
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+        signal.signal(signal.SIGUSR1, lambda *_: None)  # until Tune has its own: by default it would end the program
         self._tune = True
         try:
             return run()

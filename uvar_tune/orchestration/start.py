@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
@@ -54,6 +57,15 @@ def scored_weights(trial_directory: str) -> dict[str, Any]:
     return checkpoint.ema_state or checkpoint.var_state
 
 
+def chosen(choose: Callable[[], Path | None], recorder, device: torch.device) -> Path | None:
+    """The checkpoint that rank 0, who has the recorder, chooses, on every rank: until rank 0 is the only one that writes there,
+    a worker of an earlier attempt may still add another."""
+    told = [choose() if recorder is not None else None]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(told, src=0, device=device)
+    return told[0]
+
+
 def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
     """Bring ``var`` to the newest valid checkpoint; its training state, None where there is none.
 
@@ -64,7 +76,8 @@ def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
         if recorder:
             recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
 
-    found = latest_valid(checkpoints, on_skip=skipped, training_state=True)
+    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True), recorder,
+                   next(var.parameters()).device)
     if found is None:
         return None
     checkpoint = load_checkpoint(found, training_state=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.config import Config
-from uvar_tune.errors import INTERRUPTED
+from uvar_tune.errors import FAILED, INTERRUPTED, Lost
 from uvar_tune.orchestration.finish import finish
 from uvar_tune.orchestration.meter import CpuMeter
 from uvar_tune.orchestration.phases import Phases, steps_of
@@ -23,6 +23,8 @@ from uvar_tune.study.protocol import require_same_protocol, stored_protocol
 from uvar_tune.study.room import room_needed
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
 from uvar_tune.tracking.sink import MLflowSink
+
+_CLOSE_SEC = {False: 60, True: 15}  # for what MLflow has not been told; whoever stops a study waits for less
 
 
 def run_study(config: Config, say, *, phase: str | None = None) -> int:
@@ -49,13 +51,22 @@ def run_study(config: Config, say, *, phase: str | None = None) -> int:
             return finish(config, files, None, say, {})
         sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
                           artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
+        code = FAILED
         try:
-            return _run(config, files, phases, steps, sink, say)
+            code = _run(config, files, phases, steps, sink, say)
+        except Lost:
+            sink.finish_study("KILLED")
+            raise
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+            raise
         finally:
-            sink.close(timeout_sec=60)
+            sink.close(timeout_sec=_CLOSE_SEC[code == INTERRUPTED])
+        return code
 
 
 def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ...], sink: MLflowSink, say) -> int:
+    from uvar_tune.orchestration.nodes_watch import NodesWatch
     from uvar_tune.orchestration.resources import capacity, check_shared, cluster
 
     sink.start_study(params=study_parameters(config), tags=origin_tags(provenance.origin()))
@@ -63,9 +74,10 @@ def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ..
     follower, signals = Follower(say), Interruptible(say)
     with CpuMeter() as meter, cluster(say), signals:
         concurrent = capacity(config, say)
-        check_shared(files.root)
-        assets = prepare_remotely(config, files, follower)
-        _check_protocol(config, files, phases, assets)
+        with NodesWatch(config, say):
+            check_shared(files.root)
+            assets = prepare_remotely(config, files, follower)
+            _check_protocol(config, files, phases, assets)
         sink.study_metrics({f"prepare/{key}": value for key, value in assets["facts"].items() if isinstance(value, float)})
         runner = Runner(config, files, sink, signals, follower, assets, say)
         for step in steps:

@@ -17,6 +17,7 @@ from uvar_tune.data import ImageSet
 from uvar_tune.errors import Diverged
 from uvar_tune.orchestration.build import load_split, new_vqvae, tokenizer_plan
 from uvar_tune.orchestration.reconstruction import picture, reconstruction
+from uvar_tune.orchestration.start import chosen
 from uvar_tune.tracking.record import Recorder
 from uvar_tune.tracking.writer import recording
 from uvar_tune.training import (
@@ -60,7 +61,7 @@ def _run(job, recorder: Recorder | None, rank: int, world_size: int, device, wra
     config, directory = Config.model_validate(job["config"]), Path(job["directory"])
     images = {split: load_split(config, split) for split in ("train", "validation")}
     vqvae = new_vqvae(config)
-    state = _resume(directory / "checkpoints", vqvae, recorder)
+    state = _resume(directory / "checkpoints", vqvae, recorder, device)
     model = wrap(vqvae.to(device))
     try:
         for event in _events(config, model, images["train"], state, rank=rank, world_size=world_size, device=device):
@@ -91,13 +92,14 @@ def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, rec
         picture(vqvae, held_out, directory / "samples" / f"reconstructions-{event.images:012d}.png")
 
 
-def _resume(checkpoints: Path, vqvae, recorder: Recorder | None) -> dict[str, Any] | None:
+def _resume(checkpoints: Path, vqvae, recorder: Recorder | None, device: torch.device) -> dict[str, Any] | None:
     """Bring ``vqvae`` to the newest valid checkpoint; its training state, None where there is none."""
     def skipped(path: Path, why: str) -> None:
         if recorder:
             recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
 
-    found = latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check_tokenizer)
+    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check_tokenizer), recorder,
+                   device)
     if found is None:
         return None
     vqvae.load_state_dict(load_tokenizer(found).state_dict())

@@ -15,12 +15,15 @@ from uvar_tune.config import NAME_PATTERN, Config
 from uvar_tune.config_file import parse_yaml, read_text
 from uvar_tune.errors import FAILED, INTERRUPTED, ConfigError
 from uvar_tune.model import save_official
+from uvar_tune.model.official import OFFICIAL_RATIOS
 from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.orchestration.build import tokenizer_plan
 from uvar_tune.orchestration.outcome import read_outcome
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.files import StudyFiles, dump_yaml, resolve_root
+from uvar_tune.study.room import room_needed
+from uvar_tune.tracking.durable import write_durably
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
 from uvar_tune.tracking.sink import MLflowSink
 from uvar_tune.tracking.uri import shown
@@ -34,7 +37,7 @@ def run_tokenizer(config: Config, name: str, *, official: str | None, say) -> in
     files.prepare()
     place, known = files.directory / "tokenizer", files.directory / "tokenizer.yaml"
     seeds = {"tokenizer": tokenizer_plan(config)["seed"]}
-    with files.lock():
+    with files.lock(), room_needed(files.directory):
         if known.exists():
             require_same(parse_yaml(read_text(known), str(known)), _asked(config), where=f"tokenizer {name!r} in {files.directory}")
         result = read_outcome(files.trial(0), seeds)
@@ -65,6 +68,9 @@ def _check(config: Config, name: str, official: str | None) -> None:
                           nearest=str(low or config.run.workers))
     if official is not None and (Path(official).is_dir() or not Path(official).absolute().parent.is_dir()):
         raise ConfigError(f"{official!r} is no file in a directory that exists", where="--official")
+    if official is not None and t.quant_resi not in OFFICIAL_RATIOS:
+        raise ConfigError(f"tokenizer.quant_resi {t.quant_resi:g} is not in an official file, whose readers take 0.5",
+                          where="--official")
 
 
 def _asked(config: Config) -> dict[str, Any]:
@@ -93,18 +99,19 @@ def _train(config: Config, files: StudyFiles, known: Path, place: Path, seeds: d
 
 def _on_ray(config: Config, files: StudyFiles, known: Path, place: Path, seeds: dict[str, int], sink: MLflowSink,
             say) -> dict[str, Any]:
+    from uvar_tune.orchestration.nodes_watch import NodesWatch
     from uvar_tune.orchestration.resources import capacity, check_shared, cluster, remotely
     from uvar_tune.orchestration.tokenizer_attempt import check_run
     from uvar_tune.orchestration.trial import run_group
     from uvar_tune.orchestration.worker import work_on_tokenizer
 
     directory, follower = files.trial(0), Follower(say)
-    with cluster(say), Interruptible(say):
+    with cluster(say), Interruptible(say), NodesWatch(config, say):
         capacity(config, say)
         check_shared(files.root)
         if not known.exists():
             remotely(config, check_run, config)
-            known.write_text(dump_yaml(_asked(config)))
+            write_durably(known, dump_yaml(_asked(config)))
         write_config(directory, config)
         tags = {**origin_tags(provenance.origin()), "uvar.kind": "tokenizer"}
         sink.start_study(params={}, tags=tags)

@@ -15,8 +15,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from uvar_tune.errors import LOW_MEMORY
 from uvar_tune.orchestration.outcome import read_outcome, write_crash
+from uvar_tune.study.room import says_no_room
 
 _LOW_MEMORY = re.compile(r"killed due to the node running low on memory\..*? was ([^(]*?used / [^(]*?limit)", re.DOTALL)
+_REDUCTION = re.compile(r"gloo|nccl|Connection (closed|reset)|ProcessGroup|DistBackendError", re.IGNORECASE)
 RUNG = "uvar_rung"  # what is reported; how an attempt ended lies in the trial's directory
 
 
@@ -70,11 +72,20 @@ def fit(job: dict[str, Any], loop=None, *, callbacks=(), failure=None) -> None:
     trainer.fit()
 
 
+def _first(failures: list[BaseException]) -> BaseException:
+    """That of several ranks' failures from which the others follow: memory or disk that ran out, then what no reduction says."""
+    def follows(failure: BaseException) -> int:
+        text = str(failure)
+        return 0 if _LOW_MEMORY.search(text) or says_no_room(text) else 2 if _REDUCTION.search(text) else 1
+
+    return min(failures, key=follows)
+
+
 def root_cause(error: BaseException) -> str:
     """The message a worker raised, out of the wrappings that Ray put around it."""
     failures = getattr(error, "worker_failures", None)
     if failures:
-        error = next(iter(failures.values()))
+        error = _first(list(failures.values()))
     while True:
         inner = getattr(error, "cause", None) or error.__cause__
         if not isinstance(inner, BaseException):

@@ -17,6 +17,7 @@ import yaml
 from uvar_tune.config import Config
 from uvar_tune.config_file import parse_yaml, read_text, validate
 from uvar_tune.errors import ConfigError, nearest
+from uvar_tune.tracking.durable import write_durably
 
 # What may differ when a study is resumed: how much of it to run, and where and how fast.
 _FREE = {"study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
@@ -109,9 +110,7 @@ class StudyFiles:
             if difference:
                 raise ConfigError(f"study {self.name!r} exists with another configuration: {'; '.join(difference[:4])}; "
                                   "take another --study name", where=str(self.config))
-        staged = self.config.with_suffix(".tmp")
-        staged.write_text(dump_yaml(config.tree(exclude=("verdict", "provenance"))))
-        staged.replace(self.config)
+        write_durably(self.config, dump_yaml(config.tree(exclude=("verdict", "provenance"))))
 
     def stored(self) -> Config:
         """The configuration of the study that lies here."""

@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.tracking.durable import write_durably
 
 _IDENTITY = ".identity"
 _ATTRIBUTE = "directory"
@@ -32,5 +33,5 @@ def require_own_directory(storage, study: str, directory: Path) -> None:
 
 def _identity(path: Path) -> str:
     if not path.exists():
-        path.write_text(uuid.uuid4().hex)
+        write_durably(path, uuid.uuid4().hex)
     return path.read_text()

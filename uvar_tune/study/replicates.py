@@ -1,15 +1,17 @@
 """Replicates: named configurations, each under several training seeds, in an Optuna study of their own.
 
 They lie in `NAME/noise` and `NAME/confirm`, never in `NAME`: the sampler sees search trials only. Training seeds depend on
-the replicate alone, so that configurations are paired; sampling seeds are common. Replicates come round by round (every arm
-once, then every arm again), so that an interrupted phase still holds pairs.
+the replicate alone, so that configurations are paired; sampling seeds are common. Where a study that was made longer has
+other arms, its phase begins anew, as `NAME/confirm-2` on fresh seeds; what was found before is kept. Replicates come round by
+round (every arm once, then every arm again), so that an interrupted phase still holds pairs.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,20 +48,20 @@ class Replicates:
     """``arms`` × ``count`` replicates on a persistent storage; the runner asks it and tells it as it does the search.
 
     Args:
-        arms: name → values by dotted name, over the configuration. Stored at the first start; another plan later is refused,
-            except for more replicates.
+        arms: name → values by dotted name, over the configuration. Stored at the first start.
         samplings: sampling seeds B on which each network is told; the first one is the value.
         checkpoints: arm → directory of a trial whose network is scored as it is, instead of training one.
     """
 
     def __init__(self, config: Config, storage_url: str, phase: str, arms: Mapping[str, Mapping[str, Any]], count: int,
                  samplings: int = 1, checkpoints: Mapping[str, str] | None = None):
-        self.config, self.phase, self.folder = config, phase, phase
-        self.arms, self._count, self._samplings = {name: dict(values) for name, values in arms.items()}, count, samplings
-        self._checkpoints = dict(checkpoints or {})
-        self.storage = open_storage(storage_url)
-        self.study = open_study(self.storage, f"{config.study.name}/{phase}", directions(config)[:1], {"arms": self.arms})
-        self._study_id = self.storage.get_study_id_from_name(f"{config.study.name}/{phase}")
+        self.storage, self.config = open_storage(storage_url), config
+        asked = {name: dict(values) for name, values in arms.items()}
+        self.phase = self.folder = _phase_of(self.storage, config.study.name, phase, asked)
+        self._count, self._samplings, self._checkpoints = count, samplings, dict(checkpoints or {})
+        self.study = open_study(self.storage, f"{config.study.name}/{self.phase}", directions(config)[:1], {"arms": asked})
+        self.arms: dict[str, dict[str, Any]] = self.study.user_attrs["space"]["arms"]  # in the order in which they were begun
+        self._study_id = self.storage.get_study_id_from_name(f"{config.study.name}/{self.phase}")
         self.study.sampler = optuna.samplers.RandomSampler(seed=0)  # nothing is sampled
         self._handed_out: dict[int, list[dict[str, Any]]] = {}
 
@@ -106,7 +108,7 @@ class Replicates:
 
     def cells(self) -> list[Cell]:
         """Every replicate begun, by number."""
-        return cells_of(self.storage, self.config.study.name, self.phase)
+        return _cells(self.storage, f"{self.config.study.name}/{self.phase}")
 
     def configuration(self, proposal: Proposal) -> Config:
         return self.config.with_values(proposal.values)
@@ -155,13 +157,34 @@ class Replicates:
         self.storage.set_trial_user_attr(self._trial_id(number), key, value)
 
 
+def _begun(storage, name: str, phase: str) -> Iterator[tuple[str, int]]:
+    """(phase, id of its Optuna study) of each time that a phase was begun: confirm, confirm-2, …"""
+    for count in itertools.count(1):
+        own = phase if count == 1 else f"{phase}-{count}"
+        try:
+            yield own, storage.get_study_id_from_name(f"{name}/{own}")
+        except KeyError:
+            return
+
+
+def _phase_of(storage, name: str, phase: str, arms: Mapping[str, Any]) -> str:
+    """The phase as it was begun last, if it was with these arms; else the name of the one to begin."""
+    begun = list(_begun(storage, name, phase))
+    if not begun:
+        return phase
+    last, study_id = begun[-1]
+    same = storage.get_study_user_attrs(study_id).get("space", {"arms": arms}) == {"arms": arms}
+    return last if same else f"{phase}-{len(begun) + 1}"
+
+
 def cells_of(storage, name: str, phase: str) -> list[Cell]:
-    """Every replicate begun of a phase, by number; [] where the phase has not begun."""
-    try:
-        study_id = storage.get_study_id_from_name(f"{name}/{phase}")
-    except KeyError:
-        return []
-    found = []
+    """Every replicate begun of a phase, the last time that it was begun, by number; [] where it has not been."""
+    begun = [own for own, _ in _begun(storage, name, phase)]
+    return _cells(storage, f"{name}/{begun[-1]}") if begun else []
+
+
+def _cells(storage, study: str) -> list[Cell]:
+    study_id, found = storage.get_study_id_from_name(study), []
     for trial in storage.get_all_trials(study_id, deepcopy=False):
         if "values" in trial.user_attrs:
             value = trial.values[0] if trial.state == TrialState.COMPLETE else None

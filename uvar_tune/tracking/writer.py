@@ -38,7 +38,10 @@ def recording(directory: Path, *, rank: int = 0, attempt: int = 1, wait_sec: flo
         recorder = Recorder(directory / "metrics.jsonl", attempt=attempt)
         if before:
             recorder.event("say", text=f"waited for {before}, of an earlier attempt, to end")
-        yield recorder
+        try:
+            yield recorder
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was forked meanwhile holds the file too
 
 
 def _take(handle, wait_sec: float) -> str | None:

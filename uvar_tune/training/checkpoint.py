@@ -96,6 +96,8 @@ def check_checkpoint(directory: Path, *, training_state: bool) -> dict[str, Any]
     manifest = check_directory(directory, needed=_NEEDED, optional=(_TRAINING, _EMA))
     if not isinstance(manifest.get("images"), int):
         raise ConfigError("the manifest does not say how many images were seen", where=str(directory))
+    if _EMA in manifest["files"] and not (directory / _EMA).exists():
+        raise ConfigError(f"{_EMA} is missing", where=str(directory))
     if training_state and not (directory / _TRAINING).exists():
         raise ConfigError(f"{_TRAINING} was deleted: these weights can be used, and no training continued from them",
                           where=str(directory))

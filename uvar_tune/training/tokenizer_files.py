@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from uvar_tune.data.manifest import check_directory, file_sha256, write_directory
+from uvar_tune.data.manifest import check_directory, file_sha256, remove_leftovers, write_directory
 from uvar_tune.data.plain import check_size, read_json, read_tensors, read_weights
 from uvar_tune.errors import ConfigError, first_line
 from uvar_tune.model import VQVAE, load_official
@@ -30,6 +30,7 @@ def save_tokenizer(directory: str | Path, vqvae: VQVAE, *, training_state: dict[
     writers = {_WEIGHTS: lambda path: save_file(state, path), _SETTINGS: lambda path: path.write_text(settings)}
     if training_state is None:
         return write_directory(Path(directory), writers, {})
+    remove_leftovers(Path(directory).parent)  # checkpoints have one writer at a time
     writers[_TRAINING] = lambda path: torch.save(training_state, path)
     write_directory(Path(directory), writers, {"images": training_state["images"]})
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from uvar_tune.errors import first_line
 from uvar_tune.tracking.sink.delivery import Away, Delivery
 from uvar_tune.tracking.sink.server import Server
 from uvar_tune.tracking.sink.spool import STUDY, Spool
@@ -129,7 +130,7 @@ class MLflowSink:
                     break  # another sink of this study has delivered it
                 else:
                     self._wake.wait(0.5)
-            except Away as reason:
+            except Exception as reason:  # also a record that cannot be read just now: this thread must not end before the study
                 delivery = None
                 self._gone(reason)
                 if closing:
@@ -138,9 +139,10 @@ class MLflowSink:
                 pause_sec = min(2 * pause_sec, _LONGEST_SEC)
         self._spool.release()
 
-    def _gone(self, reason: Away) -> None:
+    def _gone(self, reason: Exception) -> None:
         if not self._away:
-            self._say(f"MLflow at {shown(self._uri)} does not answer ({reason}); the work goes on, and what it misses is kept "
+            what = "does not answer" if isinstance(reason, Away) else f"cannot be told for now: {type(reason).__name__}"
+            self._say(f"MLflow at {shown(self._uri)} {what} ({first_line(reason)}); the work goes on, and what it misses is kept "
                       "and sent later")
         self._away = True
 
