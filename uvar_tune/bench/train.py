@@ -3,24 +3,26 @@ official code's step where a checkout is given.
 
 Every step has loss, clipping and AdamW; ours has the reading of the data and the noise of each image besides. The columns
 are those of the paper's table of costs (Table 5): parameters, batch, memory of a device, time of an epoch (of ImageNet's
-1,281,167 images). The steps alternate; times are medians of CPU seconds of the process, one thread (on CUDA of seconds, in
-bf16). Memory is what a step holds: weights, gradients, moments and what is kept for the backward pass (on CUDA the
-allocator's peak).
+1,281,167 images). The steps alternate, ours in a process set up as a study's workers are, the official one in another; times
+are medians of CPU seconds of the process, one thread (on CUDA of seconds, in bf16). Memory is what a step holds: weights,
+gradients, moments and what is kept for the backward pass (on CUDA the allocator's peak).
 
 Legend: B images, L positions.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
 import functools
+import multiprocessing
 import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from uvar_tune.orchestration.build import batch_loss, new_vqvae
 from uvar_tune.orchestration.prepare import Assets
 from uvar_tune.orchestration.step_cost import WARM, step_memory, step_of, wait
 from uvar_tune.training import save_tokenizer
+from uvar_tune.training.memory import keep_freed_memory
 
 EPOCH_IMAGES = 1_281_167
 WEIGHTS = {"objective.lambda_1": 0.1, "objective.lambda_2": 0.1}
@@ -63,26 +66,69 @@ def run(*, small: bool = False, repeats: int = 7, official: str | None = None, d
     if official is not None and not (Path(official) / "models" / "var.py").is_file():
         raise ConfigError("is no checkout of FoundationVision/VAR: there is no models/var.py", where=f"--official {official}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    shape, threads = SMALL if small else FULL, torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-            makes = _makes(shape, Path(folder), official, device)
-            memory = {key: step_memory(make, device) for key, make in makes.items()}
-            made = {key: make() for key, make in makes.items()}
-            seconds = _alternated(made, repeats, device)
-    finally:
-        torch.set_num_threads(threads)
+    shape = SMALL if small else FULL
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        sides = [_Sides(stack, shape, Path(folder), checkout, device) for checkout in (None, *([official] if official else []))]
+        facts = {key: fact for side in sides for key, fact in side.facts.items()}
+        seconds = _alternated({key: functools.partial(side.step, key) for side in sides for key in side.facts}, repeats)
     about = {"device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(), "threads": 1,
              "load": round(os.getloadavg()[0], 2), "torch": torch.__version__, "repeats": repeats,
              "length": sum(p * p for p in shape["scales"]), **{key: shape[key] for key in ("depth", "width", "vocab_size")}}
-    return [{**_row(key, made[key][0], memory[key], seconds, shape["batch"]), **about} for key in makes]
+    return [{**_row(key, *facts[key], seconds, shape["batch"]), **about} for key in facts]
 
 
-def _row(key: tuple[str, str], var: torch.nn.Module, memory: float, seconds: dict[tuple[str, str], float], batch: int) -> dict:
+class _Sides:
+    """Our sides, or the official one, made and run in a process of their own: ours as a study's workers are, the other as it is.
+
+    Attributes:
+        facts: (side, tokens) → (parameters, bytes of a step).
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, shape: dict[str, Any], folder: Path, official: str | None, device: str):
+        pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = stack.enter_context(pool)
+        self.facts: dict[tuple[str, str], tuple[int, float]] = pool.submit(_make, shape, folder, official, device).result()
+
+    def step(self, key: tuple[str, str]) -> float:
+        """Seconds of this side's next step."""
+        return self._pool.submit(_step, key).result()
+
+
+_MADE: dict[tuple[str, str], Callable[[], float]] = {}  # in such a process
+
+
+def _make(shape: dict[str, Any], folder: Path, official: str | None, device: str) -> dict[tuple[str, str], tuple[int, float]]:
+    torch.set_num_threads(1)
+    if official is None:
+        keep_freed_memory()
+        makes = _ours(shape, folder, device)
+    else:
+        makes = {("official", "each step"): functools.partial(_official_step, shape, official, device)}
+    facts: dict[tuple[str, str], tuple[int, float]] = {}
+    for key, make in makes.items():
+        memory = step_memory(make, device)
+        var, step = make()
+        facts[key] = sum(p.numel() for p in var.parameters()), memory
+        _MADE[key] = functools.partial(_timed, step, device)
+    return facts
+
+
+def _step(key: tuple[str, str]) -> float:
+    return _MADE[key]()
+
+
+def _timed(step: Callable[[], Any], device: str) -> float:
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    began = clock()
+    step()
+    wait(device)
+    return clock() - began
+
+
+def _row(key: tuple[str, str], parameters: int, memory: float, seconds: dict[tuple[str, str], float], batch: int) -> dict:
     side, tokens = key
     row = {"side": side, "tokens": tokens, "images_per_sec": round(batch / seconds[key], 3),
-           "parameters_m": round(sum(p.numel() for p in var.parameters()) / 1e6, 3), "batch_size": batch,
+           "parameters_m": round(parameters / 1e6, 3), "batch_size": batch,
            "memory_gib": round(memory / 2**30, 4), "epoch_sec": round(EPOCH_IMAGES / batch * seconds[key]),
            "step_sec": round(seconds[key], 4)}
     if side == "official":
@@ -92,16 +138,12 @@ def _row(key: tuple[str, str], var: torch.nn.Module, memory: float, seconds: dic
     return {**row, "to_baseline": round(seconds[key] / seconds["baseline", tokens], 3), **ratio}
 
 
-def _alternated(made: dict[tuple[str, str], Step], repeats: int, device: str) -> dict[tuple[str, str], float]:
+def _alternated(steps: dict[tuple[str, str], Callable[[], float]], repeats: int) -> dict[tuple[str, str], float]:
     """The median time of a step of each."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    took: dict[tuple[str, str], list[float]] = {key: [] for key in made}
+    took: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for turn in range(WARM + repeats):
-        for key in sorted(made, reverse=bool(turn % 2)):
-            began = clock()
-            made[key][1]()
-            wait(device)
-            took[key].append(clock() - began)
+        for key in sorted(steps, reverse=bool(turn % 2)):
+            took[key].append(steps[key]())
     return {key: statistics.median(values[WARM:]) for key, values in took.items()}
 
 
@@ -122,8 +164,8 @@ def random_images(shape: dict[str, Any], count: int) -> ImageSet:
     return ImageSet(pixels, labels_N, [str(label) for label in range(shape["num_classes"])], "0" * 64, size)
 
 
-def _makes(shape: dict[str, Any], folder: Path, official: str | None, device: str) -> dict[tuple[str, str], Callable[[], Step]]:
-    """What makes each side, fresh."""
+def _ours(shape: dict[str, Any], folder: Path, device: str) -> dict[tuple[str, str], Callable[[], Step]]:
+    """What makes each of our sides, fresh."""
     config, images = configuration(shape), random_images(shape, 4 * shape["batch"])
     vqvae = new_vqvae(config).eval().requires_grad_(False)
     save_tokenizer(folder / "tokenizer", vqvae)
@@ -137,9 +179,6 @@ def _makes(shape: dict[str, Any], folder: Path, official: str | None, device: st
             arm = config.with_values(values)
             loss = functools.partial(_tokenising, arm, assets, vqvae, pixels, device) if tokens == "each step" else None
             makes[side, tokens] = functools.partial(step_of, arm, assets, vqvae, device, loss)
-    if official:
-        theirs = _official_networks(shape, official)
-        makes["official", "each step"] = functools.partial(_official_step, theirs, images, pixels, device)
     return makes
 
 
@@ -155,10 +194,12 @@ def _tokenising(config: Config, assets: Assets, vqvae: VQVAE, pixels: torch.Tens
     return loss
 
 
-def _official_step(networks: tuple[torch.nn.Module, torch.nn.Module], images: ImageSet, pixels: torch.Tensor,
-                   device: str) -> Step:
-    """A copy of the official VAR, and a step of it as their trainer takes it: the tokenizer in float32, outside autocast."""
-    vqvae, var = (network.to(device) for network in copy.deepcopy(networks))
+def _official_step(shape: dict[str, Any], checkout: str, device: str) -> Step:
+    """The official VAR, and a step of it as their trainer takes it: the tokenizer in float32, outside autocast."""
+    torch.manual_seed(0)
+    vqvae, var = (network.to(device) for network in _official_networks(shape, checkout))
+    images = random_images(shape, 4 * shape["batch"])
+    pixels = to_unit(images.images[: shape["batch"]]).to(device)
     vqvae.eval().requires_grad_(False)
     var.train()
     optimizer = torch.optim.AdamW(var.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)

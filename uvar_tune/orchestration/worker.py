@@ -32,7 +32,10 @@ def _run(job: dict[str, Any], attempt: Callable[..., dict[str, Any]], **options)
     import ray.train.torch
     import torch
 
+    from uvar_tune.training.memory import keep_freed_memory
+
     context = ray.train.get_context()
+    keep_freed_memory()
     torch.set_num_threads(max(1, int(job["config"]["run"]["cpus_per_worker"])))
     result = attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(), device=ray.train.torch.get_device(),
                      wrap=_wrap, **options)
