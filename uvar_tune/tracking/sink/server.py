@@ -14,7 +14,7 @@ from uvar_tune.tracking.uri import cleaned, shown
 
 _BATCH, _FEW = 1000, 100  # metrics, and parameters and tags, a request
 # A request fails soon, and is tried again by us, later; nothing is printed and nobody else is told.
-_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_LOGGING_LEVEL": "ERROR",
+_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_LOGGING_LEVEL": "CRITICAL",
              "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
              "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
@@ -29,8 +29,8 @@ class Server:
         try:
             from mlflow import MlflowClient
 
-            for name in ("mlflow", "alembic"):
-                logging.getLogger(name).setLevel(logging.ERROR)
+            for name in ("mlflow", "alembic"):  # what a store raises it also logs, with its traceback; we say it once, in a line
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             self._client = MlflowClient(uri)
             self._experiment = self._find_experiment(experiment, artifact_root)
         except Exception as error:  # stores raise whatever their drivers raise
