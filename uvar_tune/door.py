@@ -23,7 +23,7 @@ def run(command: Callable[..., Any]) -> None:
                       context_settings={"help_option_names": ["-h", "--help"]})
     app.command()(command)
     try:
-        code = app(standalone_mode=False)
+        code = _run(app)
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = BAD_INPUT
@@ -48,6 +48,16 @@ def run(command: Callable[..., Any]) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(code or 0)
+
+
+def _run(app: typer.Typer) -> int | None:
+    """The command's exit code. Click takes a file that ends too early for the end of a user's input; it is an error."""
+    try:
+        return app(standalone_mode=False)
+    except typer.Abort as error:
+        if isinstance(error.__cause__, EOFError):
+            raise error.__cause__ from None
+        raise
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -37,6 +37,7 @@ with cluster(lambda text: None):
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 def test_a_rank_says_itself_what_went_wrong(tmp_path):
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", GROUP, tmp_path], env=environment(), capture_output=True, text=True, timeout=300)

@@ -54,7 +54,7 @@ class Runner:
         from uvar_tune.orchestration.searcher import RungStopper, Silent, StudySearcher
         from uvar_tune.orchestration.trial import trainable
 
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it logs with a traceback it also raises or tells
         hands = _Hands(self, work)
         searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended, hands.outcome,
                                  self.signals.asked.is_set)
@@ -67,6 +67,8 @@ class Runner:
             try:
                 self.signals.running_tune(tuner.fit)
             except Exception as error:
+                if self._lost is not None:  # where there is no room, Tune trips over its own files
+                    raise self._lost from None
                 for ours in causes(error):
                     if isinstance(ours, UvarError):  # for whose sake Tune raised
                         raise ours from None

@@ -6,6 +6,7 @@ checkpoint whichever process died; neither Tune's nor Train's own state is kept.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -33,7 +34,8 @@ def trainable(job: dict[str, Any]) -> None:
     try:
         fit(job, callbacks=callbacks, failure=FailureConfig(max_failures=0))
     except Exception as error:  # whatever a worker raised: its own message is the reason of this attempt's crash
-        write_crash(job["directory"], job["attempt"], root_cause(error))
+        with contextlib.suppress(OSError):  # a disk that is full is found to be so by the study itself
+            write_crash(job["directory"], job["attempt"], root_cause(error))
 
 
 def run_group(job: dict[str, Any], loop=None) -> dict[str, Any]:
