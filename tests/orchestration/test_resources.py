@@ -98,7 +98,8 @@ def test_an_autoscaler_is_waited_for(tmp_path_factory, doors, space, version):
         growing.wait()
         path = space(study={"name": f"growing-{version}", "trials": 1}, run={"max_concurrent": 1})
         too_much = doors("sweep", path, "run.cpus_per_worker=4", "run.wait_resources_sec=5", **on_it)
-        assert too_much.returncode == 2 and "waiting for the autoscaler, 5 s at most" in too_much.stdout
+        assert too_much.returncode == 2, too_much.stdout + too_much.stderr
+        assert "waiting for the autoscaler, 5 s at most" in too_much.stdout
         assert re.search(r"error: .*1 worker with 4 CPUs .* and its autoscaler brought no more in 5 s", too_much.stderr)
         done = doors("sweep", path, "run.wait_resources_sec=300", timeout=1800, **on_it)
         assert done.returncode == 0, done.stdout + done.stderr

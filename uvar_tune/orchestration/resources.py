@@ -64,7 +64,7 @@ def cluster(say):
         with alone:
             context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="uvar_tune",
                                runtime_env={"env_vars": {**WORKER_ENVIRONMENT, **places}}, configure_logging=True, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(f"no Ray cluster answers at {address or 'this machine'}: {first_line(error)}",
                           where="RAY_ADDRESS") from error
     logging.getLogger("ray").setLevel(logging.ERROR)
