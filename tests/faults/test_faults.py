@@ -15,36 +15,39 @@ from faulty_study import images_seen, kill_group, metric_rows, records, train_wo
 from mlflow_server import MLflow
 
 pytestmark = pytest.mark.ray
-def test_a_training_worker_is_killed(begin, root, undisturbed):
+
+
+def test_a_training_worker_is_killed(begin, root, undisturbed, cost):
     process, _, directory = begin("worker-killed")
     wait_until(lambda: images_seen(directory, 0) >= 2000, process)
+    began = time.time()
     os.kill(train_workers(process)[0].pid, signal.SIGKILL)
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
     assert values(root, "worker-killed") == undisturbed
-    resumed = [record["images"] for record in records(directory) if record["kind"] == "resumed"]
-    assert resumed and resumed[0] >= 1280  # no more than a checkpoint interval is repeated
+    cost("a training worker killed", directory, 0, began)
 
 
-def test_one_of_two_ranks_is_killed(begin, root, undisturbed):
+def test_one_of_two_ranks_is_killed(begin, root, undisturbed, cost):
     process, _, directory = begin("rank-killed", workers=2)
     wait_until(lambda: images_seen(directory, 0) >= 2000, process)
+    began = time.time()
     os.kill(train_workers(process)[-1].pid, signal.SIGKILL)
     text, _ = process.communicate(timeout=500)
     assert process.returncode == 0, text
     assert values(root, "rank-killed") == pytest.approx(undisturbed, rel=0.2)  # two ranks sum in another order
-    assert any(record["kind"] == "resumed" for record in records(directory))
+    cost("one of two ranks killed", directory, 0, began)
 
 
-def test_the_sweep_is_killed_and_started_again(begin, root, doors, undisturbed):
+def test_the_sweep_is_killed_and_started_again(begin, root, doors, undisturbed, cost):
     process, path, directory = begin("sweep-killed")
     wait_until(lambda: images_seen(directory, 1) >= 2000, process)
+    began = time.time()
     kill_group(process)
     again = doors("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(root, "sweep-killed") == undisturbed
-    resumed = [record["images"] for record in records(directory, 1) if record["kind"] == "resumed"]
-    assert resumed and resumed[0] >= 1280
+    cost("the sweep killed", directory, 1, began, "the same command continues")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
@@ -52,11 +55,11 @@ def test_a_signal_ends_the_sweep_in_order(begin, root, doors, undisturbed, numbe
     name = f"signal-{int(number)}"
     process, path, directory = begin(name)
     wait_until(lambda: images_seen(directory, 0) >= 1500, process)
-    began = time.monotonic()
+    began = time.time()
     os.kill(process.pid, number)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 130, text
-    assert time.monotonic() - began < 60 and "The same command continues" in text
+    assert time.time() - began < 60 and "The same command continues" in text
     assert not psutil.pid_exists(process.pid)
     again = doors("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
