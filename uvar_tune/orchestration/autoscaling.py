@@ -18,18 +18,24 @@ _SAY_EVERY_SEC = 60.0
 _MIRRORED = re.compile(r"node_[0-9a-f]+")  # how Ray's monitor names the nodes of a cluster that nobody scales
 
 
-def autoscaled() -> bool:
+def autoscaled(patience_sec: float) -> bool:
     """Whether an autoscaler stands behind this cluster: it reports to the head, of node types that somebody has named.
 
     Every head has a monitor that reports alike; where it may start no nodes it makes up a type for each node that it finds.
+
+    Args:
+        patience_sec: how long a first report is waited for, of a head that has just been started.
     """
     from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-    named = _types_by_v2() if is_autoscaler_v2(fetch_from_server=True) else _types_by_v1()
+    types, deadline = _types_by_v2 if is_autoscaler_v2(fetch_from_server=True) else _types_by_v1, time.monotonic() + patience_sec
+    while not (named := types()) and time.monotonic() < deadline:
+        time.sleep(0.5)
     return any(name and not _MIRRORED.fullmatch(name) for name in named)
 
 
 def _types_by_v1() -> set[str]:
+    """The types of all nodes, as the monitor reports them; none before its first report."""
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 
     told = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}").get("autoscaler_report") or {}

@@ -35,6 +35,7 @@ DRIVER_ENVIRONMENT = {
 }
 _DASHBOARD_SEC = 90
 _HEAD_AWAY_SEC = 45  # of a cluster, whose head may be restarted where it keeps its state; Ray itself waits a minute
+_FIRST_REPORT_SEC = 15.0  # of a cluster that holds no trial: whether an autoscaler stands behind it
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
@@ -124,7 +125,8 @@ def capacity(config: Config, say) -> int:
     """
     from uvar_tune.orchestration.autoscaling import autoscaled, wait_for_trial
 
-    run, fits, grows = config.run, fitting(config, node_resources()), autoscaled()
+    run, fits = config.run, fitting(config, node_resources())
+    grows = autoscaled(_FIRST_REPORT_SEC if fits < 1 else 0.0)
     if fits < 1 and not grows:
         raise ConfigError(f"{asked(config)}; the cluster has {describe()}", where="run.workers")
     if fits < 1:
