@@ -6,11 +6,12 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
-from commands import environment
+from commands import environment, free_port
 
-from uvar_tune.orchestration.head import Place
+from uvar_tune.orchestration.head import Place, answering
 
 WAITS = """
 import sys, time
@@ -80,3 +81,26 @@ def test_a_head_that_comes_back_in_time_goes_unnoticed(listener):
         again.accept()
         out, err = process.communicate("", timeout=60)
     assert (process.returncode, out, err) == (0, "left in order\n", "")
+
+
+def test_a_head_that_comes_late_is_waited_for():
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))
+        begun = threading.Timer(1.5, late.listen)
+        begun.start()
+        answering("{}:{}".format(*late.getsockname()), 30)
+        assert begun.finished.is_set()
+
+
+@pytest.mark.parametrize("address, error, said", [
+    ("127.0.0.1:{port}", ConnectionError, "Connection refused"),
+    ("nobody.invalid:{port}", ConnectionError, "not known|resolution|address associated"),
+    ("127.0.0.1:head", ValueError, "head"),
+])
+def test_an_address_at_which_no_head_listens_is_told_from_one(address, error, said):
+    with pytest.raises(error, match=said):
+        answering(address.format(port=free_port()), 0)
+
+
+def test_where_to_find_a_head_is_left_to_ray():
+    answering("auto", 0)

@@ -40,6 +40,29 @@ class Place:
             return error.errno not in _AWAY
 
 
+def answering(address: str, patience_sec: float) -> None:
+    """Return once somebody listens at an address of a head, HOST:PORT; any other kind of address is Ray's to find.
+
+    Ray itself tries an address at which nobody listens for a quarter of an hour.
+
+    Raises:
+        ConnectionError: nobody listened there in all the time.
+        ValueError: the address has a port that is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not host:
+        return
+    deadline = time.monotonic() + patience_sec
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise ConnectionError(error.strerror or str(error)) from error
+        time.sleep(1)
+
+
 class HeadWatch:
     """While it lasts, ends this process with one clear line when nobody has listened at one of the places for too long.
 

@@ -16,7 +16,7 @@ import ray
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError, Lost, UvarError, first_line
-from uvar_tune.orchestration.head import HeadWatch, Place
+from uvar_tune.orchestration.head import HeadWatch, Place, answering
 from uvar_tune.orchestration.own_ray import free_port, on_loopback
 
 # The controller takes one report a poll, 2 s by default, so that a run of a minute would wait as long as it works.
@@ -35,6 +35,8 @@ DRIVER_ENVIRONMENT = {
 }
 _DASHBOARD_SEC = 90
 _HEAD_AWAY_SEC = 45  # of a cluster, whose head may be restarted where it keeps its state; Ray itself waits a minute
+_CONNECT_SEC = 15.0  # for a head that is only just being started
+_TRIES = "RAY_gcs_server_port_wait_time_s"  # how often Ray tries to reach a head, 41 s each, 20 times of its own accord
 _FIRST_REPORT_SEC = 15.0  # of a cluster that holds no trial: whether an autoscaler stands behind it
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
@@ -55,6 +57,7 @@ def cluster(say):
                           "`ray job submit`", where="RAY_ADDRESS")
     if address:
         options, places, alone = {}, {"RAY_ADDRESS": address}, contextlib.nullcontext()
+        os.environ.setdefault(_TRIES, "1")
     else:
         port, alone = free_port(), on_loopback()
         options = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
@@ -63,6 +66,7 @@ def cluster(say):
     os.environ.update(places)
     try:
         with alone:
+            answering(address or "local", _CONNECT_SEC)
             context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="uvar_tune",
                                runtime_env={"env_vars": {**WORKER_ENVIRONMENT, **places}}, configure_logging=True, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
