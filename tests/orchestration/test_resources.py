@@ -17,6 +17,7 @@ from uvar_tune.config_file import validate
 from uvar_tune.orchestration.resources import asked, fitting
 
 HEAD = "f" * 51 + "00000"  # the provider for tests knows the head by this id
+HEAD_TYPE = "ray.head.default"  # and by this type
 
 
 @pytest.mark.parametrize("nodes, run, trials", [
@@ -62,13 +63,14 @@ class Growing(Cluster):
         fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
                 "RAY_CLOUD_INSTANCE_ID": HEAD, **({"RAY_enable_autoscaler_v2": "1"} if version == 2 else {})}
         self.environment = environment(HOME=str(home), RAY_AUTH_MODE="disabled", **fake)
-        types = {"head": {"resources": {}, "node_config": {}, "max_workers": 0},
+        types = {HEAD_TYPE: {"resources": {}, "node_config": {}, "max_workers": 0},
                  "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
-        provider = {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True,
+        provider = {"type": "external", "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                    "disable_node_updaters": True, "disable_launch_config_check": True,
                     "launch_multiple": True, "gcs_address": self.address, "head_node_id": HEAD}
         commands = {f"{who}_{what}": [] for who in ("head", "worker") for what in ("setup_commands", "start_ray_commands")}
         config = {"cluster_name": "growing", "max_workers": 2, "upscaling_speed": 1.0, "idle_timeout_minutes": 5, "auth": {},
-                  "provider": provider, "available_node_types": types, "head_node_type": "head", "file_mounts": {},
+                  "provider": provider, "available_node_types": types, "head_node_type": HEAD_TYPE, "file_mounts": {},
                   "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
                   "docker": {}, "initialization_commands": [], "setup_commands": [], **commands}
         (home / "autoscaler.yaml").write_text(yaml.safe_dump(config))

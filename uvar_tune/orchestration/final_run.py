@@ -60,7 +60,8 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
 
 def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool) -> dict[str, Any]:
     from uvar_tune.orchestration.nodes_watch import NodesWatch
-    from uvar_tune.orchestration.resources import capacity, check_shared, cluster
+    from uvar_tune.orchestration.resources import capacity, cluster
+    from uvar_tune.orchestration.shared_root import check_shared
     from uvar_tune.orchestration.trial import run_group
 
     directory, follower = files.trial(0), Follower(say)

@@ -1,4 +1,4 @@
-"""Ray itself: joining a cluster or starting one, what it holds, and whether every node sees the study's files."""
+"""Ray itself: joining a cluster or starting one, and what it holds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import contextlib
 import logging
 import os
 import time
-import uuid
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -183,37 +181,3 @@ def remotely(config: Config, function: Callable[..., Any], *arguments: Any) -> A
         raise (error.cause if isinstance(error.cause, UvarError) else error) from None
     except ray.exceptions.RayError as error:
         raise Lost(f"what a study shares was not made: {first_line(error)} The same command continues") from error
-
-
-def check_shared(directory: Path) -> None:
-    """Each node must read what the driver wrote below ``run.root``.
-
-    Raises:
-        ConfigError: naming the node that does not.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return
-    token = uuid.uuid4().hex
-    probe = directory / f".probe-{token}"
-    probe.write_text(token)
-    try:
-        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        read = {node["NodeManagerAddress"]: _read_probe.options(scheduling_strategy=strategy(node["NodeID"], soft=False))
-                .remote(str(probe)) for node in nodes}
-        for address, reference in read.items():
-            try:
-                seen = ray.get(reference, timeout=120)
-            except ray.exceptions.RayError as error:
-                raise ConfigError(f"node {address} does not read {directory} ({first_line(error)})", where="run.root") from None
-            if seen != token:
-                raise ConfigError(f"node {address} does not see {directory}: it must be a path that all nodes share",
-                                  where="run.root")
-    finally:
-        probe.unlink()
-
-
-@ray.remote(num_cpus=0)
-def _read_probe(path: str) -> str | None:
-    return Path(path).read_text() if Path(path).exists() else None
-

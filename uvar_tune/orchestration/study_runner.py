@@ -67,7 +67,8 @@ def run_study(config: Config, say, *, phase: str | None = None) -> int:
 
 def _run(config: Config, files: StudyFiles, phases: Phases, steps: tuple[str, ...], sink: MLflowSink, say) -> int:
     from uvar_tune.orchestration.nodes_watch import NodesWatch
-    from uvar_tune.orchestration.resources import capacity, check_shared, cluster
+    from uvar_tune.orchestration.resources import capacity, cluster
+    from uvar_tune.orchestration.shared_root import check_shared
 
     sink.start_study(params=study_parameters(config), tags=origin_tags(provenance.origin()))
     sink.artifact(None, files.config, "")

@@ -100,7 +100,8 @@ def _train(config: Config, files: StudyFiles, known: Path, place: Path, seeds: d
 def _on_ray(config: Config, files: StudyFiles, known: Path, place: Path, seeds: dict[str, int], sink: MLflowSink,
             say) -> dict[str, Any]:
     from uvar_tune.orchestration.nodes_watch import NodesWatch
-    from uvar_tune.orchestration.resources import capacity, check_shared, cluster, remotely
+    from uvar_tune.orchestration.resources import capacity, cluster, remotely
+    from uvar_tune.orchestration.shared_root import check_shared
     from uvar_tune.orchestration.tokenizer_attempt import check_run
     from uvar_tune.orchestration.trial import run_group
     from uvar_tune.orchestration.worker import work_on_tokenizer
