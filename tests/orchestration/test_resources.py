@@ -61,7 +61,9 @@ class Growing(Cluster):
         gcs, dashboard, agent, agent_grpc, client = free_ports(5)
         self.address = f"{get_node_ip_address()}:{gcs}"
         fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
-                "RAY_CLOUD_INSTANCE_ID": HEAD, **({"RAY_enable_autoscaler_v2": "1"} if version == 2 else {})}
+                "RAY_CLOUD_INSTANCE_ID": HEAD}
+        if version == 2:
+            fake |= {"RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": HEAD_TYPE}
         self.environment = environment(HOME=str(home), RAY_AUTH_MODE="disabled", **fake)
         types = {HEAD_TYPE: {"resources": {}, "node_config": {}, "max_workers": 0},
                  "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
