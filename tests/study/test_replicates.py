@@ -28,7 +28,8 @@ def begin(journal):
 
 
 def test_the_same_arms_go_on_also_with_more_replicates(begin):
-    assert len(finish(begin(FIRST, 2), limit=3)) == 3
+    begun = begin(FIRST, 2)
+    assert begun.left() == 4 and len(finish(begun, limit=3)) == 3 and begun.left() == 1
     again = begin(dict(reversed(FIRST.items())), 3)  # the order in which they were begun stays
     assert [cell.arm for cell in again.cells()] == ["baseline", "trial 3", "baseline"]
     assert again.phase == "confirm" and [proposal.number for proposal in finish(again)] == [3, 4, 5]

@@ -50,8 +50,9 @@ class TestContract:
         before = [first.ask() for _ in range(3)]
         first.complete(1, 7.0, details(fid=7.0))
         second = self.opened(storage_url, name, trials=4)
-        assert second.unfinished() == [0, 2] and not second.done()
+        assert second.unfinished() == [0, 2] and not second.done() and second.left() == 3
         again = [second.ask() for _ in range(3)]
+        assert second.left() == 0
         assert [proposal.number for proposal in again] == [0, 2, 3]
         for old, new in ((before[0], again[0]), (before[2], again[1])):
             assert (new.values, new.seeds, new.kind, new.attempt) == (old.values, old.seeds, old.kind, 2)

@@ -1,8 +1,9 @@
-"""From a trial's start to its first training step: ours against a plain nested Tune + Train trial with Ray's defaults.
+"""From a trial's start to its first training step: ours against plain nested Tune + Train trials with Ray's defaults.
 
-Both train a small VAR on one CPU worker of a Ray that the bench starts for each run; runs alternate. ``plain`` builds the
-same network and stops at its first step, ours is a real trial of a study whose shared assets exist. Wall seconds, because
-what is waited for are processes and polls; the machine's load is in the row.
+Both train a small VAR on one CPU worker of a Ray that the bench starts for each run, several trials after one another; runs
+alternate. ``plain`` builds the same network and goes as far as its first step, ours are real trials of a study whose shared
+assets exist. The first trial of a run is told apart from those after it, whose processes Ray (Tune's own) or the study have
+ready. Wall seconds, because what is waited for are processes and polls; the machine's load is in the row.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import yaml
 
+_TRIALS = 3
 _SPACE = {
-    "study": {"name": "start", "trials": 1}, "data": {"name": "digits"},
+    "study": {"name": "start", "trials": _TRIALS}, "data": {"name": "digits"},
     "tokenizer": {"vocab_size": 64, "channels": 16, "images": 640}, "model": {"depth": 1, "width": 32, "heads": 2},
-    "training": {"images": 640, "warmup_images": 64}, "inference": {"profile_cfg_scales": [0, 2], "profile_refinements": 0},
+    "training": {"images": 64000, "warmup_images": 64}, "inference": {"profile_cfg_scales": [0, 2], "profile_refinements": 0},
     "evaluation": {"extractor": "digits", "samples": 100}, "run": {"max_concurrent": 1},
+    "space": {"objective.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 1, "baseline": 0}},
 }
 _PLAIN = '''
 import json, sys, time
@@ -34,12 +37,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 
 def loop(config):
-    import torch
     from ray.train.torch import prepare_model
 
     from uvar_tune.model import VAR
     model = prepare_model(VAR(depth=1, width=32, heads=2, scales=(1, 2, 3, 4), vocab_size=64, code_dim=16, num_classes=10))
-    ray.train.report({"start_sec": time.time() - config["started"]})
+    ray.train.report({"reached": time.time()})
+    time.sleep(10)
 
 
 def trainable(config):
@@ -47,32 +50,48 @@ def trainable(config):
                  run_config=RunConfig(callbacks=[TuneReportCallback()], storage_path=config["place"])).fit()
 
 
+class Starts(tune.Callback):
+    started = {}
+
+    def on_trial_start(self, iteration, trials, trial, **info):
+        self.started[trial.trial_id] = time.time()
+
+
 ray.init(include_dashboard=True, log_to_driver=False)
-given = {"started": time.time(), "place": sys.argv[1]}
+given = {"place": sys.argv[1], "any": tune.uniform(0, 1)}
+starts = Starts()
 found = tune.Tuner(tune.with_resources(trainable, {"CPU": 0.5}), param_space=given,
-                   run_config=tune.RunConfig(storage_path=sys.argv[1], verbose=0)).fit()
-print(json.dumps({"start_sec": found[0].metrics["start_sec"]}))
+                   tune_config=tune.TuneConfig(num_samples=int(sys.argv[2]), max_concurrent_trials=1),
+                   run_config=tune.RunConfig(storage_path=sys.argv[1], verbose=0, callbacks=[starts])).fit()
+print(json.dumps([one.metrics["reached"] - starts.started[one.metrics["trial_id"]] for one in found]))
 '''
 
 
 def run(*, small: bool = False, repeats: int = 3) -> list[dict]:
-    """One row a side: ``start_sec`` (median) and its ratio to the plain trial.
+    """One row a side and place of the trial: ``start_sec`` (median), its ratio to plain's, and the parts of ours.
 
     Args:
         small: one run of each side.
         repeats: alternated runs of each side.
     """
-    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    runs = {"plain": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
-        _study(Path(folder), "warm")  # tokenizer, tokens and feature network, once
+        _study(Path(folder), "warm", 1)  # tokenizer, tokens and feature network, once
         for turn in range(1 if small else repeats):
-            times["plain"].append(_plain(Path(folder) / f"plain-{turn}"))
-            times["ours"].append(_study(Path(folder), f"start-{turn}"))
-    medians = {side: statistics.median(values) for side, values in times.items()}
+            runs["plain"].append([{"start_sec": seconds} for seconds in _plain(Path(folder) / f"plain-{turn}")])
+            runs["ours"].append(_study(Path(folder), f"start-{turn}"))
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2),
-               "repeats": len(times["plain"])}
-    return [{"side": side, "start_sec": round(medians[side], 2), "to_plain": round(medians[side] / medians["plain"], 3),
-             **machine} for side in times]
+               "repeats": len(runs["plain"])}
+    rows = []
+    for trial, chosen in (("first", slice(0, 1)), ("later", slice(1, None))):
+        medians = {side: _medians([start for one in starts for start in one[chosen]]) for side, starts in runs.items()}
+        rows += [{"trial": trial, "side": side, "to_plain": round(found["start_sec"] / medians["plain"]["start_sec"], 3),
+                  **{key: round(value, 2) for key, value in found.items()}, **machine} for side, found in medians.items()]
+    return rows
+
+
+def _medians(starts: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(start[key] for start in starts) for key in starts[0]}
 
 
 def _environment() -> dict[str, str]:
@@ -80,10 +99,10 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
 
-def _study(folder: Path, name: str) -> float:
-    """Seconds to the first step of the baseline of a study of one trial, from the trial's own record."""
+def _study(folder: Path, name: str, trials: int = _TRIALS) -> list[dict[str, float]]:
+    """Seconds to the first step and their parts, of each trial of a study, from the trials' own records."""
     path = folder / "space.yaml"
-    path.write_text(yaml.safe_dump({**_SPACE, "study": {**_SPACE["study"], "name": name},
+    path.write_text(yaml.safe_dump({**_SPACE, "study": {"name": name, "trials": trials},
                                     "run": {**_SPACE["run"], "root": str(folder / "runs")}}))
     _output("-m", "uvar_tune.sweep", str(path))
     from uvar_tune.config_file import read_config
@@ -92,13 +111,15 @@ def _study(folder: Path, name: str) -> float:
 
     config = read_config(path)
     search = Search(config, StudyFiles(folder / "runs", name).storage_url(config))
-    return search.study.trials[0].user_attrs["start_up_seconds"]
+    told = [trial.user_attrs for trial in search.study.trials]
+    return [{"start_sec": one["start_up_seconds"], **{f"{part}_sec": sec for part, sec in one["start_up_parts"].items()}}
+            for one in told]
 
 
-def _plain(storage: Path) -> float:
+def _plain(storage: Path) -> list[float]:
     script = storage.with_suffix(".py")
     script.write_text(_PLAIN)
-    return json.loads(_output(str(script), str(storage)).splitlines()[-1])["start_sec"]
+    return json.loads(_output(str(script), str(storage), str(_TRIALS)).splitlines()[-1])
 
 
 def _output(*arguments: str) -> str:

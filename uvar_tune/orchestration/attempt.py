@@ -36,10 +36,22 @@ from uvar_tune.training import (
 
 
 class Clock:
-    """CPU seconds of this process by phase."""
+    """CPU seconds of this process by phase, and wall seconds of what comes before the first step."""
 
     def __init__(self):
         self.cpu_sec = {"start-up": time.process_time()}
+        self._began = self._built = time.time()
+
+    def built(self) -> None:
+        """The first step comes next."""
+        self._built = time.time()
+
+    def start_up(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Seconds from the trial's start to the first step (of what is only scored: to its building), and their parts."""
+        driven = job.get("driven", job["started"])
+        return {"start_up_seconds": self._built - job["started"],
+                "start_up_parts": {"driver": driven - job["started"], "workers": self._began - driven,
+                                   "building": self._built - self._began}}
 
     @contextlib.contextmanager
     def __call__(self, phase: str):
@@ -77,7 +89,7 @@ def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torc
 def _run(job, recorder, rank, world_size, device, wrap, report) -> dict[str, Any]:
     config = Config.model_validate(job["config"])
     job = {**job, "assets": on_this_node(job["assets"], config.run.scratch)}
-    clock, started = Clock(), time.time()
+    clock = Clock()
     result: dict[str, Any]
     try:
         vqvae = tokenizer_at(job["assets"]["tokenizer"], config).to(device).eval().requires_grad_(False)
@@ -100,7 +112,7 @@ def _run(job, recorder, rank, world_size, device, wrap, report) -> dict[str, Any
         if not out_of_memory(error):
             raise
         result = {"outcome": "out_of_memory", "reason": first_line(error), "images": 0, "alone": True}
-    result |= {"cpu_sec": clock.cpu_sec, "seconds": time.time() - job["started"], "start_up_seconds": started - job["started"]}
+    result |= {"cpu_sec": clock.cpu_sec, "seconds": time.time() - job["started"], **clock.start_up(job)}
     if device.type == "cuda":
         result["gpu_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     if recorder is not None:
@@ -115,6 +127,7 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
     state = resume(checkpoints, var, recorder, job["config"])
     averaged = (state or {}).get("ema")
     events = _events(config, job, wrap(var), var, vqvae, rank, world_size, device, state)
+    clock.built()
     while True:
         try:
             with clock("training"):

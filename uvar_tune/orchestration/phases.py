@@ -38,7 +38,7 @@ class SearchWork:
 
     def __init__(self, search: Search, phase: str = "trial", folder: str = "trials"):
         self.search, self.phase, self.folder = search, phase, folder
-        self.ask, self.report = search.ask, search.report
+        self.ask, self.report, self.left = search.ask, search.report, search.left
         self.complete, self.prune, self.crashed = search.complete, search.prune, search.crashed
 
     def configuration(self, proposal) -> Config:

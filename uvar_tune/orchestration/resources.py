@@ -14,6 +14,7 @@ import ray
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError, Lost, UvarError, first_line
+from uvar_tune.orchestration import process_start
 from uvar_tune.orchestration.head import HeadWatch, Place, answering
 from uvar_tune.orchestration.own_ray import free_port, on_loopback
 
@@ -66,7 +67,7 @@ def cluster(say):
         with alone:
             answering(address or "local", _CONNECT_SEC)
             context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="uvar_tune",
-                               runtime_env={"env_vars": {**WORKER_ENVIRONMENT, **places}}, configure_logging=True, **options)
+                               runtime_env=_runtime_environment(places), configure_logging=True, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(f"no Ray cluster answers at {address or 'this machine'}: {first_line(error)}",
                           where="RAY_ADDRESS") from error
@@ -80,6 +81,11 @@ def cluster(say):
         ray.shutdown()
         if not address:
             os.environ.pop(_API_SERVER, None)
+
+
+def _runtime_environment(places: dict[str, str]) -> dict[str, Any]:
+    setup = process_start.setup
+    return {"env_vars": {**WORKER_ENVIRONMENT, **places}, "worker_process_setup_hook": f"{setup.__module__}.{setup.__name__}"}
 
 
 def _places(head_away_sec: float) -> list[Place]:

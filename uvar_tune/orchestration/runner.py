@@ -15,6 +15,7 @@ from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.orchestration.outcome import read_crash, read_outcome
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
+from uvar_tune.orchestration.warm import Warm
 from uvar_tune.space import profile_entries
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.room import lost, says_no_room
@@ -55,7 +56,7 @@ class Runner:
         from uvar_tune.orchestration.trial import trainable
 
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it logs with a traceback it also raises or tells
-        hands = _Hands(self, work)
+        hands, self.warm = _Hands(self, work), Warm()
         searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended, hands.outcome,
                                  self.signals.asked.is_set)
         tuner = tune.Tuner(
@@ -63,7 +64,7 @@ class Runner:
             tune_config=tune.TuneConfig(search_alg=searcher, scheduler=RungStopper(searcher), num_samples=-1),
             run_config=tune.RunConfig(name="tune", storage_path=str(self.ray_directory), verbose=0,
                                       callbacks=[Silent()]))
-        with self.follower, NodesWatch(self.config, self.say, self.give_up):
+        with self.follower, self.warm, NodesWatch(self.config, self.say, self.give_up):
             try:
                 self.signals.running_tune(tuner.fit)
             except Exception as error:
@@ -105,6 +106,7 @@ class _Hands:
                 "ray_directory": str(runner.ray_directory)}
 
     def started(self, proposal: Proposal) -> None:
+        self._runner.warm.began(self._work.left())
         directory, config = self._directory(proposal), self._work.configuration(proposal)
         write_config(directory, config)
         tags = {"uvar.kind": proposal.kind, "uvar.phase": self._work.phase, "uvar.attempt": str(proposal.attempt)}

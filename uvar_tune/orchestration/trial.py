@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -16,6 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from uvar_tune.errors import LOW_MEMORY
 from uvar_tune.orchestration.outcome import read_outcome, write_crash
+from uvar_tune.orchestration.process_start import KIND, WORKER
 from uvar_tune.study.room import says_no_room
 
 _LOW_MEMORY = re.compile(r"killed due to the node running low on memory\..*? was ([^(]*?used / [^(]*?limit)", re.DOTALL)
@@ -32,7 +34,7 @@ def trainable(job: dict[str, Any]) -> None:
     """
     callbacks = [TuneReportCallback()] if job["config"]["study"]["rungs"] else []
     try:
-        fit(job, callbacks=callbacks, failure=FailureConfig(max_failures=0))
+        fit({**job, "driven": time.time()}, callbacks=callbacks, failure=FailureConfig(max_failures=0))
     except Exception as error:  # whatever a worker raised: its own message is the reason of this attempt's crash
         with contextlib.suppress(OSError):  # a disk that is full is found to be so by the study itself
             write_crash(job["directory"], job["attempt"], root_cause(error))
@@ -70,7 +72,7 @@ def fit(job: dict[str, Any], loop=None, *, callbacks=(), failure=None) -> None:
         scaling_config=ScalingConfig(num_workers=run["workers"], use_gpu=bool(run["gpus_per_worker"]),
                                      resources_per_worker=resources),
         run_config=RunConfig(name=job["run_name"], storage_path=job["ray_directory"], callbacks=list(callbacks),
-                             failure_config=failure))
+                             failure_config=failure, worker_runtime_env={"env_vars": {KIND: WORKER}}))
     trainer.fit()
 
 

@@ -98,6 +98,10 @@ class Replicates:
         self._end(number, TrialState.FAIL, None, {"outcome": "crashed", "reason": reason[:2000]})
         return False
 
+    def left(self) -> int:
+        """How many are still to be begun."""
+        return len(self.arms) * self._count - len(self.study.get_trials(deepcopy=False))
+
     def done(self) -> bool:
         """Whether every replicate has finished."""
         trials = self.study.get_trials(deepcopy=False)

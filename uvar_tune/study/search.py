@@ -166,6 +166,10 @@ class Search:
         """Numbers of trials that were started and have not finished."""
         return sorted([*self._live, *self._interrupted])
 
+    def left(self) -> int:
+        """How many attempts are still to be handed out, if none of those under way crashes."""
+        return self._total - self._count + len(self._interrupted)
+
     def done(self) -> bool:
         """Whether every trial of the total has finished."""
         return self._count >= self._total and not self._live and not self._interrupted

@@ -1,0 +1,74 @@
+"""Processes that Ray starts ahead of need: they are there before the next trial's actors, which take them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from commands import environment
+
+from uvar_tune.orchestration.process_start import _OF_CONTROLLERS, KIND, WORKER
+
+pytestmark = pytest.mark.faults
+STUDY = """
+import json, os, sys, time
+import psutil, ray
+from uvar_tune.orchestration.resources import cluster
+from uvar_tune.orchestration.warm import Warm
+
+
+@ray.remote(num_cpus=0)
+class RayTrainWorker:
+    def process(self):
+        return os.getpid(), "uvar_tune.orchestration.trial" in sys.modules
+
+
+def idle():
+    return {process.pid for process in psutil.Process().children(recursive=True) if (process.cmdline() or [""])[0] == "ray::IDLE"}
+
+
+def after(left, wait_sec):
+    warm.began(left)
+    actor = RayTrainWorker.remote()
+    pid = ray.get(actor.process.remote())[0]
+    began, before = time.time(), idle()
+    while time.time() - began < wait_sec and not idle() - before:
+        time.sleep(0.2)
+    return actor, pid, idle() - before
+
+
+with cluster(print), Warm() as warm:
+    last, _, none = after(0, 8)
+    first, first_pid, ahead = after(1, 60)
+    time.sleep(5)  # for its imports
+    asked = time.time()
+    second = RayTrainWorker.remote()
+    pid, imported = ray.get(second.process.remote())
+    print(json.dumps({"none": len(none), "ahead": len(ahead), "other": pid != first_pid, "imported": imported,
+                      "before": asked - psutil.Process(pid).create_time()}))
+"""
+
+
+@pytest.mark.ray
+def test_the_next_actor_takes_a_process_that_waits(tmp_path):
+    """And nothing is started ahead where no trial is to come."""
+    done = subprocess.run([sys.executable, "-c", STUDY], env=environment(), cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["none"] == 0 and found["ahead"] == 1 and found["other"] and found["imported"]
+    assert found["before"] > 4, "it was started when it was asked for"
+
+
+@pytest.mark.parametrize("kind, has, lacks", [
+    ({}, ["ray.tune", "torch", "uvar_tune.orchestration.trial"], ["torch._dynamo"]),
+    ({_OF_CONTROLLERS: "0"}, ["ray.tune", "ray.train"], ["torch"]),
+    ({_OF_CONTROLLERS: "0", KIND: WORKER}, ["torch._dynamo", "uvar_tune.orchestration.attempt"], []),
+])
+def test_a_process_imports_what_its_kind_needs(kind, has, lacks):
+    asked = "from uvar_tune.orchestration.process_start import setup; setup(); import json, sys; print(json.dumps([*sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", asked], env=environment(**kind), capture_output=True, text=True, timeout=120)
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    assert set(has) <= set(loaded) and not set(lacks) & set(loaded)
