@@ -9,15 +9,37 @@ from __future__ import annotations
 import importlib
 import os
 
+import ray
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+
 KIND = "UVAR_PROCESS"
 WORKER = "worker"  # of Train
 _OF_CONTROLLERS = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Train sets it for its controller, and for the helpers that this starts
-_HELPER, _DRIVER = ("ray.train", "ray.tune"), ("uvar_tune.orchestration.trial",)
+_HELPER, _DRIVER = ("ray.train",), ("uvar_tune.orchestration.trial",)
+_CONTROLLER = ("ray.tune", "ray.train.torch")
 _WORKER = ("uvar_tune.orchestration.worker", "uvar_tune.orchestration.attempt", "torch._dynamo")  # which torch.optim imports
 
 
 def setup() -> None:
-    """Import for a worker of Train what an attempt uses, for what drives a trial Train with torch, for the rest Train alone."""
-    worker = os.environ.get(KIND) == WORKER
-    for module in _WORKER if worker else _HELPER if _OF_CONTROLLERS in os.environ else _DRIVER:
+    """Import for a worker of Train what an attempt uses, for what drives a trial Train with torch, for the rest Train alone.
+
+    A controller is told from its helpers, whose environment is the same, only where it was announced (`announce_controller`).
+    """
+    if os.environ.get(KIND) == WORKER:
+        modules = _WORKER
+    elif _OF_CONTROLLERS not in os.environ:
+        modules = _DRIVER
+    else:
+        here = ray.get_runtime_context()
+        modules = _CONTROLLER if _internal_kv_del(_announced(here.get_job_id(), here.get_node_id())) else _HELPER
+    for module in modules:
         importlib.import_module(module)
+
+
+def announce_controller(job: str, node: str) -> None:
+    """Of the processes that this node starts for the job with a controller's environment, the next is to be a controller."""
+    _internal_kv_put(_announced(job, node), b"1")
+
+
+def _announced(job: str, node: str) -> str:
+    return f"uvar_tune/controller/{job}/{node}"

@@ -10,16 +10,26 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter
+from typing import Any, NamedTuple
 
 import ray
 
+from uvar_tune.orchestration.process_start import announce_controller
+
 _EVERY_SEC = 1.0
 _STARTING_SEC = 60.0  # after a trial began, its processes are looked for
-_LAST = "RayTrainWorker"  # the class of those that come last
+_CONTROLLER, _LAST = "TrainController", "RayTrainWorker"  # classes; the latter come last
 _QUIET_SEC = 2.0  # after the last: nobody waits any more for the cores that imports will take
 _MOST_SEC = 20.0  # whatever comes
 _KEPT_SEC = 3600
+
+
+class _Wanted(NamedTuple):
+    """A process to be started: for a controller or not, on which node, with which runtime environment (as Ray writes it)."""
+
+    controller: bool
+    node: str
+    environment: str
 
 
 class Warm:
@@ -34,7 +44,8 @@ class Warm:
         self._until = self._newest = self._oldest = 0.0
         self._more = self._last = False
         self._seen: set[str] = set()
-        self._taken: Counter[tuple[str, str]] = Counter()  # (node, runtime environment) → processes not yet replaced
+        self._taken: list[_Wanted] = []  # what trials have taken and nobody has replaced yet
+        self._wanted: list[_Wanted] = []  # what is to be started, in this order
 
     def __enter__(self) -> Warm:
         self._job = ray.get_runtime_context().get_job_id()
@@ -50,10 +61,11 @@ class Warm:
 
     def _watch(self) -> None:
         while not self._over.wait(_EVERY_SEC):
-            if not (self._taken or time.monotonic() < self._until):
+            if not (self._taken or self._wanted or time.monotonic() < self._until):
                 continue
             try:
                 self._look()
+                self._start_some()
             except Exception as error:  # of a Ray that has no such call, or that is about to end: it is a matter of speed alone
                 return logging.getLogger(__name__).info("no processes are started ahead of need: %s", error)
 
@@ -66,29 +78,42 @@ class Warm:
         self._seen |= {actor.actor_id for actor in fresh}
         if fresh:
             self._newest, self._oldest = now, self._oldest if self._taken else now
-            self._taken.update((actor.node_id, actor.serialized_runtime_env) for actor in fresh)
+            self._taken += [_Wanted(actor.class_name == _CONTROLLER, actor.node_id, actor.serialized_runtime_env) for actor in fresh
+                            if not actor.class_name.startswith("_")]  # of these a cluster has one
             self._last = self._last or any(actor.class_name == _LAST for actor in fresh)
         if (self._last and now - self._newest >= _QUIET_SEC) or now - self._oldest >= _MOST_SEC:
-            taken, self._taken, self._last = self._taken, Counter(), False
+            taken, self._taken, self._last = self._taken, [], False
             if self._more:
-                self._replace(taken)
+                self._wanted += sorted(taken, reverse=True)  # controllers first: an actor gets the oldest process that suits it
 
-    def _replace(self, taken: Counter[tuple[str, str]]) -> None:
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        for (name, environment), count in taken.items():
+    def _start_some(self) -> None:
+        """As many as a node starts at once, one for each of its CPUs; it forgets what it is asked for beyond these."""
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]} if self._wanted else {}
+        for name in {wanted.node for wanted in self._wanted}:
+            here = [wanted for wanted in self._wanted if wanted.node == name]
             if node := nodes.get(name):
-                _prestart(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", self._job, environment, count)
+                same = [wanted for wanted in here if wanted.controller == here[0].controller]
+                here = same[:max(1, int(node["Resources"].get("CPU", 0)))]
+                for wanted in here:
+                    self._start(node, wanted)
+            for wanted in here:
+                self._wanted.remove(wanted)
+
+    def _start(self, node: dict[str, Any], wanted: _Wanted) -> None:
+        if wanted.controller:
+            announce_controller(self._job, wanted.node)
+        _prestart(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", self._job, wanted.environment)
 
 
-def _prestart(raylet: str, job: str, environment: str, count: int) -> None:
-    """Have a raylet start processes for a job, with a runtime environment as Ray itself writes it."""
+def _prestart(raylet: str, job: str, environment: str) -> None:
+    """Have a raylet start a process for a job, with a runtime environment as Ray itself writes it."""
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.common_pb2 import PYTHON
     from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
     from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
     from ray.core.generated.runtime_environment_pb2 import RuntimeEnvInfo
 
-    request = PrestartWorkersRequest(language=PYTHON, job_id=bytes.fromhex(job), num_workers=count,
+    request = PrestartWorkersRequest(language=PYTHON, job_id=bytes.fromhex(job), num_workers=1,
                                      keep_alive_duration_secs=_KEPT_SEC,
                                      runtime_env_info=RuntimeEnvInfo(serialized_runtime_env=environment))
     with contextlib.closing(init_grpc_channel(raylet)) as channel:
