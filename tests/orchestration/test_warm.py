@@ -64,7 +64,6 @@ def test_the_next_actor_takes_a_process_that_waits(tmp_path):
 
 @pytest.mark.parametrize("kind, has, lacks", [
     ({}, ["ray.tune", "torch", "uvar_tune.orchestration.trial"], ["torch._dynamo"]),
-    ({_OF_CONTROLLERS: "0"}, ["ray.tune", "ray.train"], ["torch"]),
     ({_OF_CONTROLLERS: "0", KIND: WORKER}, ["torch._dynamo", "uvar_tune.orchestration.attempt"], []),
 ])
 def test_a_process_imports_what_its_kind_needs(kind, has, lacks):
