@@ -9,7 +9,7 @@ import sys
 import pytest
 from commands import environment
 
-from uvar_tune.orchestration.process_start import _OF_CONTROLLERS, KIND, WORKER
+from uvar_tune.orchestration.process_start import KIND, TASK, WORKER
 
 pytestmark = pytest.mark.faults
 STUDY = """
@@ -64,10 +64,34 @@ def test_the_next_actor_takes_a_process_that_waits(tmp_path):
 
 @pytest.mark.parametrize("kind, has, lacks", [
     ({}, ["ray.tune", "torch", "uvar_tune.orchestration.trial"], ["torch._dynamo"]),
-    ({_OF_CONTROLLERS: "0", KIND: WORKER}, ["torch._dynamo", "uvar_tune.orchestration.attempt"], []),
+    ({KIND: TASK}, ["ray"], ["ray.train", "torch"]),
+    ({KIND: WORKER}, ["torch._dynamo", "uvar_tune.orchestration.attempt"], []),
 ])
 def test_a_process_imports_what_its_kind_needs(kind, has, lacks):
     asked = "from uvar_tune.orchestration.process_start import setup; setup(); import json, sys; print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", asked], env=environment(**kind), capture_output=True, text=True, timeout=120)
     loaded = json.loads(done.stdout.splitlines()[-1])
     assert set(has) <= set(loaded) and not set(lacks) & set(loaded)
+
+
+def test_no_process_looks_for_gpus_before_ray_has_told_it_which(tmp_path):
+    """The first look fixes for good which GPUs a process has; a worker that is started ahead belongs to no trial yet."""
+    asked = """
+import torch
+looked = []
+def spied(module, name):
+    real = getattr(module, name)
+    setattr(module, name, lambda *given, **options: looked.append(name) or real(*given, **options))
+for name in ("is_available", "device_count", "_lazy_init", "_device_count_nvml"):
+    spied(torch.cuda, name)
+if hasattr(torch._C, "_cuda_getDeviceCount"):
+    spied(torch._C, "_cuda_getDeviceCount")
+from uvar_tune.orchestration.process_start import setup
+setup()
+print(looked)
+torch.cuda.is_available()
+print(looked[:1])
+"""
+    done = subprocess.run([sys.executable, "-c", asked], env=environment(**{KIND: WORKER}), capture_output=True, text=True,
+                          timeout=120)
+    assert done.stdout.splitlines() == ["[]", "['is_available']"], done.stderr

@@ -180,7 +180,8 @@ def remotely(config: Config, function: Callable[..., Any], *arguments: Any) -> A
         UvarError: its own; Lost where the process that ran it was.
     """
     run = config.run
-    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=2)(function)
+    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=2,
+                      runtime_env=process_start.kind_of_task())(function)
     try:
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:

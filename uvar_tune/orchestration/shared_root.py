@@ -11,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from uvar_tune.errors import ConfigError, first_line
+from uvar_tune.orchestration.process_start import kind_of_task
 
 _READ_SEC = 120
 _KNOWN_SEC = 30.0  # until all of Ray knows of a node that has only just joined
@@ -67,6 +68,6 @@ def _answer(node: str, reference: ray.ObjectRef, probe: Path) -> Any:
         reference = _ask(node, probe)
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, runtime_env=kind_of_task())
 def _read_probe(path: str) -> str | None:
     return Path(path).read_text() if Path(path).exists() else None

@@ -17,7 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from uvar_tune.errors import LOW_MEMORY
 from uvar_tune.orchestration.outcome import read_outcome, write_crash
-from uvar_tune.orchestration.process_start import KIND, WORKER
+from uvar_tune.orchestration.process_start import kind_of_worker
 from uvar_tune.study.room import says_no_room
 
 _LOW_MEMORY = re.compile(r"killed due to the node running low on memory\..*? was ([^(]*?used / [^(]*?limit)", re.DOTALL)
@@ -72,7 +72,7 @@ def fit(job: dict[str, Any], loop=None, *, callbacks=(), failure=None) -> None:
         scaling_config=ScalingConfig(num_workers=run["workers"], use_gpu=bool(run["gpus_per_worker"]),
                                      resources_per_worker=resources),
         run_config=RunConfig(name=job["run_name"], storage_path=job["ray_directory"], callbacks=list(callbacks),
-                             failure_config=failure, worker_runtime_env={"env_vars": {KIND: WORKER}}))
+                             failure_config=failure, worker_runtime_env=kind_of_worker(run["cpus_per_worker"])))
     trainer.fit()
 
 
