@@ -19,47 +19,64 @@ from uvar_tune.orchestration.resources import cluster
 from uvar_tune.orchestration.warm import Warm
 
 
-@ray.remote(num_cpus=0)
-class RayTrainWorker:
+class Actor:
     def process(self):
         return os.getpid(), "uvar_tune.orchestration.trial" in sys.modules
+
+
+@ray.remote(num_cpus=0)
+class TrainController(Actor):
+    pass
+
+
+@ray.remote(num_cpus=0)
+class RayTrainWorker(Actor):
+    pass
 
 
 def idle():
     return {process.pid for process in psutil.Process().children(recursive=True) if (process.cmdline() or [""])[0] == "ray::IDLE"}
 
 
-def after(left, wait_sec):
-    warm.began(left)
-    actor = RayTrainWorker.remote()
-    pid = ray.get(actor.process.remote())[0]
-    began, before = time.time(), idle()
-    while time.time() - began < wait_sec and not idle() - before:
+def begin(trials, left):
+    # the actors of trials that begin together, and the processes that wait when they work
+    for trial in range(trials):
+        warm.began(left + trials - 1 - trial)
+    actors = [actor.remote() for _ in range(trials) for actor in (TrainController, RayTrainWorker)]
+    pids = {ray.get(actor.process.remote())[0] for actor in actors}
+    return actors, pids, idle()
+
+
+def more_than(before, count, wait_sec):
+    began = time.time()
+    while len(idle() - before) < count and time.time() - began < wait_sec:
         time.sleep(0.2)
-    return actor, pid, idle() - before
+    time.sleep(3)  # for one too many, and for imports
+    return idle() - before
 
 
 with cluster(print), Warm() as warm:
-    last, _, none = after(0, 8)
-    first, first_pid, ahead = after(1, 60)
-    time.sleep(5)  # for its imports
+    first, _, before = begin(1, 0)
+    none = more_than(before, 1, 8)
+    both, pids, before = begin(2, 1)
+    ahead = more_than(before, 2, 60)
     asked = time.time()
-    second = RayTrainWorker.remote()
-    pid, imported = ray.get(second.process.remote())
-    print(json.dumps({"none": len(none), "ahead": len(ahead), "other": pid != first_pid, "imported": imported,
+    next = RayTrainWorker.remote()
+    pid, imported = ray.get(next.process.remote())
+    print(json.dumps({"none": len(none), "ahead": len(ahead), "taken": pid in ahead, "imported": imported,
                       "before": asked - psutil.Process(pid).create_time()}))
 """
 
 
 @pytest.mark.ray
 def test_the_next_actor_takes_a_process_that_waits(tmp_path):
-    """And nothing is started ahead where no trial is to come."""
+    """As many as trials are still to come, none for the last."""
     done = subprocess.run([sys.executable, "-c", STUDY], env=environment(), cwd=tmp_path, capture_output=True, text=True,
                           timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["none"] == 0 and found["ahead"] == 1 and found["other"] and found["imported"]
-    assert found["before"] > 4, "it was started when it was asked for"
+    assert (found["none"], found["ahead"]) == (0, 2), "a controller and a worker for the one trial to come"
+    assert found["taken"] and found["imported"] and found["before"] > 2
 
 
 @pytest.mark.parametrize("kind, has, lacks", [

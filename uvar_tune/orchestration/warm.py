@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
+from collections import Counter
 from typing import Any, NamedTuple
 
 import ray
@@ -42,7 +44,8 @@ class Warm:
     def __init__(self):
         self._over = threading.Event()
         self._until = self._newest = self._oldest = 0.0
-        self._more = self._last = False
+        self._left = self._ready = 0  # trials to come; for how many of these the processes have been started
+        self._last = False
         self._seen: set[str] = set()
         self._taken: list[_Wanted] = []  # what trials have taken and nobody has replaced yet
         self._wanted: list[_Wanted] = []  # what is to be started, in this order
@@ -57,7 +60,8 @@ class Warm:
 
     def began(self, left: int) -> None:
         """A trial begins, after which ``left`` are still to come."""
-        self._more, self._until = left > 0, time.monotonic() + _STARTING_SEC
+        self._left, self._ready = left, max(0, self._ready - 1)
+        self._until = time.monotonic() + _STARTING_SEC
 
     def _watch(self) -> None:
         while not self._over.wait(_EVERY_SEC):
@@ -83,8 +87,12 @@ class Warm:
             self._last = self._last or any(actor.class_name == _LAST for actor in fresh)
         if (self._last and now - self._newest >= _QUIET_SEC) or now - self._oldest >= _MOST_SEC:
             taken, self._taken, self._last = self._taken, [], False
-            if self._more:
-                self._wanted += sorted(taken, reverse=True)  # controllers first: an actor gets the oldest process that suits it
+            trials = sum(wanted.controller for wanted in taken)
+            followed = min(trials, self._left - self._ready)
+            if followed > 0:
+                self._ready += followed
+                kept = [wanted for wanted, count in Counter(taken).items() for _ in range(math.ceil(count * followed / trials))]
+                self._wanted += sorted(kept, reverse=True)  # controllers first: an actor gets the oldest process that suits it
 
     def _start_some(self) -> None:
         """As many as a node starts at once, one for each of its CPUs; it forgets what it is asked for beyond these."""
