@@ -57,7 +57,7 @@ def more_than(before, count, wait_sec):
 
 with cluster(print), Warm() as warm:
     first, _, before = begin(1, 0)
-    none = more_than(before, 1, 8)
+    none = more_than(before, 1, 12)
     both, pids, before = begin(2, 1)
     ahead = more_than(before, 2, 60)
     asked = time.time()

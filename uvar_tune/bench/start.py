@@ -23,7 +23,7 @@ _TRIALS = 3
 _SPACE = {
     "study": {"name": "start", "trials": _TRIALS}, "data": {"name": "digits"},
     "tokenizer": {"vocab_size": 64, "channels": 16, "images": 640}, "model": {"depth": 1, "width": 32, "heads": 2},
-    "training": {"images": 64000, "warmup_images": 64}, "inference": {"profile_cfg_scales": [0, 2], "profile_refinements": 0},
+    "training": {"images": 96000, "warmup_images": 64}, "inference": {"profile_cfg_scales": [0, 2], "profile_refinements": 0},
     "evaluation": {"extractor": "digits", "samples": 100}, "run": {"max_concurrent": 1},
     "space": {"objective.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 1, "baseline": 0}},
 }
@@ -42,7 +42,7 @@ def loop(config):
     from uvar_tune.model import VAR
     model = prepare_model(VAR(depth=1, width=32, heads=2, scales=(1, 2, 3, 4), vocab_size=64, code_dim=16, num_classes=10))
     ray.train.report({"reached": time.time()})
-    time.sleep(10)
+    time.sleep(15)
 
 
 def trainable(config):

@@ -21,7 +21,7 @@ from uvar_tune.orchestration.process_start import announce_controller
 _EVERY_SEC = 1.0
 _STARTING_SEC = 60.0  # after a trial began, its processes are looked for
 _CONTROLLER, _LAST = "TrainController", "RayTrainWorker"  # classes; the latter come last
-_QUIET_SEC = 2.0  # after the last: nobody waits any more for the cores that imports will take
+_QUIET_SEC = 6.0  # after the last: nobody waits any more for the cores that imports will take; shorter trials are over by then
 _MOST_SEC = 20.0  # whatever comes
 _KEPT_SEC = 3600
 
@@ -47,7 +47,7 @@ class Warm:
         self._left = self._ready = 0  # trials to come; for how many of these the processes have been started
         self._last = False
         self._seen: set[str] = set()
-        self._taken: list[_Wanted] = []  # what trials have taken and nobody has replaced yet
+        self._taken: dict[str, _Wanted] = {}  # by actor: what trials have taken and nobody has replaced yet
         self._wanted: list[_Wanted] = []  # what is to be started, in this order
 
     def __enter__(self) -> Warm:
@@ -82,11 +82,13 @@ class Warm:
         self._seen |= {actor.actor_id for actor in fresh}
         if fresh:
             self._newest, self._oldest = now, self._oldest if self._taken else now
-            self._taken += [_Wanted(actor.class_name == _CONTROLLER, actor.node_id, actor.serialized_runtime_env) for actor in fresh
-                            if not actor.class_name.startswith("_")]  # of these a cluster has one
+            self._taken |= {actor.actor_id: _Wanted(actor.class_name == _CONTROLLER, actor.node_id, actor.serialized_runtime_env)
+                            for actor in fresh if not actor.class_name.startswith("_")}  # of these a cluster has one
             self._last = self._last or any(actor.class_name == _LAST for actor in fresh)
         if (self._last and now - self._newest >= _QUIET_SEC) or now - self._oldest >= _MOST_SEC:
-            taken, self._taken, self._last = self._taken, [], False
+            alive = {actor.actor_id for actor in living}
+            taken = [wanted for actor, wanted in self._taken.items() if actor in alive]
+            self._taken, self._last = {}, False
             trials = sum(wanted.controller for wanted in taken)
             followed = min(trials, self._left - self._ready)
             if followed > 0:
