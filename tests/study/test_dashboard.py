@@ -58,7 +58,7 @@ class Dashboard:
         raise AssertionError(f"the dashboard never showed it: {trials}\n{self._log.read_text()}")
 
 
-@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+@pytest.mark.parametrize("kind", ["journal", pytest.param("sqlite", marks=pytest.mark.slow)])
 def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
     path = tmp_path / "optuna.journal"
     url, shown = (f"journal:{path}", str(path)) if kind == "journal" else (f"sqlite:///{path}", f"sqlite:///{path}")
