@@ -32,12 +32,16 @@ class Place:
     patience_sec: float
 
     def listens(self) -> bool:
-        host, _, port = self.address.rpartition(":")
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-                return True
+            _connect(self.address)
+            return True
         except OSError as error:  # a busy machine, or one without a free socket, says nothing of Ray
             return error.errno not in _AWAY
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def answering(address: str, patience_sec: float) -> None:
@@ -49,14 +53,12 @@ def answering(address: str, patience_sec: float) -> None:
         ConnectionError: nobody listened there in all the time.
         ValueError: the address has a port that is none.
     """
-    host, _, port = address.rpartition(":")
-    if not host:
+    if ":" not in address:
         return
     deadline = time.monotonic() + patience_sec
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
+            return _connect(address)
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise ConnectionError(error.strerror or str(error)) from error
