@@ -9,9 +9,11 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
+from commands import TINY
 
 STUDY = {"trials": 2, "startup_trials": 2}
 TRAINING = {"images": 6400}
@@ -49,6 +51,33 @@ def values(root: Path, name: str, trials: int = 2, url: str | None = None, image
                 if record["kind"] == "metrics" and "loss/total" in record["values"]]
         assert seen == sorted(set(seen)) and seen[-1] == images
     return [trial.value for trial in study.trials]
+
+
+def alone(root: Path, name: str, images: int = TRAINING["images"], **study) -> list[float]:
+    """The values of the study's trials, attempted in this process one after the other: no Ray, no server, no disturbance."""
+    import torch
+
+    from uvar_tune.config import Config
+    from uvar_tune.orchestration.attempt import run_attempt
+    from uvar_tune.orchestration.phases import SearchWork
+    from uvar_tune.orchestration.prepare import prepare
+    from uvar_tune.orchestration.runner import Hands, Runner
+    from uvar_tune.study.files import StudyFiles
+    from uvar_tune.study.search import Search
+
+    config = Config.model_validate({**TINY, "study": {**TINY["study"], **STUDY, **study, "name": name},
+                                    "training": {**TINY["training"], "images": images}, "run": {**RUN, "root": str(root)}})
+    files = StudyFiles(root, name)
+    files.prepare()
+    assets = asdict(prepare(config, files.cache, files.directory / "prepare.jsonl"))
+    work, found = SearchWork(Search(config, files.storage_url(config))), []
+    hands = Hands(Runner(config, files, None, None, None, assets, None), work)
+    while (proposal := work.ask()) is not None:
+        job, place = hands.job(proposal), {"rank": 0, "world_size": 1, "device": torch.device("cpu")}
+        result = run_attempt(job, **place, wrap=lambda model: model, report=lambda rung: None)
+        work.complete(proposal.number, result["value"], result)
+        found.append(result["value"])
+    return found
 
 
 def interruption(directory: Path, number: int, began: float) -> tuple[int, float]:

@@ -35,7 +35,9 @@ class Cluster:
     def __init__(self, home: Path):
         gcs, dashboard, agent, agent_grpc, client = free_ports(5)
         self.address = f"http://127.0.0.1:{dashboard}"
-        self.environment = environment(HOME=str(home), RAY_AUTH_MODE="token", PATH=f"{BIN}:{os.environ['PATH']}")
+        credentials = {"HOME": str(home), "RAY_AUTH_MODE": "token"}
+        self.joining = {**credentials, "RAY_ADDRESS": f"127.0.0.1:{gcs}"}  # for what is not submitted
+        self.environment = environment(**credentials, PATH=f"{BIN}:{os.environ['PATH']}")
         self.environment.pop("PYTHONPATH")  # the job brings the package along in its working directory
         self.ray("get-auth-token", "--generate")
         self.log = (home / "ray.log").open("w")
@@ -49,8 +51,9 @@ class Cluster:
     def ray(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run([BIN / "ray", *arguments], env=self.environment, timeout=timeout, capture_output=True, text=True)
 
-    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-        return self.ray("job", "submit", "--address", self.address, "--working-dir", str(REPOSITORY), *options, "--", *entrypoint)
+    def submit(self, *entrypoint: str, options: tuple[str, ...] = (), timeout: float = 600) -> subprocess.CompletedProcess:
+        return self.ray("job", "submit", "--address", self.address, "--working-dir", str(REPOSITORY), *options, "--", *entrypoint,
+                        timeout=timeout)
 
     def wait(self) -> None:
         deadline = time.monotonic() + 120

@@ -8,35 +8,27 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import TINY, end_session
-from faulty_study import RUN, STUDY, TRAINING, interruption, values
+from faulty_study import RUN, STUDY, TRAINING, alone, interruption, values
 
 _COSTS = pytest.StashKey[list[tuple[str, str, float]]]()
 
 
 @pytest.fixture(scope="session")
-def calm(root, doors, tmp_path_factory):
-    """Runs the study of a name, longer or on more workers, left alone; the values of its trials."""
-    def run(name: str, images: int = TRAINING["images"], **changes) -> list[float]:
-        tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": name}, "training": {**TINY["training"], "images": images},
-                "run": {**RUN, "root": str(root), **changes}}
-        path = tmp_path_factory.mktemp(name) / "space.yaml"
-        path.write_text(yaml.safe_dump(tree))
-        done = doors("sweep", path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return values(root, name, images=images)
-    return run
-
-
-@pytest.fixture(scope="session")
-def undisturbed(calm):
+def undisturbed(root):
     """Values of the same study, left alone."""
-    return calm("calm")
+    return alone(root, "calm")
 
 
 @pytest.fixture(scope="session")
-def undisturbed_pair(calm, undisturbed):
+def undisturbed_pair(root, doors, undisturbed, tmp_path_factory):
     """Values of the same study with two ranks a trial, left alone."""
-    found = calm("calm-pair", workers=2)
+    tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": "calm-pair"}, "training": {**TINY["training"], **TRAINING},
+            "run": {**RUN, "root": str(root), "workers": 2}}
+    path = tmp_path_factory.mktemp("calm-pair") / "space.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    done = doors("sweep", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = values(root, "calm-pair")
     assert found == pytest.approx(undisturbed, rel=0.2)  # two ranks sum in another order
     return found
 
@@ -46,8 +38,9 @@ def begin(root, doors, space):
     """Starts the study under another name; ends its session afterwards."""
     begun: list[subprocess.Popen] = []
 
-    def start(name: str, variables: dict[str, str] | None = None, **run) -> tuple[subprocess.Popen, Path, Path]:
-        path = space(study={**STUDY, "name": name}, training=TRAINING, run={"root": str(root), **RUN, **run})
+    def start(name: str, variables: dict[str, str] | None = None, images: int = TRAINING["images"],
+              **run) -> tuple[subprocess.Popen, Path, Path]:
+        path = space(study={**STUDY, "name": name}, training={"images": images}, run={"root": str(root), **RUN, **run})
         begun.append(doors.start("sweep", path, **(variables or {})))
         return begun[-1], path, Path(run.get("root", root)) / name
 

@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from commands import TINY, end_session
-from faulty_study import RUN, STUDY, TRAINING, images_seen, metric_rows, records, values, wait_until
+from commands import end_session
+from faulty_study import RUN, STUDY, TRAINING, alone, images_seen, metric_rows, records, values, wait_until
 from mlflow_server import MLflow, query
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
@@ -24,15 +23,9 @@ LONGER = {**STUDY, "trials": TRIALS, "startup_trials": TRIALS}
 
 
 @pytest.fixture(scope="module")
-def left_alone(root, doors, tmp_path_factory):
-    """Values of the same study beside the SQLite file."""
-    tree = {**TINY, "study": {**TINY["study"], **LONGER, "name": "calm-outages"}, "training": {**TINY["training"], **TRAINING},
-            "run": {**RUN, "root": str(root)}}
-    path = tmp_path_factory.mktemp("calm") / "space.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    done = doors("sweep", path, timeout=1800)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return values(root, "calm-outages", TRIALS)
+def left_alone(root):
+    """Values of the same study without a server."""
+    return alone(root, "calm-outages", trials=TRIALS, startup_trials=TRIALS)
 
 
 @pytest.fixture

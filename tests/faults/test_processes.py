@@ -14,6 +14,7 @@ from commands import environment
 from faulty_study import (
     RUN,
     STUDY,
+    alone,
     crashes,
     images_seen,
     kill,
@@ -150,9 +151,9 @@ def head(tmp_path_factory):
         yield cluster
 
 
-def test_a_job_is_stopped_and_submitted_again(head, space, root, calm, cost):
+def test_a_job_is_stopped_and_submitted_again(head, space, root, cost):
     images = 64_000  # a signal takes a second or two, in which a trial of the others would have ended
-    undisturbed = calm("calm-long", images)
+    undisturbed = alone(root, "calm-long", images)
     path = space(study={**STUDY, "name": "job-stopped"}, training={"images": images}, run=RUN)
     stop = {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}}  # then Ray kills it
     options = ("--runtime-env-json", json.dumps(stop), "--no-wait", "--submission-id", "first")

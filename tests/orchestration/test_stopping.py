@@ -1,4 +1,5 @@
-"""Early stopping on a real cluster: what is stopped is gone while the study goes on, and the next trial starts."""
+"""The README's cluster section, done literally (token authentication, `ray start --head`, `ray job submit`), for a study with early
+stopping: what is stopped is gone while the study goes on, and the next trial starts."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import psutil
 import pytest
 import yaml
-from commands import REPOSITORY, TINY
+from commands import TINY
 
 pytestmark = pytest.mark.ray
 RUNG = 6400
@@ -34,7 +36,10 @@ while True:
 
 @pytest.fixture(scope="module", params=[5, pytest.param(20, marks=pytest.mark.slow)])
 def stopped_study(request, ray_cluster, root, tmp_path_factory):
-    """(how many are to stop, printed text, directory, looks at the cluster meanwhile): all but the baseline learn nothing."""
+    """(how many are to stop, printed text, directory, looks at the cluster meanwhile): all but the baseline learn nothing.
+
+    Nothing says where its files belong, so that they lie in the default place, below the home directory.
+    """
     stops, name = request.param, f"stopped-{request.param}"
     space = {"objective.lambda_1": TINY["space"]["objective.lambda_1"],
              "training.learning_rate": {"role": "nuisance", "type": "float", "low": 1e-9, "high": 1e-8, "log": True}}
@@ -42,22 +47,26 @@ def stopped_study(request, ray_cluster, root, tmp_path_factory):
              "rungs": [RUNG], "rung_samples": 100}
     tree = {**TINY, "study": study, "model": {**TINY["model"], "width": 64},
             "training": {**TINY["training"], "images": FACTOR[stops] * RUNG, "learning_rate": 4e-3}, "space": space,
-            "run": {"root": str(root), "max_concurrent": 1}}
+            "run": {"max_concurrent": 1}}
+    runs = Path(ray_cluster.environment["HOME"]) / "uvar_tune_runs"
+    runs.mkdir(exist_ok=True)
+    (root / "cache").mkdir(exist_ok=True)
+    if not (runs / "cache").exists():
+        (runs / "cache").symlink_to(root / "cache")  # made once for all tests
     folder = tmp_path_factory.mktemp(name)
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump(tree))
     with (folder / "looks").open("w") as looks:
         watcher = subprocess.Popen([sys.executable, "-c", WATCH, ray_cluster.address], env=ray_cluster.environment, stdout=looks)
         try:
-            done = ray_cluster.ray("job", "submit", "--address", ray_cluster.address, "--working-dir", str(REPOSITORY), "--",
-                                   "python", "-m", "uvar_tune.sweep", str(path), timeout=240 * (stops + 1))
+            done = ray_cluster.submit("python", "-m", "uvar_tune.sweep", str(path), timeout=240 * (stops + 1))
             assert watcher.poll() is None
         finally:
             watcher.kill()
             watcher.wait()
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (folder / "looks").read_text().splitlines(keepends=True)
-    return stops, done.stdout, root / name, [json.loads(line) for line in lines if line.endswith("\n")]
+    return stops, done.stdout, runs / name, [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def test_stops_in_a_row(stopped_study):
@@ -71,6 +80,12 @@ def test_stops_in_a_row(stopped_study):
         rungs = [record for record in records if record["kind"] == "metrics" and "rung/fid" in record["values"]]
         assert [record["images"] for record in rungs] == [RUNG]
         assert max(record["images"] for record in records if "images" in record) < FACTOR[stops] * RUNG
+
+
+def test_the_study_outlives_its_job(stopped_study):
+    _, text, directory, _ = stopped_study
+    assert "succeeded" in text and str(directory) in text
+    assert list((directory / "export").glob("*.yaml")) and (directory / "report" / "report.html").exists()
 
 
 def test_a_stopped_trial_frees_what_it_held_while_the_study_goes_on(stopped_study, capsys):

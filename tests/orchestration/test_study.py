@@ -21,11 +21,11 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def study(root, doors, tmp_path_factory):
+def study(root, cluster_doors, tmp_path_factory):
     """(directory, printed text) of a finished study of three trials."""
     path = tmp_path_factory.mktemp("space") / "space.yaml"
     path.write_text(yaml.safe_dump({**TINY, "run": {**TINY["run"], "root": str(root)}}))
-    done = doors("sweep", path)
+    done = cluster_doors("sweep", path)
     assert done.returncode == 0, done.stdout + done.stderr
     return root / "tiny", done.stdout, path
 
@@ -96,13 +96,13 @@ def test_report_and_export_by_their_doors(study, doors, root, tmp_path):
     assert tree["provenance"]["mlflow_run"]
 
 
-def test_a_replay_gives_the_same_numbers_and_a_final_run_runs(study, doors, root):
+def test_a_replay_gives_the_same_numbers_and_a_final_run_runs(study, doors, cluster_doors):
     directory, _, _ = study
     export = next((directory / "export").glob("*.yaml"))
     replay = doors("train", export, "--replay")
     assert replay.returncode == 0, replay.stdout + replay.stderr
     assert "every number is the same, bit for bit" in replay.stdout
-    two = doors("train", export, "--name", "two-workers", "run.workers=2", "training.images=1920")
+    two = cluster_doors("train", export, "--name", "two-workers", "run.workers=2", "training.images=1920")
     assert two.returncode == 0, two.stdout + two.stderr
     assert "checkpoints in" in two.stdout
 
@@ -135,7 +135,7 @@ def test_the_profile_table_is_made_of_the_study(study, doors, root, tmp_path):
                 assert score[1 if point["seeds"] == "a" else 2] == point["fid"]
 
 
-def test_a_study_does_not_go_on_under_another_protocol(study, doors, root):
+def test_a_study_does_not_go_on_under_another_protocol(study, cluster_doors, root):
     """As after an upgrade that moves a number: found before anything is trained."""
     directory, _, path = study
     copy = root / "changed"
@@ -149,7 +149,7 @@ def test_a_study_does_not_go_on_under_another_protocol(study, doors, root):
         if "protocol" in log.get("user_attr", {}):
             log["user_attr"]["protocol"]["samples"] = 99
     (copy / "optuna.journal").write_text("".join(json.dumps(log) + "\n" for log in logs))
-    more = doors("sweep", path, "--study", "changed", "--trials", "4")
+    more = cluster_doors("sweep", path, "--study", "changed", "--trials", "4")
     assert more.returncode == 2, more.stdout + more.stderr
     assert "protocol.samples is 100, and 99 in the trials of study 'changed'" in more.stderr
     assert len(more.stderr.strip().splitlines()) == 1 and not (copy / "trials" / "00003").exists()

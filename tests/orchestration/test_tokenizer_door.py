@@ -29,12 +29,12 @@ TREE = {"data": TINY["data"], "tokenizer": {**TINY["tokenizer"], "images": 1280,
 
 
 @pytest.fixture(scope="module")
-def trained(doors, root, tmp_path_factory):
+def trained(cluster_doors, root, tmp_path_factory):
     """(configuration file, the run's directory, printed text, official file): stopped by SIGTERM, then run again."""
     folder = tmp_path_factory.mktemp("tokenizer")
     path, directory, official = folder / "digits.yaml", root / "digits-tokenizer", folder / "vae.pth"
     path.write_text(yaml.safe_dump({**TREE, "run": {**TREE["run"], "root": str(root)}}))
-    process = doors.start("tokenizer", path)
+    process = cluster_doors.start("tokenizer", path)
     try:
         deadline = time.monotonic() + 240
         while not checkpoints(directory) and process.poll() is None and time.monotonic() < deadline:
@@ -46,7 +46,7 @@ def trained(doors, root, tmp_path_factory):
     assert process.returncode == 130, told
     assert "The same command continues" in told and "Traceback" not in told
     assert 1 <= len(checkpoints(directory)) < 10 and not (directory / "tokenizer").exists()
-    done = doors("tokenizer", path, "--official", official)
+    done = cluster_doors("tokenizer", path, "--official", official)
     assert done.returncode == 0, done.stdout + done.stderr
     return path, directory, done.stdout, official
 

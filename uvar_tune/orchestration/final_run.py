@@ -11,11 +11,11 @@ from uvar_tune import provenance, seeds
 from uvar_tune.config import NAME_PATTERN, Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.orchestration.attempt import write_config
+from uvar_tune.orchestration.checks import check_weights
 from uvar_tune.orchestration.outcome import read_outcome
-from uvar_tune.orchestration.prepare import check_weights
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
-from uvar_tune.orchestration.study_runner import prepare_remotely
+from uvar_tune.orchestration.study_work import prepare_remotely
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
 from uvar_tune.study.room import room_needed

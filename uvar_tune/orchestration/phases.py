@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from uvar_tune.config import Config
-from uvar_tune.errors import ConfigError, choose
+from uvar_tune.errors import ConfigError
+from uvar_tune.orchestration.checks import SEARCH
 from uvar_tune.orchestration.runner import Runner
 from uvar_tune.space import BASELINE as PLAIN
 from uvar_tune.space import baseline_point
@@ -21,16 +22,6 @@ from uvar_tune.study.load import load_results
 from uvar_tune.study.replicates import Replicates
 from uvar_tune.study.search import Search
 from uvar_tune.tracking.record import last_time
-
-PHASES = ("calibrate", "noise", "explore", "refine", "profile", "confirm")
-SEARCH, ALL = "search", "all"
-
-
-def steps_of(phase: str | None) -> tuple[str, ...]:
-    """The phases that a command runs; ConfigError for an unknown one."""
-    if phase is None:
-        return (SEARCH,)
-    return PHASES if choose(phase, (*PHASES, ALL), "phase", "--phase") == ALL else (phase,)
 
 
 class SearchWork:

@@ -8,9 +8,9 @@ from typing import Any
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
+from uvar_tune.orchestration.checks import check_study
 from uvar_tune.space import baseline_point, profile_entries, searched
 from uvar_tune.study.files import StudyFiles, resolve_root
-from uvar_tune.study.objectives import check_objective
 from uvar_tune.study.results import StudyResults
 from uvar_tune.tracking.uri import shown
 
@@ -21,7 +21,7 @@ def plan(config: Config, say) -> int:
     Raises:
         ConfigError: the configuration cannot run, here or at all.
     """
-    check_objective(config)
+    check_study(config, ())
     files = StudyFiles(resolve_root(config.run.root), config.study.name)
     t = config.training
     say(f"study {files.name!r} below {files.root}{' (exists, would resume)' if files.config.exists() else ''}")

@@ -19,7 +19,7 @@ import torch
 from uvar_tune.config import Config, content_hash
 from uvar_tune.data import build_token_cache, locked
 from uvar_tune.errors import ConfigError
-from uvar_tune.evaluation import check_extractor, load_classifier, open_extractor, save_classifier, train_classifier
+from uvar_tune.evaluation import load_classifier, open_extractor, save_classifier, train_classifier
 from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
 from uvar_tune.objective.validate import check_reference
@@ -81,16 +81,6 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
     facts["cpu_sec"] = time.process_time() - began
     recorder.event("prepared", **facts)
     return assets
-
-
-def check_weights(config: Config) -> None:
-    """What can be said of the feature network without loading it: before Ray is started, let alone anything trained.
-
-    Raises:
-        ConfigError: its weights are not there.
-    """
-    if config.evaluation.extractor != "digits" or config.evaluation.weights is not None:
-        check_extractor(config.evaluation.extractor, config.evaluation.weights)
 
 
 def _tokenizer(config: Config, cache: Path, images, recorder: Recorder) -> tuple[Path, dict[str, Any]]:

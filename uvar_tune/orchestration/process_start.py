@@ -15,9 +15,9 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
 KIND = "UVAR_PROCESS"
 WORKER, TASK = "worker", "task"  # of Train; of ours
+CONTROLLER, DRIVER, OTHER = "controller", "driver", "other"  # what a process may be announced as
 _OF_CONTROLLERS = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Train sets it for its controller, and for the helpers that this starts
-_HELPER, _DRIVER = ("ray.train",), ("uvar_tune.orchestration.trial",)
-_CONTROLLER = ("ray.tune", "ray.train.torch")
+_HELPER, _MODULES = ("ray.train",), {CONTROLLER: ("ray.tune", "ray.train.torch"), DRIVER: ("uvar_tune.orchestration.trial",)}
 _WORKER = ("uvar_tune.orchestration.worker", "uvar_tune.orchestration.attempt", "torch._dynamo")  # which torch.optim imports
 
 
@@ -32,29 +32,34 @@ def kind_of_worker(cpus: float) -> dict[str, Any]:
 
 
 def setup() -> None:
-    """Import for a worker of Train what an attempt uses, for what drives a trial Train with torch, for the rest Train alone.
+    """Import for a worker of Train what an attempt uses; for its controller, and for what drives a trial, Train with torch, where
+    they were announced (`announce`): by their environment they are no others than their helpers.
 
-    Nothing of it may look for GPUs: which of them are this process's own is told later. A controller is told from its helpers,
-    whose environment is the same, only where it was announced (`announce_controller`).
+    Nothing of it may look for GPUs: which of them are this process's own is told later.
     """
     kind = os.environ.get(KIND)
     if kind == TASK:
         return
     if kind == WORKER:
         modules = _WORKER
-    elif _OF_CONTROLLERS not in os.environ:
-        modules = _DRIVER
+    elif _OF_CONTROLLERS in os.environ:
+        modules = _MODULES[CONTROLLER] if _announced(CONTROLLER) else _HELPER
     else:
-        here = ray.get_runtime_context()
-        modules = _CONTROLLER if _internal_kv_del(_announced(here.get_job_id(), here.get_node_id())) else _HELPER
+        modules = _MODULES[DRIVER] if _announced(DRIVER) else ()
     for module in modules:
         importlib.import_module(module)
 
 
-def announce_controller(job: str, node: str) -> None:
-    """Of the processes that this node starts for the job with a controller's environment, the next is to be a controller."""
-    _internal_kv_put(_announced(job, node), b"1")
+def announce(kind: str, node: str | None = None) -> None:
+    """Of the processes with such an environment that a node (by default this one) starts for the job, the next is of this kind."""
+    _internal_kv_put(_key(kind, node), b"1")
 
 
-def _announced(job: str, node: str) -> str:
-    return f"uvar_tune/controller/{job}/{node}"
+def _announced(kind: str) -> bool:
+    """Whether this process is the one; nobody else is then."""
+    return bool(_internal_kv_del(_key(kind)))
+
+
+def _key(kind: str, node: str | None = None) -> str:
+    here = ray.get_runtime_context()
+    return f"uvar_tune/{kind}/{here.get_job_id()}/{node or here.get_node_id()}"

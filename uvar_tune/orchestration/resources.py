@@ -73,6 +73,7 @@ def cluster(say):
                           where="RAY_ADDRESS") from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
+        process_start.announce(process_start.DRIVER)  # Ray starts some processes at once, one of them for the first trial
         _preflight(context.dashboard_url)
         say(f"Ray {ray.__version__} {'at ' + address if address else 'started here'}: {describe()}")
         with HeadWatch(*_places(_HEAD_AWAY_SEC if address else 0.0)):

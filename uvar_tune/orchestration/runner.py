@@ -56,7 +56,7 @@ class Runner:
         from uvar_tune.orchestration.trial import trainable
 
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it logs with a traceback it also raises or tells
-        hands, self.warm = _Hands(self, work), Warm()
+        hands, self.warm = Hands(self, work), Warm()
         searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended, hands.outcome,
                                  self.signals.asked.is_set)
         tuner = tune.Tuner(
@@ -87,7 +87,7 @@ class Runner:
         return self.files.directory / "ray"  # Ray's own bookkeeping; nothing is read back from it
 
 
-class _Hands:
+class Hands:
     """What happens to one attempt of ``work``: its job, its start, its end."""
 
     def __init__(self, runner: Runner, work):

@@ -67,13 +67,20 @@ def fit(job: dict[str, Any], loop=None, *, callbacks=(), failure=None) -> None:
     resources = {"CPU": run["cpus_per_worker"]}
     if run["gpus_per_worker"]:
         resources["GPU"] = run["gpus_per_worker"]
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         loop or work, train_loop_config=job,
         scaling_config=ScalingConfig(num_workers=run["workers"], use_gpu=bool(run["gpus_per_worker"]),
                                      resources_per_worker=resources),
         run_config=RunConfig(name=job["run_name"], storage_path=job["ray_directory"], callbacks=list(callbacks),
                              failure_config=failure, worker_runtime_env=kind_of_worker(run["cpus_per_worker"])))
     trainer.fit()
+
+
+class _Trainer(TorchTrainer):
+    """Without the process that Train starts in each run for data sets of Ray Data: there are none, workers read a token cache."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
 
 
 def _first(failures: list[BaseException]) -> BaseException:

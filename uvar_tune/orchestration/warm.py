@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 
 import ray
 
-from uvar_tune.orchestration.process_start import announce_controller
+from uvar_tune.orchestration.process_start import CONTROLLER, DRIVER, OTHER, announce
 
 _EVERY_SEC = 1.0
 _STARTING_SEC = 60.0  # after a trial began, its processes are looked for
-_CONTROLLER, _LAST = "TrainController", "RayTrainWorker"  # classes; the latter come last
+_KINDS, _LAST = {"TrainController": CONTROLLER, "ImplicitFunc": DRIVER}, "RayTrainWorker"  # classes; the last to come
 _QUIET_SEC = 6.0  # after the last: nobody waits any more for the cores that imports will take; shorter trials are over by then
 _MOST_SEC = 20.0  # whatever comes
 _KEPT_SEC = 3600
 
 
 class _Wanted(NamedTuple):
-    """A process to be started: for a controller or not, on which node, with which runtime environment (as Ray writes it)."""
+    """A process to be started: of which kind, on which node, with which runtime environment (as Ray writes it)."""
 
-    controller: bool
+    kind: str
     node: str
     environment: str
 
@@ -82,19 +82,21 @@ class Warm:
         self._seen |= {actor.actor_id for actor in fresh}
         if fresh:
             self._newest, self._oldest = now, self._oldest if self._taken else now
-            self._taken |= {actor.actor_id: _Wanted(actor.class_name == _CONTROLLER, actor.node_id, actor.serialized_runtime_env)
-                            for actor in fresh if not actor.class_name.startswith("_")}  # of these a cluster has one
+            for actor in fresh:
+                if not actor.class_name.startswith("_"):  # of these a cluster has one
+                    kind = _KINDS.get(actor.class_name, OTHER)
+                    self._taken[actor.actor_id] = _Wanted(kind, actor.node_id, actor.serialized_runtime_env)
             self._last = self._last or any(actor.class_name == _LAST for actor in fresh)
         if (self._last and now - self._newest >= _QUIET_SEC) or now - self._oldest >= _MOST_SEC:
             alive = {actor.actor_id for actor in living}
             taken = [wanted for actor, wanted in self._taken.items() if actor in alive]
             self._taken, self._last = {}, False
-            trials = sum(wanted.controller for wanted in taken)
+            trials = sum(wanted.kind == CONTROLLER for wanted in taken)
             followed = min(trials, self._left - self._ready)
             if followed > 0:
                 self._ready += followed
                 kept = [wanted for wanted, count in Counter(taken).items() for _ in range(math.ceil(count * followed / trials))]
-                self._wanted += sorted(kept, reverse=True)  # controllers first: an actor gets the oldest process that suits it
+                self._wanted += sorted(kept)  # controllers, drivers, others: an actor gets the oldest process that suits it
 
     def _start_some(self) -> None:
         """As many as a node starts at once, one for each of its CPUs; it forgets what it is asked for beyond these."""
@@ -102,7 +104,7 @@ class Warm:
         for name in {wanted.node for wanted in self._wanted}:
             here = [wanted for wanted in self._wanted if wanted.node == name]
             if node := nodes.get(name):
-                same = [wanted for wanted in here if wanted.controller == here[0].controller]
+                same = [wanted for wanted in here if wanted.kind == here[0].kind]
                 here = same[:max(1, int(node["Resources"].get("CPU", 0)))]
                 for wanted in here:
                     self._start(node, wanted)
@@ -110,8 +112,8 @@ class Warm:
                 self._wanted.remove(wanted)
 
     def _start(self, node: dict[str, Any], wanted: _Wanted) -> None:
-        if wanted.controller:
-            announce_controller(self._job, wanted.node)
+        if wanted.kind != OTHER:
+            announce(wanted.kind, wanted.node)
         _prestart(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", self._job, wanted.environment)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 PED_ANOVA, FANOVA = "PED-ANOVA", "fANOVA"
@@ -41,6 +40,12 @@ def importances(trials: Iterable[FrozenTrial], direction: str) -> dict[str, dict
     top = max(_TOP, _TOP_TRIALS / max(len(counted), 1))
     if len(counted) < MIN_TRIALS or not _apart([trial.values[0] for trial in counted], top, direction):
         return {PED_ANOVA: None, FANOVA: None}
+    from optuna.importance import (  # with which scikit-learn is loaded
+        FanovaImportanceEvaluator,
+        PedAnovaImportanceEvaluator,
+        get_param_importances,
+    )
+
     everywhere = set.intersection(*(set(trial.distributions) for trial in counted))
     sometimes = {name for trial in counted for name in trial.distributions} - everywhere
     study = optuna.create_study(direction=direction, storage=optuna.storages.InMemoryStorage())

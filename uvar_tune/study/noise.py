@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+import scipy  # whose parts are loaded when they are used
 
 from uvar_tune.errors import ConfigError
 
@@ -110,8 +110,8 @@ def detectable_gap(sd_of_difference: float, pairs: int) -> float:
     """
     if pairs < MIN_PAIRS:
         raise ConfigError(f"{pairs} paired seeds: a verdict needs at least {MIN_PAIRS}", where="pairs", nearest=str(MIN_PAIRS))
-    critical = stats.t.isf(ALPHA, pairs - 1)
-    shift = optimize.brentq(lambda shift: stats.nct.sf(critical, pairs - 1, shift) - POWER, 0.0, 2 * critical + 4)
+    critical = scipy.stats.t.isf(ALPHA, pairs - 1)
+    shift = scipy.optimize.brentq(lambda shift: scipy.stats.nct.sf(critical, pairs - 1, shift) - POWER, 0.0, 2 * critical + 4)
     return float(shift * sd_of_difference / math.sqrt(pairs))
 
 
@@ -125,7 +125,7 @@ def seeds_needed(gain: float, sd_of_difference: float) -> int | None:
     if sd_of_difference == 0 or gain / sd_of_difference > 5:
         return MIN_PAIRS
     effect = gain / sd_of_difference
-    normal = math.ceil(((stats.norm.isf(ALPHA) + stats.norm.ppf(POWER)) / effect) ** 2)  # never more than t needs
+    normal = math.ceil(((scipy.stats.norm.isf(ALPHA) + scipy.stats.norm.ppf(POWER)) / effect) ** 2)  # never more than t needs
     pairs = max(MIN_PAIRS, normal)
     while pairs < _PLAIN_BEYOND and power(effect, pairs) < POWER:
         pairs += 1
@@ -134,7 +134,7 @@ def seeds_needed(gain: float, sd_of_difference: float) -> int | None:
 
 def power(effect: float, pairs: int) -> float:
     """Of the paired one-sided t test at 5 %; ``effect`` = mean difference / its standard deviation over pairs."""
-    return float(stats.nct.sf(stats.t.isf(ALPHA, pairs - 1), pairs - 1, effect * math.sqrt(pairs)))
+    return float(scipy.stats.nct.sf(scipy.stats.t.isf(ALPHA, pairs - 1), pairs - 1, effect * math.sqrt(pairs)))
 
 
 def _checked(scores_TS) -> np.ndarray:
@@ -162,7 +162,7 @@ def _sum(*terms: tuple[float, tuple[float, int]]) -> Variance:
 def _difference(between: tuple[float, int], within: tuple[float, int], cells: int) -> Variance:
     """(MS_between − MS_within) / cells (Ting et al. 1990)."""
     (a, m), (b, n) = between, within
-    low_f, high_f = stats.f.ppf(ALPHA, m, n), stats.f.isf(ALPHA, m, n)
+    low_f, high_f = scipy.stats.f.ppf(ALPHA, m, n), scipy.stats.f.isf(ALPHA, m, n)
     mixed_g = ((high_f - 1) ** 2 - (_g(m) * high_f) ** 2 - _h(n) ** 2) / high_f
     mixed_h = ((1 - low_f) ** 2 - (_h(m) * low_f) ** 2 - _g(n) ** 2) / low_f
     below = math.sqrt(max((_g(m) * a) ** 2 + (_h(n) * b) ** 2 + mixed_g * a * b, 0.0))
@@ -172,11 +172,11 @@ def _difference(between: tuple[float, int], within: tuple[float, int], cells: in
 
 
 def _g(df: int) -> float:
-    return 1 - df / stats.chi2.isf(ALPHA, df)
+    return 1 - df / scipy.stats.chi2.isf(ALPHA, df)
 
 
 def _h(df: int) -> float:
-    return df / stats.chi2.ppf(ALPHA, df) - 1
+    return df / scipy.stats.chi2.ppf(ALPHA, df) - 1
 
 
 def _relative(gap: float, mean: float) -> float | None:

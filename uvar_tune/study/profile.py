@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, qmc
+import scipy  # whose parts are loaded when they are used
 
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.study.axis import Axis
@@ -192,7 +192,7 @@ def _surface(axes: Sequence[Axis], units_ND: np.ndarray, losses_N: np.ndarray, b
 
 
 def _sobol(dimensions: int) -> np.ndarray:
-    return qmc.Sobol(dimensions, scramble=True, rng=1).random(_SPREAD)
+    return scipy.stats.qmc.Sobol(dimensions, scramble=True, rng=1).random(_SPREAD)
 
 
 def _grid(axes: Sequence[Axis], places_PD: np.ndarray) -> np.ndarray:
@@ -214,4 +214,4 @@ def _expected_improvement(units_ND: np.ndarray, losses_N: np.ndarray, places_PD:
         mean_P, sd_P = process.fit(units_ND, losses_N).predict(places_PD, return_std=True)
     gain_P = losses_N.min() - mean_P
     score_P = gain_P / np.maximum(sd_P, 1e-12)
-    return gain_P * norm.cdf(score_P) + sd_P * norm.pdf(score_P)
+    return gain_P * scipy.stats.norm.cdf(score_P) + sd_P * scipy.stats.norm.pdf(score_P)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
+import scipy  # whose parts are loaded when they are used
 from optuna.trial import FrozenTrial, Trial, TrialState
-from scipy.stats import kendalltau, spearmanr
 
 from uvar_tune.config import Config
 from uvar_tune.study.storage import open_study
@@ -110,6 +110,6 @@ def rung_correlation(rungs: Mapping[int, Mapping[int, float]], final: Mapping[in
             pair = [[sides[images][number] for number in both], [values[number] for number in both]]
             varied = len(both) >= 3 and all(len(set(side)) > 1 for side in pair)
             rows.append({"rung": images, "later": name, "trials": len(both),
-                         "spearman": float(spearmanr(*pair).statistic) if varied else None,
-                         "kendall": float(kendalltau(*pair).statistic) if varied else None})
+                         "spearman": float(scipy.stats.spearmanr(*pair).statistic) if varied else None,
+                         "kendall": float(scipy.stats.kendalltau(*pair).statistic) if varied else None})
     return rows

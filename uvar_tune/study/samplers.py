@@ -17,8 +17,8 @@ import warnings
 from typing import Any
 
 import optuna
+import scipy  # whose parts are loaded when they are used
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import qmc
 
 from uvar_tune import seeds
 from uvar_tune.config import Config
@@ -49,7 +49,7 @@ def _fixed(point: dict[str, Any], base: optuna.samplers.BaseSampler) -> optuna.s
 
 def sobol_point(space: dict[str, SpaceEntry], index: int, seed: int) -> dict[str, Any]:
     """Point ``index`` of the scrambled Sobol sequence over the entries of ``space``, in their own units."""
-    engine = qmc.Sobol(d=len(space), scramble=True, rng=seed % 2**32)
+    engine = scipy.stats.qmc.Sobol(d=len(space), scramble=True, rng=seed % 2**32)
     if index:
         engine.fast_forward(index)
     with warnings.catch_warnings():

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # whose parts are loaded when they are used
 
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.study.noise import ALPHA, CONFIDENCE, MIN_PAIRS, seeds_needed
@@ -129,8 +129,8 @@ def paired_tests(gains_MN: np.ndarray, resolution: float = 0.0) -> dict[str, np.
     mean, sd = gains_MN.mean(-1), gains_MN.std(-1, ddof=1)
     flat = sd <= resolution
     statistic = mean / np.where(flat, 1.0, sd) * math.sqrt(pairs)
-    better = np.where(flat, np.where(mean > resolution, 0.5**pairs, 1.0), stats.t.sf(statistic, pairs - 1))
-    worse = np.where(flat, np.where(mean < -resolution, 0.5**pairs, 1.0), stats.t.cdf(statistic, pairs - 1))
+    better = np.where(flat, np.where(mean > resolution, 0.5**pairs, 1.0), scipy.stats.t.sf(statistic, pairs - 1))
+    worse = np.where(flat, np.where(mean < -resolution, 0.5**pairs, 1.0), scipy.stats.t.cdf(statistic, pairs - 1))
     return {"mean": mean, "sd": np.where(flat, 0.0, sd), "better": better, "worse": worse,
             "better_adjusted": holm(better), "worse_adjusted": holm(worse)}
 
@@ -180,7 +180,7 @@ def _interval(centre: float, sd: float | None, pairs: int, tail: float) -> tuple
 
 def reach(sd: float, count: int, tail: float) -> float:
     """Half the interval around a mean of ``count`` values of that standard deviation; ``tail``: what lies beyond each end."""
-    return float(stats.t.isf(tail, count - 1)) * sd / math.sqrt(count)
+    return float(scipy.stats.t.isf(tail, count - 1)) * sd / math.sqrt(count)
 
 
 def _check(baseline: Arm, candidates: Sequence[Arm]) -> list[int]:
