@@ -12,8 +12,6 @@ import time
 import psutil
 import pytest
 from faulty_study import (
-    TRAINING,
-    alone,
     images_seen,
     kill_group,
     metric_rows,
@@ -50,45 +48,52 @@ def test_one_of_two_ranks_is_killed(begin, root, undisturbed, cost):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
-def test_a_signal_ends_the_sweep_in_order_and_it_is_killed_when_it_continues(begin, root, doors, number, cost):
-    """The first time in its first trial, the second time in its second; the same command each time. The trials are twice as long,
-    as those of the others may end before a signal, which takes a second or two, has come to them."""
-    name, images = f"signal-{int(number)}", 2 * TRAINING["images"]
-    undisturbed = alone(root, f"calm-{name}", images)
-    process, path, directory = begin(name, images=images)
+def test_a_signal_ends_the_sweep_in_order_and_it_is_killed_when_it_continues(begin, root, doors, undisturbed, cost, tmp_path, number):
+    """The first time in its first trial, the second time in its second; the same command each time. All the while there is no
+    MLflow server, which learns everything afterwards."""
+    name, server = f"signal-{int(number)}", MLflow(tmp_path)
+    process, path, directory = begin(name, variables={"MLFLOW_TRACKING_URI": server.uri})
     wait_until(lambda: images_seen(directory, 0) >= 1000, process)
     began = time.time()
     os.kill(process.pid, number)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 130, text
-    assert time.time() - began < 60 and "The same command continues" in text
+    assert time.time() - began < 60 and "The same command continues" in text and "saved at" in text
     assert not psutil.pid_exists(process.pid)
-    process, *_ = begin(name, images=images)
+    process, *_ = begin(name, variables={"MLFLOW_TRACKING_URI": server.uri})
     wait_until(lambda: images_seen(directory, 1) >= 2000, process)
+    cost(f"{number.name} to the sweep", directory, 0, began, "the same command continues")
     began = time.time()
     kill_group(process)
-    again = doors("sweep", path)
+    again = doors("sweep", path, MLFLOW_TRACKING_URI=server.uri)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert values(root, name, images=images) == undisturbed
+    assert values(root, name) == undisturbed
     cost("the sweep killed", directory, 1, began, "the same command continues")
+    check_sync(doors, directory, server, again.stdout)
 
 
+@pytest.mark.faults
 def test_mlflow_is_away_and_catches_up(begin, root, doors, undisturbed, tmp_path):
     """Not there at the start: the study says so once and ends as ever; `sync` brings every row, each once."""
     server = MLflow(tmp_path)
-    process, path, directory = begin("mlflow-away", variables={"MLFLOW_TRACKING_URI": server.uri})
+    process, _, directory = begin("mlflow-away", variables={"MLFLOW_TRACKING_URI": server.uri})
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
     assert values(root, "mlflow-away") == undisturbed
-    assert text.count("MLflow") >= 1 and "uvar_tune.sync" in text and "s3cret" not in text
+    check_sync(doors, directory, server, text)
+
+
+def check_sync(doors, directory, server: MLflow, text: str) -> None:
+    """What the sweep said of a server that was away all the time, and that `sync` brings every row, each once."""
+    assert "MLflow" in text and "uvar_tune.sync" in text and "s3cret" not in text
     try:
         server.start()
-        synced = doors("sync", "--study", "mlflow-away", "--root", root, MLFLOW_TRACKING_URI=server.uri)
+        synced = doors("sync", "--study", directory.name, "--root", directory.parent, MLFLOW_TRACKING_URI=server.uri)
     finally:
         server.kill()
     assert synced.returncode == 0, synced.stdout + synced.stderr
     for number in range(2):
         recorded = {(key, record["images"]) for record in records(directory, number) if record["kind"] == "metrics"
                     for key in record["values"]}
-        rows = metric_rows(tmp_path / "mlflow.db", f"mlflow-away/{number}")
+        rows = metric_rows(server.directory / "mlflow.db", f"{directory.name}/{number}")
         assert recorded <= set(rows) and len(rows) == len(set(rows))

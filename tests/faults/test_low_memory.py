@@ -14,6 +14,7 @@ GROUP = """
 import json, sys
 from uvar_tune.config import Config
 from uvar_tune.orchestration.resources import cluster
+from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.orchestration.trial import run_group
 
 
@@ -32,7 +33,7 @@ config = Config.model_validate({"run": {"cpus_per_worker": 0.5}})
 job = {"config": config.tree(), "directory": sys.argv[1], "seeds": {}, "run_name": "group", "ray_directory": sys.argv[1],
        "worker_retries": 0}
 with cluster(lambda text: None):
-    print(json.dumps(run_group(job, loop)))
+    print(json.dumps(run_group(job, Interruptible(print), loop)))
 """
 NEEDED = 6 * 2**30
 pytestmark = [pytest.mark.ray, pytest.mark.faults]

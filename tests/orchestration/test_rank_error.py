@@ -14,6 +14,7 @@ GROUP = """
 import json, sys, time
 from uvar_tune.config import Config
 from uvar_tune.orchestration.resources import cluster
+from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.orchestration.trial import run_group
 
 
@@ -32,7 +33,7 @@ job = {"config": config.tree(), "directory": sys.argv[1], "seeds": {}, "run_name
        "worker_retries": 0}
 with cluster(lambda text: None):
     began = time.time()
-    print(json.dumps([run_group(job, loop), time.time() - began]))
+    print(json.dumps([run_group(job, Interruptible(print), loop), time.time() - began]))
 """
 
 

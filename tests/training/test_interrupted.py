@@ -30,6 +30,18 @@ def test_killed_and_started_again_gives_the_same_bits(ranks, uninterrupted, tmp_
     assert same_bits(parameters(tmp_path), parameters(uninterrupted[world_size]))
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_asked_to_stop_and_started_again_gives_the_same_bits(ranks, uninterrupted, tmp_path, world_size):
+    """Asked of the last rank alone in the step to 80 images, between two checkpoints and two reports: all save there and end."""
+    assert ranks(tmp_path, world_size, stopped_at=80) == [0] * world_size
+    assert not (tmp_path / "last.pt").exists()
+    assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == "000000000080"
+    assert [images for images, _ in curve(tmp_path)] == [32, 64]
+    assert ranks(tmp_path, world_size) == [0] * world_size
+    assert curve(tmp_path) == curve(uninterrupted[world_size])
+    assert same_bits(parameters(tmp_path), parameters(uninterrupted[world_size]))
+
+
 def test_twice_the_same_bits(ranks, uninterrupted, tmp_path):
     assert ranks(tmp_path, 1) == [0]
     assert curve(tmp_path) == curve(uninterrupted[1])

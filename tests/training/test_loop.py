@@ -43,6 +43,13 @@ def test_checkpoints_at_further_places_change_nothing_else():
     assert curves[0] == curves[1]
 
 
+def test_a_training_that_is_stopped_ends_with_a_checkpoint():
+    asked = iter([False] * 6 + [True] * 9)
+    events = list(training(stop=lambda: next(asked)))
+    assert [(type(e), e.images) for e in events[-2:]] == [(CheckpointDue, 96), (CheckpointDue, 112)]
+    assert [e.images for e in events if isinstance(e, Progress)] == [32, 64, 96]
+
+
 def test_reported_values_are_means_over_the_steps_since_the_last():
     fine = [e.values["loss/ce"] for e in training(log_images=16) if isinstance(e, Progress)]
     coarse = [e.values["loss/ce"] for e in training(log_images=96) if isinstance(e, Progress)]

@@ -58,11 +58,12 @@ def loss_with(vqvae: VQVAE, seen: list | None = None, diverges: bool = False):
 
 
 def run_rank(directory: Path, rank: int = 0, world_size: int = 1, *, die_at: int | None = None, diverging: int | None = None,
-             **changes) -> None:
+             stopped_at: int | None = None, **changes) -> None:
     """Train from the newest checkpoint in ``directory``; rank 0 writes curve.jsonl, checkpoints and the last parameters.
 
     Args:
         die_at: images at which this process is killed by SIGKILL. diverging: the rank whose loss becomes NaN.
+        stopped_at: images at which the last rank is asked to stop.
     """
     torch.set_num_threads(1)
     if world_size > 1:
@@ -78,19 +79,22 @@ def run_rank(directory: Path, rank: int = 0, world_size: int = 1, *, die_at: int
     if rank == 0 and not (directory / "tokenizer").exists():
         save_tokenizer(directory / "tokenizer", vqvae)
     model = torch.nn.parallel.DistributedDataParallel(var) if world_size > 1 else var
-    seen: list = []
+    seen, reached = [], [0 if start is None else start["images"]]
+    if stopped_at is not None:
+        changes["stop"] = lambda: rank == world_size - 1 and len(seen) * world_size >= stopped_at
     events = train(model, vqvae, tokens(crops=2), loss=loss_with(vqvae, seen, diverging == rank), rank=rank,
                    world_size=world_size, start=start, **{**PLAN, **changes})
     try:
         for event in events:
             _record(directory, rank, var, event)
+            reached.append(event.images)
             if isinstance(event, Progress) and event.images == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
     except Diverged as error:
         (directory / f"diverged-{rank}.json").write_text(json.dumps([error.images, str(error)]))
         return
     (directory / f"seen-{rank}.json").write_text(json.dumps(seen))
-    if rank == 0:
+    if rank == 0 and reached[-1] == PLAN["images"]:
         torch.save(var.state_dict(), directory / "last.pt")
 
 

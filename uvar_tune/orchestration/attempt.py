@@ -18,6 +18,7 @@ from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
 from uvar_tune.orchestration.build import new_var, tokenizer_at, training_loss
+from uvar_tune.orchestration.outcome import INTERRUPTION
 from uvar_tune.orchestration.scoring import Scorer
 from uvar_tune.orchestration.scratch import on_this_node
 from uvar_tune.orchestration.start import Infeasible, resume, scored_weights, weights_that_run
@@ -71,22 +72,24 @@ class _Ended(Exception):
 
 
 def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torch.device,
-                wrap: Callable[[torch.nn.Module], torch.nn.Module], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+                wrap: Callable[[torch.nn.Module], torch.nn.Module], report: Callable[[dict[str, Any]], None],
+                stop: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Train and score; how it ended, as plain data.
 
     Args:
         report: tells a rung, {images, value}, on every rank (the value on rank 0); who listens may end this process then.
+        stop: asked in each step of the training, which ends with a checkpoint once it says so on any rank.
 
     Returns:
         {outcome: complete, value, scores, profile, params, cpu_sec, seconds, images} or
-        {outcome: diverged | out_of_memory | infeasible, reason, images, …}; ``alone``: the other ranks do not know of it and
-        wait for this one. Any other failure is raised.
+        {outcome: diverged | out_of_memory | infeasible | interrupted, reason, images, …}; ``alone``: the other ranks do not
+        know of it and wait for this one. Any other failure is raised.
     """
     with recording(Path(job["directory"]), rank=rank, attempt=job["attempt"]) as recorder:
-        return _run(job, recorder, rank, world_size, device, wrap, report)
+        return _run(job, recorder, rank, world_size, device, wrap, report, stop)
 
 
-def _run(job, recorder, rank, world_size, device, wrap, report) -> dict[str, Any]:
+def _run(job, recorder, rank, world_size, device, wrap, report, stop) -> dict[str, Any]:
     config = Config.model_validate(job["config"])
     job = {**job, "assets": on_this_node(job["assets"], config.run.scratch)}
     clock = Clock()
@@ -99,7 +102,7 @@ def _run(job, recorder, rank, world_size, device, wrap, report) -> dict[str, Any
         if job.get("score_only"):
             var.load_state_dict(scored_weights(job["score_only"]))
         else:
-            _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report)
+            _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report, stop)
         with clock("evaluation"):
             result = {"outcome": "complete", "images": config.training.images, "ran": ran, **scorer.score(config.training.images)}
     except Infeasible as error:
@@ -121,12 +124,12 @@ def _run(job, recorder, rank, world_size, device, wrap, report) -> dict[str, Any
     return result
 
 
-def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report) -> None:
+def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report, stop) -> None:
     """Train to the end; ``var`` then holds what is to be scored, the averaged weights where there are any."""
     checkpoints = Path(job["directory"]) / "checkpoints"
     state = resume(checkpoints, var, recorder, job["config"])
-    averaged = (state or {}).get("ema")
-    events = _events(config, job, wrap(var), var, vqvae, rank, world_size, device, state)
+    averaged, reached = (state or {}).get("ema"), (state or {}).get("images", 0)
+    events = _events(config, job, wrap(var), var, vqvae, rank, world_size, device, state, stop)
     clock.built()
     while True:
         try:
@@ -144,6 +147,7 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
         elif recorder and isinstance(event, Alarm):
             recorder.event("say", text=event.text)
         elif isinstance(event, CheckpointDue):
+            reached = event.images
             averaged = event.state()["ema"] if config.training.ema else None
             if recorder:
                 recorder.settle()
@@ -154,6 +158,10 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
                 with clock("evaluation"), _holding(var, averaged):
                     value = scorer.rung(event.images)
                 report({"images": event.images, "value": value})  # every rank: Ray waits for all of them
+    if reached < config.training.images:
+        if recorder:
+            recorder.event("say", text=f"saved at {reached:,} images")
+        raise _Ended({"outcome": INTERRUPTION, "reason": "it was asked to end", "images": reached})
     if averaged is not None:
         var.load_state_dict(averaged)
 
@@ -170,7 +178,7 @@ def _kept(error: StepFailed, config: Config, job: dict[str, Any], var) -> str:
     return f"its batch: {directory.parent.name}/{directory.name}/{place.name}"
 
 
-def _events(config: Config, job: dict[str, Any], model, var, vqvae, rank: int, world_size: int, device, state):
+def _events(config: Config, job: dict[str, Any], model, var, vqvae, rank: int, world_size: int, device, state, stop):
     t = config.training
     var.activation_checkpointing = t.activation_checkpointing
     return train(model, vqvae, TokenCache.open(job["assets"]["tokens"]["train"]),
@@ -179,7 +187,7 @@ def _events(config: Config, job: dict[str, Any], model, var, vqvae, rank: int, w
                  weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=job["seeds"]["training"], rank=rank,
                  world_size=world_size, device=device, precision=t.precision, accumulate=t.accumulate,
                  log_images=log_images(config), checkpoint_images=checkpoint_images(config), also_at=config.study.rungs,
-                 ema=t.ema, compile=t.compile, start=state)
+                 ema=t.ema, compile=t.compile, start=state, stop=stop)
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool)
     from uvar_tune.orchestration.trial import run_group
 
     directory, follower = files.trial(0), Follower(say)
-    with cluster(say), Interruptible(say), NodesWatch(config, say):
+    with cluster(say), Interruptible(say) as signals, NodesWatch(config, say):
         capacity(config, say)
         check_shared(files.root)
         assets = prepare_remotely(config, files, follower)
@@ -80,7 +80,7 @@ def _run(config: Config, files: StudyFiles, sink: MLflowSink, say, replay: bool)
                "run_name": f"train-{time.time_ns()}", "ray_directory": str(files.directory / "ray"),
                "worker_retries": config.run.max_attempts - 1}
         with follower.following("training", directory / "metrics.jsonl", config.training.images):
-            result = run_group(job)
+            result = run_group(job, signals)
         if result["outcome"] == "complete":
             about = {**result["params"], **scored_under(result["protocol"], job["seeds"])}
             sink.finish_trial(0, status="FINISHED", metrics=result["scores"], params=about)

@@ -12,6 +12,7 @@ from typing import Any
 
 from uvar_tune.tracking.durable import write_durably
 
+INTERRUPTION = "interrupted"  # the outcome of an attempt that was asked to end: it is not written down, the trial goes on later
 _FILE, _CRASH = "ended.json", "crashed.json"
 
 

@@ -74,7 +74,7 @@ def step_of(config: Config, assets: Assets, vqvae, device: str,
                    learning_rate=t.learning_rate, schedule=t.schedule, warmup_images=t.warmup_images,
                    final_ratio=t.final_ratio, weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=0, rank=0,
                    world_size=1, device=torch.device(device), precision=t.precision, accumulate=t.accumulate,
-                   log_images=t.batch_size, checkpoint_images=images)
+                   log_images=t.batch_size, checkpoint_images=images, compile=t.compile)
     return var, partial(next, (event for event in events if isinstance(event, Progress)))
 
 

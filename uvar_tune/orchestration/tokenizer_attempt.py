@@ -16,6 +16,7 @@ from uvar_tune.config import Config
 from uvar_tune.data import ImageSet
 from uvar_tune.errors import Diverged
 from uvar_tune.orchestration.build import load_split, new_vqvae, tokenizer_plan
+from uvar_tune.orchestration.outcome import INTERRUPTION
 from uvar_tune.orchestration.reconstruction import picture, reconstruction
 from uvar_tune.orchestration.start import chosen
 from uvar_tune.tracking.record import Recorder
@@ -47,37 +48,45 @@ def check_run(config: Config) -> dict[str, str]:
 
 
 def run_tokenizer_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torch.device,
-                          wrap: Callable[[torch.nn.Module], torch.nn.Module]) -> dict[str, Any]:
-    """Train to the end and judge.
+                          wrap: Callable[[torch.nn.Module], torch.nn.Module],
+                          stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """Train to the end and judge, or to where ``stop`` says so on any rank.
 
     Returns:
-        {outcome: complete, images, scores} or {outcome: diverged, reason, images}. Any other failure is raised.
+        {outcome: complete, images, scores} or {outcome: diverged | interrupted, reason, images}. Any other failure is raised.
     """
     with recording(Path(job["directory"]), rank=rank) as recorder:
-        return _run(job, recorder, rank, world_size, device, wrap)
+        return _run(job, recorder, rank, world_size, device, wrap, stop)
 
 
-def _run(job, recorder: Recorder | None, rank: int, world_size: int, device, wrap) -> dict[str, Any]:
+def _run(job, recorder: Recorder | None, rank: int, world_size: int, device, wrap, stop) -> dict[str, Any]:
     config, directory = Config.model_validate(job["config"]), Path(job["directory"])
     images = {split: load_split(config, split) for split in ("train", "validation")}
     vqvae = new_vqvae(config)
     state = _resume(directory / "checkpoints", vqvae, recorder, device)
-    model = wrap(vqvae.to(device))
+    model, reached = wrap(vqvae.to(device)), (state or {}).get("images", 0)
     try:
-        for event in _events(config, model, images["train"], state, rank=rank, world_size=world_size, device=device):
+        for event in _events(config, model, images["train"], state, rank=rank, world_size=world_size, device=device, stop=stop):
+            reached = event.images
             if recorder is not None:
                 _note(event, config, directory, vqvae, images["validation"], recorder)
     except Diverged as error:
         return {"outcome": "diverged", "reason": str(error), "images": error.images}
+    if reached < config.tokenizer.images:
+        if recorder is not None:
+            recorder.event("say", text=f"saved at {reached:,} images")
+        return {"outcome": INTERRUPTION, "reason": "it was asked to end", "images": reached}
     scores = reconstruction(vqvae.eval(), images["validation"], rank=rank, world_size=world_size)
     if rank == 0:
         save_tokenizer(job["tokenizer"], vqvae)
     return {"outcome": "complete", "images": config.tokenizer.images, "scores": scores}
 
 
-def _events(config: Config, model: torch.nn.Module, images: ImageSet, start, *, rank: int, world_size: int, device: torch.device):
+def _events(config: Config, model: torch.nn.Module, images: ImageSet, start, *, rank: int, world_size: int, device: torch.device,
+            stop: Callable[[], bool] | None = None):
     return train_tokenizer(model, images, **tokenizer_plan(config), rank=rank, world_size=world_size, device=device,
-                           log_images=config.run.log_images, checkpoint_images=config.run.checkpoint_images, start=start)
+                           log_images=config.run.log_images, checkpoint_images=config.run.checkpoint_images, start=start,
+                           stop=stop)
 
 
 def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, recorder: Recorder) -> None:

@@ -107,7 +107,7 @@ def _on_ray(config: Config, files: StudyFiles, known: Path, place: Path, seeds: 
     from uvar_tune.orchestration.worker import work_on_tokenizer
 
     directory, follower = files.trial(0), Follower(say)
-    with cluster(say), Interruptible(say), NodesWatch(config, say):
+    with cluster(say), Interruptible(say) as signals, NodesWatch(config, say):
         capacity(config, say)
         check_shared(files.root)
         if not known.exists():
@@ -122,7 +122,7 @@ def _on_ray(config: Config, files: StudyFiles, known: Path, place: Path, seeds: 
                "directory": str(directory), "tokenizer": str(place), "run_name": f"tokenizer-{time.time_ns()}",
                "ray_directory": str(files.directory / "ray"), "worker_retries": config.run.max_attempts - 1}
         with follower.following("tokenizer", directory / "metrics.jsonl", config.tokenizer.images):
-            return run_group(job, work_on_tokenizer)
+            return run_group(job, signals, work_on_tokenizer)
 
 
 def _hand_over(config: Config, result: dict[str, Any], files: StudyFiles, place: Path, official: str | None, say) -> int:

@@ -18,6 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from uvar_tune.errors import LOW_MEMORY
 from uvar_tune.orchestration.outcome import read_outcome, write_crash
 from uvar_tune.orchestration.process_start import kind_of_worker
+from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.room import says_no_room
 
 _LOW_MEMORY = re.compile(r"killed due to the node running low on memory\..*? was ([^(]*?used / [^(]*?limit)", re.DOTALL)
@@ -40,19 +41,22 @@ def trainable(job: dict[str, Any]) -> None:
             write_crash(job["directory"], job["attempt"], root_cause(error))
 
 
-def run_group(job: dict[str, Any], loop=None) -> dict[str, Any]:
+def run_group(job: dict[str, Any], signals: Interruptible, loop=None) -> dict[str, Any]:
     """Run the worker group from the driver itself; how it ended. A failure is an outcome with the worker's own message.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM, once the workers are gone.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once the workers have saved where they are.
     """
     try:
-        fit(job, loop, failure=FailureConfig(max_failures=job["worker_retries"]))
-    except SystemExit:  # how Ray's own handler of Ctrl-C, which replaces ours meanwhile, ends the program
-        raise KeyboardInterrupt from None
+        signals.running(lambda: fit(job, loop, failure=FailureConfig(max_failures=job["worker_retries"])))
     except Exception as error:  # whatever a worker raised
+        if signals.asked.is_set():
+            raise KeyboardInterrupt from None
         return {"outcome": "crashed", "reason": root_cause(error)}
-    return read_outcome(job["directory"], job["seeds"])
+    result = read_outcome(job["directory"], job["seeds"])
+    if result is None and signals.asked.is_set():
+        raise KeyboardInterrupt
+    return result
 
 
 def fit(job: dict[str, Any], loop=None, *, callbacks=(), failure=None) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from uvar_tune.orchestration.outcome import write_outcome
+from uvar_tune.orchestration.outcome import INTERRUPTION, write_outcome
 from uvar_tune.orchestration.trial import RUNG
 
 
@@ -32,13 +32,17 @@ def _run(job: dict[str, Any], attempt: Callable[..., dict[str, Any]], **options)
     import ray.train.torch
     import torch
 
+    from uvar_tune.orchestration.stop_word import StopWord
     from uvar_tune.training.memory import keep_freed_memory
 
     context = ray.train.get_context()
     keep_freed_memory()
     torch.set_num_threads(max(1, int(job["config"]["run"]["cpus_per_worker"])))
-    result = attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(), device=ray.train.torch.get_device(),
-                     wrap=_wrap, **options)
+    with StopWord() as stop:
+        result = attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(),
+                         device=ray.train.torch.get_device(), wrap=_wrap, stop=stop, **options)
+    if result["outcome"] == INTERRUPTION:  # it goes on another time
+        return
     alone = result.pop("alone", False) and context.get_world_size() > 1
     if context.get_world_rank() == 0 or alone:
         write_outcome(job["directory"], job["seeds"], result)

@@ -20,7 +20,7 @@ from uvar_tune.training.events import Alarm, CheckpointDue, Progress
 from uvar_tune.training.memory import out_of_memory
 from uvar_tune.training.optim import Average, adamw, rate_factor
 from uvar_tune.training.plan import Place, Plan, require_same
-from uvar_tune.training.window import Window, all_finite
+from uvar_tune.training.window import Window, on_all_ranks
 
 Event = Progress | CheckpointDue | Alarm
 
@@ -74,7 +74,7 @@ def run(task: Task, plan: Plan, place: Place, start: dict[str, Any] | None = Non
 
 class _Training:
     def __init__(self, task: Task, plan: Plan, place: Place):
-        self.task, self.plan, self.place = task, plan, place
+        self.task, self.plan, self.place, self.stops = task, plan, place, False
         self.model, self.bare, self.seen = task.model, unwrap(task.model), 0
         self.parameters = [parameter for parameter in self.bare.parameters() if parameter.requires_grad]
         self.optimizer = adamw(self.bare, weight_decay=plan.weight_decay, betas=plan.betas)
@@ -99,7 +99,7 @@ class _Training:
             alarms = list(self.task.after_step(self.seen, self.optimizer))
             last = self.seen == plan.images
             logs = last or self.seen % place.log_images == 0
-            due = last or self.seen % place.checkpoint_images == 0 or self.seen in place.also_at
+            due = last or self.stops or self.seen % place.checkpoint_images == 0 or self.seen in place.also_at
             if logs or due:
                 self.window.settle(self.seen, plan.batch_size)
                 self.task.settle()
@@ -112,6 +112,8 @@ class _Training:
                 counted, busy_sec = self.seen, 0.0
             if due:
                 yield CheckpointDue(self.seen, self.state)
+            if self.stops:
+                return
 
     def _rate(self, seen: int) -> float:
         plan = self.plan
@@ -150,7 +152,10 @@ class _Training:
             except Diverged as error:
                 failure = error
             # a rank that stopped alone would leave the others waiting in the exchange of gradients
-            if not all_finite(failure is None, place.world_size, device):
+            goes_on = place.stop is None or not place.stop()
+            finite, goes_on = on_all_ranks((failure is None, goes_on), place.world_size, device)
+            self.stops = self.stops or not goes_on
+            if not finite:
                 self.window.settle(self.seen, self.plan.batch_size)  # it may have begun with an earlier gradient
                 raise Diverged(str(failure or "loss is not a finite number on another rank"), images=self.seen) from failure
             (values[self.task.names[0]] / place.accumulate).backward()

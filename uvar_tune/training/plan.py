@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ class Place:
     Attributes:
         accumulate: forward and backward passes a step. log_images, checkpoint_images: between two events.
         also_at: further numbers of images at which a CheckpointDue comes.
+        stop: asked in each step; once it says so on any rank, all of them end after that step, with a CheckpointDue.
     """
 
     rank: int = 0
@@ -75,6 +76,7 @@ class Place:
     log_images: int
     checkpoint_images: int
     also_at: tuple[int, ...] = ()
+    stop: Callable[[], bool] | None = None
 
     def check(self, plan: Plan, count: int) -> None:
         """ConfigError unless ``plan`` can be carried out here on ``count`` images."""

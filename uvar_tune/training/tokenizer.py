@@ -7,7 +7,7 @@ Legend: B images of this rank's share of a step, K scales, V codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def train_tokenizer(vqvae: nn.Module, image_set: ImageSet, *, images_total: int,
                     seed: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu",
                     precision: str = "auto", accumulate: int = 1, log_images: int | None = None,
                     checkpoint_images: int | None = None, lpips_weight: float = 0.0, lpips_network: str = "vgg",
-                    start: dict[str, Any] | None = None) -> Iterator[Event]:
+                    start: dict[str, Any] | None = None, stop: Callable[[], bool] | None = None) -> Iterator[Event]:
     """Train a VQ-VAE; the settings are checked at once, the training goes on as the iterator is asked.
 
     Args:
@@ -46,6 +46,7 @@ def train_tokenizer(vqvae: nn.Module, image_set: ImageSet, *, images_total: int,
         learning_rate: the peak, after a warm-up of 2 %; falls to 2 % of it along a cosine.
         lpips_weight: of LPIPS between images and reconstructions; 0 leaves it out. lpips_network: see `open_lpips`.
         start: the ``state`` of a CheckpointDue, with the parameters of that moment already in ``vqvae``.
+        stop: asked in each step; once it says so on any rank, the training ends after that step, with a CheckpointDue.
 
     Returns:
         An iterator of Progress (`loss/total`, `loss/vq`, `loss/lpips`, `reconstruction_mse`, `code_usage`, …), CheckpointDue,
@@ -72,7 +73,7 @@ def train_tokenizer(vqvae: nn.Module, image_set: ImageSet, *, images_total: int,
                 data={"images": image_set.sha256, "count": len(image_set), **judged})
     place = Place(rank=rank, world_size=world_size, device=device, accumulate=accumulate,
                   log_images=log_images or max(1, steps // 100) * batch_size,
-                  checkpoint_images=checkpoint_images or max(1, steps // 4) * batch_size)
+                  checkpoint_images=checkpoint_images or max(1, steps // 4) * batch_size, stop=stop)
     place.check(plan, len(image_set))
     task = _Images(vqvae, image_set, plan, place, fresh=start is None, lpips=lpips, lpips_weight=lpips_weight)
     return run(task, plan, place, start)

@@ -28,7 +28,7 @@ def train(model: nn.Module, vqvae, cache: TokenCache, *, loss: Callable[..., Any
           betas: tuple[float, float], clip: float | None, seed: int, rank: int = 0, world_size: int = 1,
           device: torch.device | str = "cpu", precision: str = "auto", accumulate: int = 1, log_images: int,
           checkpoint_images: int, also_at: Sequence[int] = (), start: dict[str, Any] | None = None, ema: int | None = None,
-          compile: bool = False) -> Iterator[Event]:
+          compile: bool = False, stop: Callable[[], bool] | None = None) -> Iterator[Event]:
     """Train a VAR; the settings are checked at once, the training goes on as the iterator is asked.
 
     Args:
@@ -44,9 +44,11 @@ def train(model: nn.Module, vqvae, cache: TokenCache, *, loss: Callable[..., Any
         start: the ``state`` of a CheckpointDue, with the parameters of that moment already in ``model``.
         ema: half-life in images of an average of the parameters, kept beside them (in the state, under ``ema``).
         compile: compile the forward pass.
+        stop: asked in each step; once it says so on any rank, the training ends after that step, with a CheckpointDue.
 
     Returns:
-        An iterator of Progress, CheckpointDue and Alarm. The last two events are a Progress and a CheckpointDue.
+        An iterator of Progress, CheckpointDue and Alarm. The last two events are a Progress and a CheckpointDue (where it was
+        stopped, a CheckpointDue).
 
     Raises:
         ConfigError: a setting that cannot be honoured, with the nearest that can; a ``start`` of another training.
@@ -64,7 +66,7 @@ def train(model: nn.Module, vqvae, cache: TokenCache, *, loss: Callable[..., Any
                 seed=seed, precision=resolve_precision(precision, device), ema=ema,
                 data={**cache.source, "count": cache.images, "crops": cache.crops})
     place = Place(rank=rank, world_size=world_size, device=device, accumulate=accumulate, log_images=log_images,
-                  checkpoint_images=checkpoint_images, also_at=tuple(also_at))
+                  checkpoint_images=checkpoint_images, also_at=tuple(also_at), stop=stop)
     place.check(plan, cache.images)
     if compile:
         bare.compile()

@@ -57,10 +57,10 @@ class Window:
         self._settled_SM = settled_SM
 
 
-def all_finite(mine: bool, world_size: int, device: torch.device) -> bool:
-    """Whether it holds on every rank."""
+def on_all_ranks(mine: Sequence[bool], world_size: int, device: torch.device) -> list[bool]:
+    """Of each, whether it holds on every rank."""
     if world_size == 1:
-        return mine
-    flag = torch.tensor(float(mine), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)
+        return list(mine)
+    flags = torch.tensor([float(one) for one in mine], device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+    return [bool(flag) for flag in flags.tolist()]
