@@ -55,29 +55,40 @@ def values(root: Path, name: str, trials: int = 2, url: str | None = None, image
 
 def alone(root: Path, name: str, images: int = TRAINING["images"], **study) -> list[float]:
     """The values of the study's trials, attempted in this process one after the other: no Ray, no server, no disturbance."""
-    import torch
+    work, hands = in_this_process(root, {**STUDY, **study, "name": name}, {"images": images}, RUN)
+    found = []
+    while (proposal := work.ask()) is not None:
+        result = attempt(hands.job(proposal))
+        work.complete(proposal.number, result["value"], result)
+        found.append(result["value"])
+    return found
 
+
+def in_this_process(root: Path, study: dict, training: dict, run: dict):
+    """(the search of the small study with these settings, what makes the jobs of its trials), its assets made in ``root``."""
     from uvar_tune.config import Config
-    from uvar_tune.orchestration.attempt import run_attempt
     from uvar_tune.orchestration.phases import SearchWork
     from uvar_tune.orchestration.prepare import prepare
     from uvar_tune.orchestration.runner import Hands, Runner
     from uvar_tune.study.files import StudyFiles
     from uvar_tune.study.search import Search
 
-    config = Config.model_validate({**TINY, "study": {**TINY["study"], **STUDY, **study, "name": name},
-                                    "training": {**TINY["training"], "images": images}, "run": {**RUN, "root": str(root)}})
-    files = StudyFiles(root, name)
+    config = Config.model_validate({**TINY, "study": {**TINY["study"], **study}, "training": {**TINY["training"], **training},
+                                    "run": {**run, "root": str(root)}})
+    files = StudyFiles(root, config.study.name)
     files.prepare()
     assets = asdict(prepare(config, files.cache, files.directory / "prepare.jsonl"))
-    work, found = SearchWork(Search(config, files.storage_url(config))), []
-    hands = Hands(Runner(config, files, None, None, None, assets, None), work)
-    while (proposal := work.ask()) is not None:
-        job, place = hands.job(proposal), {"rank": 0, "world_size": 1, "device": torch.device("cpu")}
-        result = run_attempt(job, **place, wrap=lambda model: model, report=lambda rung: None)
-        work.complete(proposal.number, result["value"], result)
-        found.append(result["value"])
-    return found
+    work = SearchWork(Search(config, files.storage_url(config)))
+    return work, Hands(Runner(config, files, None, None, None, assets, None), work)
+
+
+def attempt(job: dict, report=lambda rung: None, stop=None) -> dict:
+    """Run an attempt in this process."""
+    import torch
+
+    from uvar_tune.orchestration.attempt import run_attempt
+
+    return run_attempt(job, rank=0, world_size=1, device=torch.device("cpu"), wrap=lambda model: model, report=report, stop=stop)
 
 
 def interruption(directory: Path, number: int, began: float) -> tuple[int, float]:

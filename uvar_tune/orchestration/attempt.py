@@ -129,6 +129,8 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
     checkpoints = Path(job["directory"]) / "checkpoints"
     state = resume(checkpoints, var, recorder, job["config"])
     averaged, reached = (state or {}).get("ema"), (state or {}).get("images", 0)
+    if reached in config.study.rungs:  # its checkpoint is older than its score, which may not have been told
+        _score_rung(reached, var, averaged, scorer, clock, report)
     events = _events(config, job, wrap(var), var, vqvae, rank, world_size, device, state, stop)
     clock.built()
     while True:
@@ -147,23 +149,26 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
         elif recorder and isinstance(event, Alarm):
             recorder.event("say", text=event.text)
         elif isinstance(event, CheckpointDue):
-            reached = event.images
             averaged = event.state()["ema"] if config.training.ema else None
             if recorder:
                 recorder.settle()
                 save_checkpoint(checkpoints / f"{event.images:012d}", var_state=var.state_dict(), config=job["config"],
                                 tokenizer={"path": job["assets"]["tokenizer"]}, training_state=event.state())
                 retain(checkpoints, max_bytes=config.run.checkpoint_bytes)
+            if event.stopped:
+                if recorder:
+                    recorder.event("say", text=f"saved at {event.images:,} images")
+                raise _Ended({"outcome": INTERRUPTION, "reason": "it was asked to end", "images": event.images})
             if event.images in config.study.rungs:
-                with clock("evaluation"), _holding(var, averaged):
-                    value = scorer.rung(event.images)
-                report({"images": event.images, "value": value})  # every rank: Ray waits for all of them
-    if reached < config.training.images:
-        if recorder:
-            recorder.event("say", text=f"saved at {reached:,} images")
-        raise _Ended({"outcome": INTERRUPTION, "reason": "it was asked to end", "images": reached})
+                _score_rung(event.images, var, averaged, scorer, clock, report)
     if averaged is not None:
         var.load_state_dict(averaged)
+
+
+def _score_rung(images: int, var, averaged, scorer: Scorer, clock: Clock, report) -> None:
+    with clock("evaluation"), _holding(var, averaged):
+        value = scorer.rung(images)
+    report({"images": images, "value": value})  # every rank: Ray waits for all of them
 
 
 def _kept(error: StepFailed, config: Config, job: dict[str, Any], var) -> str:

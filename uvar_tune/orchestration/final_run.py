@@ -40,16 +40,17 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
                           artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
         sink.start_study(params={"verdict": config.verdict or "none"},
                          tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"})
-        status = "KILLED"
+        status, close_sec = "KILLED", 15  # whoever stops it does not wait as long for what MLflow has not been told
         try:
             result = _run(config, files, sink, say, replay)
             status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
+            close_sec = 60
         except KeyboardInterrupt:
             say("stopped; its checkpoints are kept. The same command continues.")
             raise
         finally:
             sink.finish_study(status)
-            sink.close(timeout_sec=60)
+            sink.close(timeout_sec=close_sec)
     if result["outcome"] != "complete":
         say(f"{result['outcome']}: {result.get('reason', '')}")
         return 1

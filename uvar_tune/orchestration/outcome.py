@@ -13,6 +13,7 @@ from typing import Any
 from uvar_tune.tracking.durable import write_durably
 
 INTERRUPTION = "interrupted"  # the outcome of an attempt that was asked to end: it is not written down, the trial goes on later
+LOST = "the process that drives the trial was lost"  # the reason of an attempt of which nothing is known
 _FILE, _CRASH = "ended.json", "crashed.json"
 
 

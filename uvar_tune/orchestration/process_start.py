@@ -6,6 +6,7 @@ an import too many or one later, no more.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from typing import Any
@@ -52,12 +53,16 @@ def setup() -> None:
 
 def announce(kind: str, node: str | None = None) -> None:
     """Of the processes with such an environment that a node (by default this one) starts for the job, the next is of this kind."""
-    _internal_kv_put(_key(kind, node), b"1")
+    with contextlib.suppress(RuntimeError, OSError, ray.exceptions.RayError):  # without it, it imports later
+        _internal_kv_put(_key(kind, node), b"1")
 
 
 def _announced(kind: str) -> bool:
     """Whether this process is the one; nobody else is then."""
-    return bool(_internal_kv_del(_key(kind)))
+    try:
+        return bool(_internal_kv_del(_key(kind)))
+    except (RuntimeError, OSError, ray.exceptions.RayError):
+        return False
 
 
 def _key(kind: str, node: str | None = None) -> str:

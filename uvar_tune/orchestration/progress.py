@@ -37,10 +37,12 @@ class Follower:
     def following(self, name: str, record: Path, images: int):
         """Follow one record for the length of a ``with`` block."""
         self.follow(name, record, images)
-        with self:
-            yield
-        self._tick()
-        self.forget(name)
+        try:
+            with self:
+                yield
+        finally:
+            self._tick()
+            self.forget(name)
 
     def __enter__(self):
         self._stop.clear()

@@ -12,7 +12,7 @@ from uvar_tune import provenance
 from uvar_tune.config import Config
 from uvar_tune.errors import Lost, UvarError, causes
 from uvar_tune.orchestration.attempt import write_config
-from uvar_tune.orchestration.outcome import read_crash, read_outcome
+from uvar_tune.orchestration.outcome import LOST, read_crash, read_outcome
 from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.orchestration.warm import Warm
@@ -125,8 +125,10 @@ class Hands:
     def ended(self, proposal: Proposal, result: dict[str, Any]) -> None:
         name, number, outcome = self._work.name(proposal), proposal.number, result["outcome"]
         self._runner.follower.forget(name)
-        if self._runner.signals.asked.is_set() and outcome == "crashed":
-            return  # stopped by us: the trial stays as it is and goes on next time
+        if self._runner.signals.asked.is_set() and outcome == "crashed":  # stopped by us: it stays as it is and goes on next time
+            if result["reason"] != LOST:
+                self._say(f"{name}: nothing was saved at the end: {result['reason']}")
+            return
         if outcome == "crashed":
             if full := says_no_room(result["reason"]) or self._runner.files.full():
                 return self._runner.give_up(lost(self._runner.files.directory, full))

@@ -10,10 +10,9 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from uvar_tune.orchestration.outcome import LOST
 from uvar_tune.orchestration.trial import RUNG
 from uvar_tune.study.search import STOPPED, Proposal
-
-_LOST = {"outcome": "crashed", "reason": "the process that drives the trial was lost"}
 
 
 class Work(Protocol):
@@ -78,7 +77,8 @@ class StudySearcher(_Stateless, Searcher):
         proposal = self._live.pop(trial_id, None)
         if proposal is None:
             return
-        self._ended(proposal, self._stopped.pop(trial_id, None) or self._outcome(proposal) or _LOST)
+        self._ended(proposal, self._stopped.pop(trial_id, None) or self._outcome(proposal)
+                    or {"outcome": "crashed", "reason": LOST})
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the Optuna storage holds all."""

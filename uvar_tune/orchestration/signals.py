@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-_SAVING_SEC = 12.0  # for workers to save where they are and end by themselves; Tune then gives those that have not 10 s more
+_SAVING_SEC = 12.0  # for workers to save where they are and end by themselves
+_CLOSING_SEC = 18.0  # Tune gives what has not ended 10 s more; MLflow and Ray need the rest
+_TWICE_SEC = 1.0  # one stop may come twice, to the process and to its group
 
 
 class Interruptible:
     """While it lasts, SIGINT and SIGTERM are noted in ``asked`` and end what runs.
 
     Inside `running_tune` and `running` the workers are told to save and end, with which the call returns; what is left of
-    them after `_SAVING_SEC` is ended. Outside, KeyboardInterrupt is raised where the program stands. Enter it after `ray.init`,
+    them after some seconds is ended. Outside, KeyboardInterrupt is raised where the program stands. Enter it after `ray.init`,
     which installs a SIGTERM handler of its own.
     """
 
-    def __init__(self, say):
-        self.asked, self._over = threading.Event(), threading.Event()
-        self._say = say
+    def __init__(self, say: Callable[[str], None]):
+        self.asked, self.say = threading.Event(), say
+        self._over = threading.Event()
         self._end: Callable[[], None] | None = None  # how what runs is ended, while something does
+        self._first = 0.0
 
     def __enter__(self) -> Interruptible:
+        from uvar_tune.orchestration.stop_word import stop_key
+
+        self._key = stop_key()
         self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -38,22 +46,9 @@ class Interruptible:
         signal.signal(signal.SIGUSR1, lambda *_: None)  # until Tune has its own: by default it would end the program
         return self._until_over(run, self.end)
 
-    def running(self, run: Callable[[], None]) -> None:
-        """``run()``, in a thread, as Ray Train replaces the handlers of the main one; KeyboardInterrupt where it did not end in
-        time."""
-        raised: list[BaseException] = []
-
-        def guarded() -> None:
-            try:
-                run()
-            except BaseException as error:  # for the main thread
-                raised.append(error)
-
-        thread = threading.Thread(target=guarded, name="run", daemon=True)
-        thread.start()
-        self._until_over(thread.join, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        if raised:
-            raise raised[0]
+    def running(self, run: Callable[[], Any]) -> Any:
+        """The result of ``run()``; KeyboardInterrupt where a signal came and it did not end in time."""
+        return self._until_over(run, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def _until_over(self, run: Callable[[], Any], end: Callable[[], None]) -> Any:
         self._over.clear()
@@ -70,17 +65,24 @@ class Interruptible:
         os.kill(os.getpid(), signal.SIGUSR1)
 
     def _stop(self, number: int, _frame) -> None:
-        again = self.asked.is_set()
+        again, end = self.asked.is_set(), self._end
+        if again and time.monotonic() - self._first < _TWICE_SEC:
+            return
         self.asked.set()
-        if self._end is None or again:
+        if end is None or again:
             raise KeyboardInterrupt
-        self._say("stopping: what is being trained saves a checkpoint (a second time ends it at once)")
-        threading.Thread(target=self._ask, args=(self._end,), name="stopping", daemon=True).start()
+        self._first = time.monotonic()
+        self.say("stopping: what is being trained saves a checkpoint (a second time ends it at once)")
+        for work in (self._tell, lambda: self._ask(end)):  # not in the handler, which may have broken in on a call of Ray's
+            threading.Thread(target=work, name="stopping", daemon=True).start()
 
-    def _ask(self, end: Callable[[], None]) -> None:
-        """Not in the handler itself, which may have broken in on a call of Ray's."""
+    def _tell(self) -> None:
         from uvar_tune.orchestration.stop_word import give_stop_word
 
-        give_stop_word()
-        if not self._over.wait(_SAVING_SEC):
+        with contextlib.suppress(Exception):  # a head that is away: then what runs is ended, and nothing saved
+            give_stop_word(self._key)
+
+    def _ask(self, end: Callable[[], None]) -> None:
+        job_sec = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or 0)  # after which `ray job stop` kills this process
+        if not self._over.wait(max(_SAVING_SEC, job_sec - _CLOSING_SEC)):
             end()

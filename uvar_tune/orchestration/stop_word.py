@@ -10,9 +10,14 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 _LOOK_SEC = 0.5
 
 
-def give_stop_word() -> None:
-    """Tell every worker of this job, those included that are only just starting."""
-    _internal_kv_put(_key(), b"1")
+def stop_key() -> str:
+    """Where the word of this job lies. To be asked while Ray runs: it would start one."""
+    return f"uvar_tune/stop/{ray.get_runtime_context().get_job_id()}"
+
+
+def give_stop_word(key: str) -> None:
+    """Tell every worker of a job, those included that are only just starting."""
+    _internal_kv_put(key, b"1")
 
 
 class StopWord:
@@ -23,6 +28,7 @@ class StopWord:
         self._given, self._over = threading.Event(), threading.Event()
 
     def __enter__(self) -> StopWord:
+        self._key = stop_key()
         threading.Thread(target=self._listen, name="stop-word", daemon=True).start()  # not joined: it may wait for the head
         return self
 
@@ -35,12 +41,8 @@ class StopWord:
     def _listen(self) -> None:
         while not self._over.wait(_LOOK_SEC):
             try:
-                given = _internal_kv_get(_key())
+                given = _internal_kv_get(self._key)
             except (OSError, RuntimeError, ray.exceptions.RayError):  # a head that is away, a Ray that is about to end
                 continue
             if given:
                 return self._given.set()
-
-
-def _key() -> str:
-    return f"uvar_tune/stop/{ray.get_runtime_context().get_job_id()}"

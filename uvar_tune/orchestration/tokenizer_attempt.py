@@ -64,18 +64,17 @@ def _run(job, recorder: Recorder | None, rank: int, world_size: int, device, wra
     images = {split: load_split(config, split) for split in ("train", "validation")}
     vqvae = new_vqvae(config)
     state = _resume(directory / "checkpoints", vqvae, recorder, device)
-    model, reached = wrap(vqvae.to(device)), (state or {}).get("images", 0)
+    model = wrap(vqvae.to(device))
     try:
         for event in _events(config, model, images["train"], state, rank=rank, world_size=world_size, device=device, stop=stop):
-            reached = event.images
             if recorder is not None:
                 _note(event, config, directory, vqvae, images["validation"], recorder)
+            if isinstance(event, CheckpointDue) and event.stopped:
+                if recorder is not None:
+                    recorder.event("say", text=f"saved at {event.images:,} images")
+                return {"outcome": INTERRUPTION, "reason": "it was asked to end", "images": event.images}
     except Diverged as error:
         return {"outcome": "diverged", "reason": str(error), "images": error.images}
-    if reached < config.tokenizer.images:
-        if recorder is not None:
-            recorder.event("say", text=f"saved at {reached:,} images")
-        return {"outcome": INTERRUPTION, "reason": "it was asked to end", "images": reached}
     scores = reconstruction(vqvae.eval(), images["validation"], rank=rank, world_size=world_size)
     if rank == 0:
         save_tokenizer(job["tokenizer"], vqvae)

@@ -84,17 +84,18 @@ def _train(config: Config, files: StudyFiles, known: Path, place: Path, seeds: d
     """Run the worker group, followed by MLflow and the user; how it ended."""
     sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
                       artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
-    status = "KILLED"
+    status, close_sec = "KILLED", 15  # whoever stops it does not wait as long for what MLflow has not been told
     try:
         result = _on_ray(config, files, known, place, seeds, sink, say)
         status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
+        close_sec = 60
         metrics = {f"held_out/{key}": value for key, value in result.get("scores", {}).items()}
         sink.finish_trial(0, status=status, metrics=metrics)
         return result
     finally:
         if known.exists():  # else it was refused, and there is nothing to show
             sink.finish_study(status)
-        sink.close(timeout_sec=60)
+        sink.close(timeout_sec=close_sec)
 
 
 def _on_ray(config: Config, files: StudyFiles, known: Path, place: Path, seeds: dict[str, int], sink: MLflowSink,

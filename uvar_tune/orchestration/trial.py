@@ -51,10 +51,11 @@ def run_group(job: dict[str, Any], signals: Interruptible, loop=None) -> dict[st
         signals.running(lambda: fit(job, loop, failure=FailureConfig(max_failures=job["worker_retries"])))
     except Exception as error:  # whatever a worker raised
         if signals.asked.is_set():
+            signals.say(f"nothing was saved at the end: {root_cause(error)}")
             raise KeyboardInterrupt from None
         return {"outcome": "crashed", "reason": root_cause(error)}
     result = read_outcome(job["directory"], job["seeds"])
-    if result is None and signals.asked.is_set():
+    if signals.asked.is_set() and (result or {}).get("outcome") != "complete":  # what lies there may be of an earlier time
         raise KeyboardInterrupt
     return result
 
@@ -81,7 +82,10 @@ def fit(job: dict[str, Any], loop=None, *, callbacks=(), failure=None) -> None:
 
 
 class _Trainer(TorchTrainer):
-    """Without the process that Train starts in each run for data sets of Ray Data: there are none, workers read a token cache."""
+    """Without the process that Train starts in each run for data sets of Ray Data: there are none, workers read a token cache.
+    And without a handler of its own for Ctrl-C, in the place of ours."""
+
+    def _register_sigint_handler(self, controller) -> None: ...
 
     def _create_default_callbacks(self) -> list[Any]:
         return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]

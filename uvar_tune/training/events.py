@@ -28,10 +28,12 @@ class CheckpointDue:
         images: seen so far.
         state: gives what `train` needs as ``start`` (with ``ema``, the averaged weights, where there are any); to be
             called before the generator is asked for more.
+        stopped: the training was asked to stop and ends here, before its length.
     """
 
     images: int
     state: Callable[[], dict[str, Any]]
+    stopped: bool = False
 
 
 @dataclass(frozen=True)

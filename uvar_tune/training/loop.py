@@ -111,7 +111,7 @@ class _Training:
                                            "images_per_sec": (self.seen - counted) / busy_sec})
                 counted, busy_sec = self.seen, 0.0
             if due:
-                yield CheckpointDue(self.seen, self.state)
+                yield CheckpointDue(self.seen, self.state, stopped=self.stops and not last)
             if self.stops:
                 return
 
