@@ -38,9 +38,8 @@ def begin(root, doors, space):
     """Starts the study under another name; ends its session afterwards."""
     begun: list[subprocess.Popen] = []
 
-    def start(name: str, variables: dict[str, str] | None = None, images: int = TRAINING["images"],
-              **run) -> tuple[subprocess.Popen, Path, Path]:
-        path = space(study={**STUDY, "name": name}, training={"images": images}, run={"root": str(root), **RUN, **run})
+    def start(name: str, variables: dict[str, str] | None = None, **run) -> tuple[subprocess.Popen, Path, Path]:
+        path = space(study={**STUDY, "name": name}, training=TRAINING, run={"root": str(root), **RUN, **run})
         begun.append(doors.start("sweep", path, **(variables or {})))
         return begun[-1], path, Path(run.get("root", root)) / name
 

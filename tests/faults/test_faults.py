@@ -11,15 +11,7 @@ import time
 
 import psutil
 import pytest
-from faulty_study import (
-    images_seen,
-    kill_group,
-    metric_rows,
-    records,
-    train_workers,
-    values,
-    wait_until,
-)
+from faulty_study import images_seen, kill_group, metric_rows, records, train_workers, values, wait_until
 from mlflow_server import MLflow
 
 pytestmark = pytest.mark.ray

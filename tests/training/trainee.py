@@ -79,7 +79,8 @@ def run_rank(directory: Path, rank: int = 0, world_size: int = 1, *, die_at: int
     if rank == 0 and not (directory / "tokenizer").exists():
         save_tokenizer(directory / "tokenizer", vqvae)
     model = torch.nn.parallel.DistributedDataParallel(var) if world_size > 1 else var
-    seen, reached = [], [0 if start is None else start["images"]]
+    seen: list = []
+    reached = 0
     if stopped_at is not None:
         changes["stop"] = lambda: rank == world_size - 1 and len(seen) * world_size >= stopped_at
     events = train(model, vqvae, tokens(crops=2), loss=loss_with(vqvae, seen, diverging == rank), rank=rank,
@@ -87,14 +88,14 @@ def run_rank(directory: Path, rank: int = 0, world_size: int = 1, *, die_at: int
     try:
         for event in events:
             _record(directory, rank, var, event)
-            reached.append(event.images)
+            reached = event.images
             if isinstance(event, Progress) and event.images == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
     except Diverged as error:
         (directory / f"diverged-{rank}.json").write_text(json.dumps([error.images, str(error)]))
         return
     (directory / f"seen-{rank}.json").write_text(json.dumps(seen))
-    if rank == 0 and reached[-1] == PLAN["images"]:
+    if rank == 0 and reached == PLAN["images"]:
         torch.save(var.state_dict(), directory / "last.pt")
 
 
