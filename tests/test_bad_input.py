@@ -26,6 +26,11 @@ CASES = {
     "weights that are not there": (["evaluation.extractor=inception-v3-compat", "evaluation.weights=/nowhere/inception.pth"],
                                    "evaluation.weights: /nowhere/inception.pth does not exist"),
     "unknown feature network": (["evaluation.extractor=inceptoin-v3-compat"], "did you mean 'inception-v3-compat'"),
+    "a value of what is searched": (["objective.lambda_1=0.01"], "command line: objective.lambda_1 0.01: space.objective.lambda_1 "
+                                   "searches it"),
+    "no trials": (["--trials", "0"], "--trials: study.trials 0"),
+    "unknown phase": (["--dry-run", "--phase", "explor"], "did you mean 'explore'"),
+    "a plan without its images": (["--dry-run", "data.name=folder", "data.path=/nowhere"], "/nowhere is no directory"),
     "root in a file": (["run.root=/dev/null/runs"], "cannot be written"),
 }
 

@@ -69,6 +69,22 @@ def refusal(read, *arguments) -> ConfigError:
     ({"study": []}, "study", None),
     ({"space": [1]}, "space", None),
     ({1: {}}, "", None),
+    (None, "a configuration is a mapping", None),
+    (["study"], "a configuration is a mapping", None),
+    ({"model": {"depth": 10**6}}, "model.depth 1000000: input should be less than or equal to 256", None),
+    ({"model": {"width": 10**9}}, "model.width 1000000000: input should be less than or equal to 65536", None),
+    ({"model": {"heads": 10**9}}, "model.heads 1000000000", None),
+    ({"model": {"depth": None}}, "model.depth (nothing): input should be a valid integer", None),
+    ({"tokenizer": {"channels": 10**9}}, "tokenizer.channels 1000000000", None),
+    ({"tokenizer": {"scales": [1, 10**9]}}, "tokenizer.scales.1 1000000000", None),
+    ({"data": {"image_size": 10**9}}, "data.image_size 1000000000", None),
+    ({"study": {"trials": 10**20}}, "study.trials 100000000000000000000", None),
+    ({"study": {"seed": 16**5000}}, "study.seed (a number of thousands of digits)", None),
+    ({"training": {"images": 64 * 10**18}}, "training.images 64000000000000000000", None),
+    ({"inference": {"cfg_scale": 1e9}}, "less than or equal to 100", None),
+    ({"inference": {"temperature": 1e9}}, "less than or equal to 100", None),
+    ({"inference": {"profile_cfg_scales": "0,1"}}, "inference.profile_cfg_scales '0,1': a list is expected, such as [0,1]", None),
+    ({"study": {"name": 1000.0}}, "study.name 1000.0: a text is expected; put it into quotes", None),
 ])
 def test_what_breaks_a_rule_is_refused_with_the_rule(tree, said, nearest):
     error = refusal(validate, tree, "space.yaml")
@@ -80,7 +96,9 @@ def test_what_breaks_a_rule_is_refused_with_the_rule(tree, said, nearest):
     ({"low": 2, "high": 1}, "low 2 must be below high 1"),
     ({"low": 1, "high": 1}, "low 1 must be below high 1"),
     ({"low": 0, "high": 1}, "a log scale needs low > 0"),
-    ({"low": None}, "takes low and high"),
+    ({"low": None}, "takes low and high, and low is missing"),
+    ({"high": None}, "takes low and high, and high is missing"),
+    ({"low": "1e-3x"}, "space.objective.lambda_1.low '1e-3x'"),
     ({"choices": [1, 2]}, "not choices"),
     ({"type": "categorical"}, "needs choices"),
     ({"type": "categorical", "low": None, "high": None, "log": False, "choices": [0.1, 0.1]}, "each once"),
@@ -158,6 +176,8 @@ def test_shares_are_searched_as_shares():
     ("study: {name: \x00}", "not YAML"),
     ("? {a: b}\n: 1", ""),
     ("[" * 3000, "not"),
+    ('run: {root: "a\\0b"}', "a character that no text may hold"),
+    ("study: {seed: 0x" + "F" * 5000 + "}", "line 1: a whole number of 20,000 bits is too large"),
 ])
 def test_yaml_that_is_no_configuration(written, text, said):
     error = refusal(read_config, written(text))
@@ -183,10 +203,59 @@ def test_files_that_cannot_be_read(tmp_path, written):
     ("study.seed=[1", "not YAML", None),
     ("study.seed=x", "study.seed 'x'", None),
     ("study.seed=-1", "study.seed -1", None),
+    ("study.name=1e3", "put it into quotes", None),
+    ("training.images=100", "training.images 100 is not a multiple", None),
+    ("training.images=1e3", "training.images 1000 is not a multiple", None),
+    ("model.depth=3", "model.width 192 is not a multiple of model.heads 128", None),
+    ("objective.lambda_1=0.01", "space.objective.lambda_1 searches it", None),
+    ("objective.reference=uniform", "space.objective.reference fixes it at 'normal'", "normal"),
 ])
 def test_overrides_that_are_refused(written, override, said, nearest):
-    error = refusal(read_config, written({"study": {"seed": 1}}), [override])
+    fixed = {"role": "fixed", "type": "categorical", "choices": ["normal"]}
+    path = written({"study": {"seed": 1}, "model": {"heads": 128},
+                    "space": {"objective.lambda_1": LAMBDA, "objective.reference": fixed}})
+    assert read_config(path, ["objective.reference=normal"]).objective.reference == "normal"
+    error = refusal(read_config, path, [override])
     assert said in error.message and error.nearest == nearest
+    assert error.where.startswith("command line")
+
+
+def test_a_mistake_is_shown_where_it_was_made(written):
+    path = written({"study": {"seed": 1}})
+    assert refusal(lambda: read_config(path, trials=0)).where == "--trials"
+    assert refusal(lambda: read_config(path, name="a/b")).where == "--study"
+    assert "stands twice" in refusal(lambda: read_config(path, ["study.trials=4"], trials=5)).message
+    assert "training.images stands twice" in refusal(read_config, path, ["training.images=64000", "training.images=32000"]).message
+    bad = written({"training": {"images": 100}})
+    assert refusal(read_config, bad, ["study.seed=2"]).where == bad
+    assert read_config(bad, ["training.images=6400"]).training.images == 6400
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1e-3", 1e-3), ("1E5", 1e5), ("1.e3", 1e3), (".5e-2", 5e-3), ("-1e3", -1e3), ("+.5", 0.5), ("1.0e-3", 1e-3), ("12", 12),
+    ("'1e-3'", "1e-3"), ("1e", "1e"), ("e3", "e3"), ("1e3x", "1e3x"), ("0x1e3", 0x1E3), (".", "."), ("1.2.3", "1.2.3"),
+])
+def test_numbers_of_yaml(text, value):
+    read = parse_yaml(f"a: {text}", "x")["a"]
+    assert read == value and type(read) is type(value)
+
+
+def test_rates_as_people_write_them(written):
+    rate = "{role: nuisance, type: float, low: 1e-4, high: 1e-2, log: true, baseline: 1e-3}"
+    config = read_config(written(f"training: {{learning_rate: 2e-3, images: 6.4e4}}\nspace: {{training.learning_rate: {rate}}}"))
+    assert config.space["training.learning_rate"].baseline == 1e-3
+    assert (config.training.learning_rate, config.training.images) == (2e-3, 64000)
+    choices = "space: {training.learning_rate: {role: nuisance, type: categorical, choices: [%s]}}"
+    assert read_config(written(choices % "1e-3, 2e-3")).space["training.learning_rate"].choices == (1e-3, 2e-3)
+    assert "'1e-3' is a text" in refusal(read_config, written(choices % "'1e-3', 2e-3")).message
+    quoted = rate.replace("baseline: 1e-3", "baseline: '1e-3'")
+    assert "a number is expected" in refusal(read_config, written(f"space: {{training.learning_rate: {quoted}}}")).message
+
+
+def test_a_name_that_looks_like_a_number_reads_back(written):
+    config = read_config(written("study: {name: '1e3', question: '2E-4'}"))
+    assert read_config(written(yaml.safe_dump(config.tree()))) == config
+    assert read_config(written("study: {}"), ["study.name='1e3'"]).study.name == "1e3"
 
 
 def test_overrides_and_names_replace_what_stands_in_the_file(written):

@@ -211,7 +211,7 @@ def test_a_tokenizer_that_a_checkpoint_does_not_name(checkpoint, told):
 
 def test_settings_that_ask_for_more_memory_than_their_weights_fill(tmp_path, checkpoint):
     text = (checkpoint / "config.yaml").read_text()
-    for width in (2**13, 2**20):
+    for width in (2**13, 2**16):
         replace(checkpoint, "config.yaml", text.replace("width: 32", f"width: {width}").encode())
         assert "parameters, its weights are" in refusal(restore, checkpoint)
     settings = json.loads((tmp_path / "tokenizer" / "settings.json").read_text())
@@ -219,6 +219,24 @@ def test_settings_that_ask_for_more_memory_than_their_weights_fill(tmp_path, che
                    {"other": 1}, {"scales": [0]}, {"scales": 7}, {"channel_multipliers": []}):
         replace(tmp_path / "tokenizer", "settings.json", json.dumps({**settings, **change}).encode())
         refusal(load_tokenizer, tmp_path / "tokenizer")
+
+
+def test_settings_that_ask_for_more_modules_than_there_are_tensors(tmp_path, checkpoint):
+    """Refused before one is made: each takes its time and memory, whatever the size of its tensors."""
+    replace(checkpoint, "config.yaml", (checkpoint / "config.yaml").read_text().replace("depth: 2", "depth: 200").encode())
+    assert "200 blocks, its weights are" in refusal(restore, checkpoint)
+    settings = json.loads((tmp_path / "tokenizer" / "settings.json").read_text())
+    for change, told in (({"blocks": 200}, "of 200 blocks"), ({"channel_multipliers": [1] * 200}, "200 levels"),
+                         ({"scales": [1] * 200, "share_quant_resi": 0}, "200 scales"), ({"share_quant_resi": 200}, "200 φ")):
+        replace(tmp_path / "tokenizer", "settings.json", json.dumps({**settings, **change}).encode())
+        assert told in refusal(load_tokenizer, tmp_path / "tokenizer")
+
+
+def test_yaml_of_a_checkpoint_that_takes_long(tmp_path, checkpoint):
+    replace(checkpoint, "config.yaml", b"a: 1 #" + b"x" * 2**20)
+    assert "config.yaml: cannot be read (larger than 1048576 bytes)" in refusal(restore, checkpoint)
+    replace(checkpoint, "config.yaml", b"a: [" + b"[]," * 2**18 + b"]")
+    assert "config.yaml: cannot be read (more than 32768 nodes)" in refusal(restore, checkpoint)
 
 
 IMAGES = {

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from uvar_tune.space_entry import SpaceEntry
 from uvar_tune.tracking.uri import shown
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**15)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
+Size = Annotated[int, Field(gt=0, le=2**16)]
 REFERENCES = ("uniform", "dataset", "semantic", "normal")
 SAMPLERS = ("tpe", "gp", "qmc", "random", "nsga2", "grid")
 PROFILE_AXES = ("cfg_scale", "temperature", "cfg_ramp")
@@ -59,7 +59,7 @@ class Study(Section):
     objective: str = "fid"  # what ranks the trials and chooses each checkpoint's CFG scale
     further_objectives: tuple[str, ...] = ()  # with them the search is for the Pareto front
     constraints: dict[str, Constraint] = {}
-    trials: Positive = 8  # the total, the baseline (trial 0) among them
+    trials: Annotated[int, Field(gt=0, le=10**6)] = 8  # the total, the baseline (trial 0) among them
     sampler: Literal[SAMPLERS] = "tpe"
     startup_trials: Positive = 8  # scrambled Sobol points before the sampler takes over
     pruner: Literal[PRUNERS] = "none"
@@ -103,7 +103,7 @@ class Study(Section):
 class Data(Section):
     name: Literal["digits", "folder"] = "digits"
     path: str | None = None
-    image_size: Positive = 16
+    image_size: Size = 16
     classes: tuple[str, ...] | None = None
     on_corrupt: Literal["refuse", "skip"] = "refuse"
 
@@ -117,12 +117,12 @@ class Data(Section):
 class Tokenizer(Section):
     path: str | None = None  # a trained or official VQ-VAE; without it, stage 1 trains one from the images
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 128
-    code_dim: Positive = 16
-    channels: Positive = 32
-    channel_multipliers: tuple[Positive, ...] = (1, 2, 4)
-    scales: tuple[Positive, ...] = (1, 2, 3, 4)
+    code_dim: Size = 16
+    channels: Size = 32
+    channel_multipliers: tuple[Size, ...] = (1, 2, 4)
+    scales: tuple[Size, ...] = (1, 2, 3, 4)
     quant_resi: Annotated[float, Field(ge=0, le=1)] = 0.5
-    share_quant_resi: Annotated[int, Field(ge=0)] = 4
+    share_quant_resi: Annotated[int, Field(ge=0, le=256)] = 4
     beta: PositiveFloat = 0.25
     images: Positive = 32_000
     batch_size: Positive = 64
@@ -141,9 +141,9 @@ class Tokenizer(Section):
 
 
 class Model(Section):
-    depth: Positive = 2
-    width: Positive | None = None  # 64·depth
-    heads: Positive | None = None  # depth
+    depth: Annotated[int, Field(gt=0, le=256)] = 2
+    width: Size | None = None  # 64·depth
+    heads: Size | None = None  # depth
     shared_aln: bool = False
     attn_l2_norm: bool = True
     label_dropout: Fraction = 0.1
@@ -221,13 +221,13 @@ class Training(Section):
 
 class Inference(Section):
     mode: Literal["profile", "joint"] = "profile"
-    cfg_scale: Annotated[float, Field(ge=0)] = 1.5
-    profile_cfg_scales: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    cfg_scale: Annotated[float, Field(ge=0, le=100)] = 1.5
+    profile_cfg_scales: tuple[Annotated[float, Field(ge=0, le=100)], ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     profile_axes: tuple[Literal[PROFILE_AXES], ...] = ("cfg_scale",)  # and what else the space names in role inference
     profile_refinements: Annotated[int, Field(ge=0, le=16)] = 2  # golden-section scores between the best of these
-    temperature: PositiveFloat = 1.0
-    cfg_ramp: Annotated[float, Field(ge=0)] = 1.0  # power with which guidance grows over the scales; 0: the same at each
-    top_k: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=1e-4, le=100)] = 1.0
+    cfg_ramp: Annotated[float, Field(ge=0, le=100)] = 1.0  # power with which guidance grows over the scales; 0: the same at each
+    top_k: Annotated[int, Field(ge=0, le=2**16)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")

@@ -19,12 +19,21 @@ def complaint(error: ValidationError, where: str | None = None) -> ConfigError:
     if first["type"] == "extra_forbidden":
         return ConfigError(f"unknown key {dotted!r}", where=where, nearest=nearest(dotted, _siblings(place)))
     value = first.get("input")
-    shown = f" {_short(value)}" if isinstance(value, (str, int, float, bool)) else ""
+    shown = f" {_short(value)}" if isinstance(value, (str, int, float, bool)) else " (nothing)" if value is None else ""
     near = None
     if first["type"] == "literal_error":
         near = nearest(value, [part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")])
-    message = message[0].lower() + message[1:] if first["type"] != "value_error" else message
+    message = _wanted(first["type"], value) or (message[0].lower() + message[1:] if first["type"] != "value_error" else message)
     return ConfigError(f"{dotted}{shown}: {message}" if place else message, where=where, nearest=near)
+
+
+def _wanted(kind: str, value: object) -> str | None:
+    """What stands there instead, in the words of YAML, where pydantic's would not help."""
+    if kind == "string_type" and isinstance(value, (int, float)):
+        return "a text is expected; put it into quotes"
+    if kind in ("tuple_type", "list_type"):
+        return f"a list is expected, such as [{value[:_LONGEST] if isinstance(value, str) and value else '0, 1'}]"
+    return None
 
 
 def _key(part: object) -> str:
@@ -34,7 +43,10 @@ def _key(part: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        text = "(a number of thousands of digits)"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 

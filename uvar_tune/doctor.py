@@ -60,12 +60,14 @@ def _ray():
 
 def _storage(root):
     from uvar_tune.study.files import resolve_root
+    from uvar_tune.study.outputs import existing, unwritable
 
     path = resolve_root(root)
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    writable = os.access(existing, os.W_OK)
-    return writable, f"{path}: {free:.0f} GiB free, {'writable' if writable else 'not writable'}"
+    trouble = unwritable(path)
+    if trouble:
+        return False, f"{path} {trouble}"
+    free = shutil.disk_usage(existing(path)).free
+    return free > 0, f"{path}: {free / 2**30:.{0 if free >= 2**33 else 2}f} GiB free, writable"
 
 
 def _tracking(root):

@@ -6,22 +6,31 @@ The doors import nothing heavy before their arguments are parsed, so that ``--he
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from uvar_tune.errors import BAD_INPUT, FAILED, INTERRUPTED, ConfigError, OutOfMemory, StepFailed, UvarError
+from uvar_tune.usage import Command, usage
+
+# The bounds are those of `uvar_tune.model.sampling`, which the doors do not import before their arguments are parsed.
+CfgScale = Annotated[float, typer.Option(min=0, max=100, help="Guidance at the last scale; 0 = off.")]
+CfgRamp = Annotated[float, typer.Option(min=0, max=100, help="How guidance grows: t_k = cfg·(k/(K−1))^ramp.")]
+TopK = Annotated[int, typer.Option(min=0, help="0 = off.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="0 = off.")]
+Temperature = Annotated[float, typer.Option(min=1e-4, max=100, help="Of the logits.")]
 
 
 def run(command: Callable[..., Any]) -> None:
     """Run a Typer command as a program; ``command`` returns an exit code or None."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
                       context_settings={"help_option_names": ["-h", "--help"]})
-    app.command()(command)
+    app.command(cls=Command)(command)
     try:
         code = _run(app)
     except ConfigError as error:
@@ -41,7 +50,7 @@ def run(command: Callable[..., Any]) -> None:
         code = INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors: unknown option, missing argument
-            print(f"error: {error.format_message()}", file=sys.stderr)
+            print(f"error: {usage(error, sys.argv[1:])}", file=sys.stderr)
             code = BAD_INPUT
         else:
             raise
@@ -62,7 +71,7 @@ def _run(app: typer.Typer) -> int | None:
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """(files, ``key=value`` overrides) out of the positional arguments."""
-    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    overrides = [argument for argument in arguments if "=" in argument and not os.path.exists(argument)]
     return [argument for argument in arguments if argument not in overrides], overrides
 
 

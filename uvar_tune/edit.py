@@ -21,13 +21,14 @@ def edit(
                                                   "black is kept.")] = None,
     box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in the model's pixels, x1 and y1 exclusive: made anew inside "
                                                  "(outpaint: kept inside).")] = None,
-    label: Annotated[int | None, typer.Option(help="Class to sample (default: none, unconditional; relabel needs one).")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Completions.")] = 4,
-    cfg_scale: Annotated[float, typer.Option(help="Guidance at the last scale; 0 = off.")] = 1.5,
-    cfg_ramp: Annotated[float, typer.Option(help="How guidance grows: t_k = cfg·(k/(K−1))^ramp.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 = off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="0 = off.")] = 0.0,
-    temperature: Annotated[float, typer.Option(help="Of the logits.")] = 1.0,
+    label: Annotated[int | None, typer.Option(min=0, help="Class to sample (default: none, unconditional; relabel needs "
+                                                           "one).")] = None,
+    count: Annotated[int, typer.Option(min=1, max=256, help="Completions.")] = 4,
+    cfg_scale: door.CfgScale = 1.5,
+    cfg_ramp: door.CfgRamp = 1.0,
+    top_k: door.TopK = 0,
+    top_p: door.TopP = 0.0,
+    temperature: door.Temperature = 1.0,
     seed: Annotated[int, typer.Option(help="Completion i is drawn from seed + i.")] = 0,
     baseline: Annotated[str | None, typer.Option(help="Checkpoint whose completions stand in the second row.")] = None,
     vae: Annotated[str | None, typer.Option(help="Official tokenizer file (.pth), with --var.")] = None,
@@ -40,6 +41,10 @@ def edit(
     if len(files) != (1 if official else 2):
         raise ConfigError(f"expected {'IMAGE alone beside --vae and --var' if official else 'CHECKPOINT IMAGE'}, got {files}",
                           where="command line")
+    from uvar_tune.study.outputs import check_picture, check_there
+
+    check_picture(out, [*files, mask, baseline, vae, var, tokenizer])
+    check_there(tokenizer, "--tokenizer")
 
     from uvar_tune.orchestration.editing import Request, run_edit
 

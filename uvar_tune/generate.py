@@ -9,18 +9,20 @@ import typer
 from uvar_tune import door
 from uvar_tune.errors import ConfigError
 
+_IMAGES, _PIXELS = 10_000, 100_000_000  # at most, in one picture: about 3 GB on the way to it
+
 
 def generate(
     out: Annotated[str, typer.Option(help="PNG file to write, a grid with one row a label.")],
     checkpoint: Annotated[str | None, typer.Argument(help="Checkpoint directory, or the trial's directory (its newest one); "
                                                           "left out with --vae and --var.")] = None,
-    label: Annotated[list[int] | None, typer.Option(help="Class to sample; repeat for several (default: all).")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images per label.")] = 10,
-    cfg_scale: Annotated[float, typer.Option(help="Guidance at the last scale; 0 = off.")] = 1.5,
-    cfg_ramp: Annotated[float, typer.Option(help="How guidance grows: t_k = cfg·(k/(K−1))^ramp.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 = off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="0 = off.")] = 0.0,
-    temperature: Annotated[float, typer.Option(help="Of the logits.")] = 1.0,
+    label: Annotated[list[int] | None, typer.Option(min=0, help="Class to sample; repeat for several (default: all).")] = None,
+    count: Annotated[int, typer.Option(min=1, max=_IMAGES, help="Images per label.")] = 10,
+    cfg_scale: door.CfgScale = 1.5,
+    cfg_ramp: door.CfgRamp = 1.0,
+    top_k: door.TopK = 0,
+    top_p: door.TopP = 0.0,
+    temperature: door.Temperature = 1.0,
     seed: Annotated[int, typer.Option(help="Image i is drawn from seed + i.")] = 0,
     vae: Annotated[str | None, typer.Option(help="Official tokenizer file (.pth), with --var.")] = None,
     var: Annotated[str | None, typer.Option(help="Official VAR file (.pth), with --vae.")] = None,
@@ -28,26 +30,42 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ):
     """Write a grid of samples; the same seeds give the same images in any number and order."""
+    from uvar_tune.study.outputs import check_picture, check_there
+
+    check_room(len(label or [0]), count)
+    check_picture(out, [checkpoint, vae, var, tokenizer])
+    check_there(tokenizer, "--tokenizer")
+
     import torch
 
     from uvar_tune.evaluation.pictures import save_grid
-    from uvar_tune.model import CFG_CONVENTION
-    from uvar_tune.model import generate as sample
+    from uvar_tune.model.sampling import Inference, as_option, sample
     from uvar_tune.orchestration.counting import counting
     from uvar_tune.orchestration.restore import open_networks
 
     transformer, vqvae, about = open_networks(checkpoint, vae=vae, var=var, tokenizer=tokenizer, device=device)
+    inference = Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp)
+    inference.check(transformer.vocab_size, as_option)
     labels = label or list(range(transformer.num_classes))
-    wrong = [one for one in labels if not 0 <= one < transformer.num_classes]
+    wrong = [one for one in labels if one >= transformer.num_classes]
     if wrong:
-        raise ConfigError(f"label {wrong[0]} is not one of 0 … {transformer.num_classes - 1}", where="--label")
+        raise ConfigError(f"label {wrong[0]} is not one of 0 … {transformer.num_classes - 1}", where="--label",
+                          nearest=str(transformer.num_classes - 1))
+    check_room(len(labels), count, vqvae.image_size)
     labels_B = torch.tensor(labels).repeat_interleave(count)
-    images = sample(transformer, vqvae, labels_B.to(device), cfg_scale=cfg_scale, cfg_ramp=cfg_ramp, top_k=top_k, top_p=top_p,
-                    temperature=temperature, seeds=[seed + i for i in range(len(labels_B))],
-                    progress=counting("images", len(labels_B), door.say))
+    images, _ = sample(transformer, vqvae, labels_B.to(device), inference, seeds=[seed + i for i in range(len(labels_B))],
+                       chunk=None, progress=counting("images", len(labels_B), door.say))
     save_grid(images.cpu(), out, columns=count)
-    door.say(f"{out}: {len(labels_B)} images, labels {labels}, CFG {cfg_scale:g} ({CFG_CONVENTION}, ramp {cfg_ramp:g}), "
-             f"checkpoint {about}")
+    door.say(f"{out}: {len(labels_B)} images, labels {labels}, {inference.about()}, checkpoint {about}")
+
+
+def check_room(labels: int, count: int, size: int = 1) -> None:
+    """ConfigError for a grid of more images, of ``size`` pixels a side, than one picture takes."""
+    most = min(_IMAGES, _PIXELS // size**2)
+    if labels * count > most:
+        total = f"{labels * count:,} images" + (f" of {size}x{size} px" if size > 1 else "")
+        raise ConfigError(f"{count} of each of {labels:,} labels are {total}; one picture takes at most {most:,}",
+                          where="--count" if labels <= most else "--label", nearest=str(most // labels) if labels <= most else None)
 
 
 if __name__ == "__main__":

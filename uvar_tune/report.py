@@ -25,6 +25,7 @@ def report(
     from uvar_tune.reporting import pooled_table, ranked_table, write_pooled, write_report
     from uvar_tune.study.files import StudyFiles, resolve_root
     from uvar_tune.study.load import load_results
+    from uvar_tune.study.outputs import check_directory
     from uvar_tune.study.pooled import pool
 
     found = [StudyFiles(resolve_root(root), name) for name in study]
@@ -33,6 +34,7 @@ def report(
         if results.best is None:
             raise ConfigError(f"study {name!r} has no finished trial yet", where="--study")
     directory = Path(out) if out else found[0].report
+    check_directory(directory, "--out" if out else "--root")
     if len(loaded) > 1:
         pooled = pool(loaded)
         Console(width=None if Console().is_terminal else 200).print(pooled_table(pooled))
@@ -47,14 +49,11 @@ def report(
 
 
 def _log(files, pages) -> None:
-    from uvar_tune.tracking.sink import MLflowSink
-
-    sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
-                      artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=door.say)
+    sink = files.sink(door.say)
     sink.start_study(params={}, tags={})
     for path in pages.values():
         sink.artifact(None, path, "report")
-    sink.close(timeout_sec=60)
+    sink.close()
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def check_space(config: Config) -> None:
         _check_baseline(name, entry)
         _check_share(config, name, entry)
         for value in entry.edges():
-            _valid(config, {name: value}, f"space.{name}: {value!r}")
+            made = _valid(config, {name: value}, f"space.{name}: {value!r}")
+            _check_kind(name, value, made.get(name))
     _check_inference(config)
     _check_idle(config)
     _check_grid(config)
@@ -123,8 +124,16 @@ def _check_baseline(name: str, entry: SpaceEntry) -> None:
         if entry.baseline != 0:
             raise ConfigError(f"space.{name}.baseline {entry.baseline!r}: the baseline has λ = 0", nearest="0")
     elif not entry.holds(entry.baseline):
+        if entry.type != "categorical" and isinstance(entry.baseline, str):
+            raise ConfigError(f"space.{name}.baseline {entry.baseline!r}: a number is expected, without quotes")
         held = list(entry.choices) if entry.choices else f"[{entry.low:g}, {entry.high:g}]"
         raise ConfigError(f"space.{name}.baseline {entry.baseline!r} lies outside its range {held}")
+
+
+def _check_kind(name: str, value: Any, made: Any) -> None:
+    """A choice that stands there as a text is one of a setting that takes texts."""
+    if isinstance(value, str) and not isinstance(made, str):
+        raise ConfigError(f"space.{name}: {value!r} is a text, and the setting is {made!r}; write it without quotes")
 
 
 def _check_share(config: Config, name: str, entry: SpaceEntry) -> None:
@@ -198,8 +207,8 @@ def _corners(config: Config):
         yield point(config, lambda name, _, corner=corner: corner[name])
 
 
-def _valid(config: Config, values: dict[str, Any], what: str) -> None:
+def _valid(config: Config, values: dict[str, Any], what: str) -> Config:
     try:
-        config.with_values(values)
+        return config.with_values(values)
     except ValidationError as error:
         raise ConfigError(f"{what}: {complaint(error).message}") from None

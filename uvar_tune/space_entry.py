@@ -36,8 +36,11 @@ class SpaceEntry(BaseModel):
             if self.low is not None or self.high is not None or self.log:
                 raise ValueError("a categorical parameter takes choices, not low, high or log")
             return self
-        if self.choices is not None or self.low is None or self.high is None:
+        if self.choices is not None:
             raise ValueError(f"a parameter of type {self.type} takes low and high, not choices")
+        for bound in ("low", "high"):
+            if getattr(self, bound) is None:
+                raise ValueError(f"a parameter of type {self.type} takes low and high, and {bound} is missing")
         if not self.low < self.high:
             raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
         if self.log and self.low <= 0:

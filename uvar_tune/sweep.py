@@ -23,14 +23,12 @@ def sweep(
     from uvar_tune.config_file import read_config
 
     path, overrides = door.one_file(arguments or [], door.default_space())
-    if trials is not None:
-        overrides.append(f"study.trials={trials}")
-    config = read_config(path, overrides, name=study)
+    config = read_config(path, overrides, name=study, trials=trials)
 
     if dry_run:
         from uvar_tune.orchestration.plan import plan
 
-        return plan(config, door.say)
+        return plan(config, door.say, phase=phase)
     from uvar_tune.orchestration.study_runner import run_study
 
     return run_study(config, door.say, phase=phase)

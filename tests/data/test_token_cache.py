@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import multiprocessing
 import os
 import signal
@@ -138,6 +141,64 @@ def test_a_damaged_cache_is_told_and_made_anew(tmp_path, images, vqvae, damage, 
         TokenCache.open(directory, hashes=True)
     assert np.array_equal(build_token_cache(directory, images, vqvae).tokens_NL, whole)
     TokenCache.open(directory, hashes=True)
+
+
+def vouch(directory, **facts):
+    """A manifest of the files as they are, with other facts."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    for name in manifest["files"]:
+        content = (directory / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (directory / "manifest.json").write_text(json.dumps(manifest | facts))
+
+
+def header(shape, dtype="<i8"):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("facts, message", [
+    ({"images": None}, "None where a size stands"), ({"images": "x", "crops": 1 << 30}, "x where a size stands"),
+    ({"scales": [1, "a"]}, "a where a size stands"), ({"scales": None}, "no token cache"), ({"images": 12}, "are not 12 rows"),
+    ({"scales": [1.0, 2.0, 4.0]}, "1.0 where a size stands"), ({"source": None}, "no token cache"),
+])
+def test_a_cache_with_another_manifest_is_told_and_made_anew(tmp_path, images, vqvae, facts, message):
+    whole = build_token_cache(tmp_path / "c", images, vqvae)
+    vouch(tmp_path / "c", **facts)
+    with pytest.raises(ConfigError, match=message):
+        TokenCache.open(tmp_path / "c", hashes=True)
+    assert build_token_cache(tmp_path / "c", images, vqvae).source == whole.source
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy"])
+@pytest.mark.parametrize("content", [header((10**13,)), header((10**30,)), b"", b"PK\5\6" + bytes(18), b"(" * 4000],
+                         ids=["10^13 rows", "10^30 rows", "empty", "archive", "text"])
+def test_a_cache_with_other_arrays_is_told_and_made_anew(tmp_path, images, vqvae, name, content):
+    whole = build_token_cache(tmp_path / "c", images, vqvae)
+    (tmp_path / "c" / name).unlink()  # it is mapped: its content stays
+    (tmp_path / "c" / name).write_bytes(content)
+    vouch(tmp_path / "c")
+    with pytest.raises(ConfigError, match=f"is no token cache .*{name}"):
+        TokenCache.open(tmp_path / "c", hashes=True)
+    again = build_token_cache(tmp_path / "c", images, vqvae)
+    assert np.array_equal(again.tokens_NL, whole.tokens_NL) and np.array_equal(again.labels_N, whole.labels_N)
+
+
+def test_arrays_of_other_types_are_refused(tmp_path, images, vqvae):
+    build_token_cache(tmp_path / "c", images, vqvae)
+    (tmp_path / "c" / "labels.npy").unlink()
+    np.save(tmp_path / "c" / "labels.npy", np.zeros(13))
+    vouch(tmp_path / "c")
+    with pytest.raises(ConfigError, match="labels float64 are not of the types"):
+        TokenCache.open(tmp_path / "c", hashes=True)
+
+
+def test_labels_are_mapped_and_stay_what_they_are(tmp_path, images, vqvae):
+    cache = build_token_cache(tmp_path / "c", images, vqvae)
+    assert isinstance(cache.labels_N, np.memmap)
+    cache.labels_N[:] = 3  # with this process
+    assert TokenCache.open(tmp_path / "c", hashes=True).labels_N.tolist() == images.labels_N.tolist()
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, images, vqvae):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
+from uvar_tune import door
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import CFG_CONVENTION, filter_logits, generate
 from uvar_tune.model.filtering import draw, guidance
-from uvar_tune.model.sampling import uniforms
+from uvar_tune.model.sampling import BOUNDS, Inference, as_option, uniforms
 from uvar_tune.model.scales import boundaries, concat, split
 
 SETTING = {"cfg_scale": 1.5, "top_k": 50, "top_p": 0.9, "return_tokens": True}
@@ -133,6 +136,20 @@ def test_temperature_divides_the_logits(var, vqvae):
     assert torch.equal(concat(cold), concat(greedy))
 
 
+def test_at_its_bounds_sampling_still_works(var, vqvae):
+    for corner in itertools.product(*([(name, end) for end in ends[:2]] for name, ends in BOUNDS.items())):
+        images = generate(var, vqvae, [3, 4], seeds=[0, 1], **dict(corner))
+        assert torch.isfinite(images).all()
+
+
+def test_the_doors_take_what_the_model_takes():
+    options = {"cfg_scale": door.CfgScale, "cfg_ramp": door.CfgRamp, "temperature": door.Temperature}
+    assert {name: (one.__metadata__[0].min, one.__metadata__[0].max) for name, one in options.items()} \
+        == {name: ends[:2] for name, ends in BOUNDS.items()}
+    with pytest.raises(ConfigError, match="^--top-k: 9 is not in 0 … 8"):
+        Inference(1.0, top_k=9).check(8, as_option)
+
+
 class Interrupted(Exception):
     pass
 
@@ -163,10 +180,12 @@ def test_progress_counts_images(var, vqvae):
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"labels_B": [0, 11]}, "label 11 is not one of 0 … 9"), ({"labels_B": [-1]}, "label -1"),
     ({"labels_B": [0.5]}, "expected .B,. integers"), ({"labels_B": []}, "labels of shape"),
-    ({"cfg_scale": -0.1}, "cfg_scale -0.1 .* at least 0"), ({"cfg_scale": float("nan")}, "cfg_scale nan"),
-    ({"cfg_ramp": -0.5}, "cfg_ramp -0.5 .* at least 0"), ({"cfg_ramp": float("inf")}, "cfg_ramp inf"),
-    ({"top_k": 129}, "top_k 129 is not in 0 … 128.*'128'"), ({"top_k": -1}, "top_k -1"), ({"top_p": 1.5}, "top_p 1.5"),
-    ({"temperature": 0.0}, "temperature 0.0"), ({"seeds": [1, 2]}, "2 seeds for 3 labels"), ({"chunk": 0}, "chunk 0"),
+    ({"cfg_scale": -0.1}, "cfg_scale: -0.1 is not in 0 … 100 .*'0'"), ({"cfg_scale": float("nan")}, "cfg_scale: nan"),
+    ({"cfg_scale": 1e308}, "cfg_scale: 1e[+]308 .*'100'"), ({"cfg_scale": float("inf")}, "cfg_scale: inf"),
+    ({"cfg_ramp": -0.5}, "cfg_ramp: -0.5 is not in"), ({"cfg_ramp": float("inf")}, "cfg_ramp: inf"),
+    ({"top_k": 129}, "top_k: 129 is not in 0 … 128.*'128'"), ({"top_k": -1}, "top_k: -1"), ({"top_p": 1.5}, "top_p: 1.5"),
+    ({"temperature": 0.0}, "temperature: 0.0"), ({"temperature": 1e-300}, "temperature: 1e-300 .*'0.0001'"),
+    ({"seeds": [1, 2]}, "2 seeds for 3 labels"), ({"chunk": 0}, "chunk 0"),
 ])
 def test_bad_requests_are_refused(var, vqvae, wrong, message):
     with pytest.raises(ConfigError, match=message):

@@ -82,7 +82,7 @@ def test_the_picture_holds_original_known_part_and_both_rows(place):
                          cfg_scale=1.5, count=2, seeds=[5, 6])
         wanted = (wanted * 255).round().permute(0, 2, 3, 1).numpy()
         assert (np.stack(found) == wanted).all()
-    assert any("completions: 2 of 2" in line for line in said) and "(k/(K-1))^ramp" in said[-1]
+    assert any("completions: 2 of 2" in line for line in said) and "label 1, CFG 1.5 (0 = off), ramp 1; checkpoint" in said[-1]
 
 
 def test_outpaint_keeps_the_box_and_a_mask_says_the_same(place):
@@ -163,14 +163,15 @@ CASES = {
     "relabel to nothing": ({"task": "relabel", "label": None}, "relabel needs --label"),
     "label out of range": ({"label": 3}, "--label: label 3 is not one of the checkpoint's 0 … 2"),
     "box that is none": ({"box": "1,2,3"}, "'1,2,3' is not x0,y0,x1,y1"),
-    "box beyond the image": ({"box": "4,4,17,12"}, "must have 0 <= x0 < x1 <= 16"),
-    "hides everything": ({"box": "0,0,16,16"}, "hides everything"),
-    "hides nothing": ({"task": "outpaint", "box": "0,0,16,16"}, "hides nothing"),
+    "box beyond the image": ({"box": "4,4,17,12"}, "^--box: '4,4,17,12' must have 0 <= x0 < x1 <= 16"),
+    "hides everything": ({"box": "0,0,16,16"}, "^--box 0,0,16,16: .* hides everything"),
+    "hides nothing": ({"task": "outpaint", "box": "0,0,16,16"}, "^--box .* hides nothing"),
+    "no token known": ({"task": "outpaint", "box": "1,1,4,4"}, "^--box .* no whole cell"),
     "no image": ({"image": "nowhere.png"}, "nowhere.png: there is no such file"),
-    "CFG below 0": ({"sampling": {"cfg_scale": -1.0, "cfg_ramp": 1.0}}, "cfg_scale -1.0"),
-    "CFG that is none": ({"sampling": {"cfg_scale": float("nan"), "cfg_ramp": 1.0}}, "cfg_scale nan"),
-    "ramp below 0": ({"sampling": {"cfg_scale": 1.0, "cfg_ramp": -0.5}}, "cfg_ramp -0.5"),
-    "top_k above V": ({"sampling": {"cfg_scale": 1.0, "cfg_ramp": 1.0, "top_k": 33}}, "top_k 33 is not in 0 … 32"),
+    "CFG below 0": ({"sampling": {"cfg_scale": -1.0, "cfg_ramp": 1.0}}, "^--cfg-scale: -1.0"),
+    "CFG that is none": ({"sampling": {"cfg_scale": float("nan"), "cfg_ramp": 1.0}}, "^--cfg-scale: nan"),
+    "ramp below 0": ({"sampling": {"cfg_scale": 1.0, "cfg_ramp": -0.5}}, "^--cfg-ramp: -0.5"),
+    "top_k above V": ({"sampling": {"cfg_scale": 1.0, "cfg_ramp": 1.0, "top_k": 33}}, "^--top-k: 33 is not in 0 … 32"),
     "no such device": ({"networks": {**NETWORKS, "device": "gpu"}}, "--device: 'gpu' is no device"),
     "one official file": ({"networks": {**NETWORKS, "vae": "x.pth"}}, "come in pairs"),
     "out in a file": ({"out": "/dev/null/x.png"}, "cannot be written"),
@@ -180,8 +181,19 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_bad_requests_are_refused(place, name):
     changes, message = CASES[name]
+    said = []
     with pytest.raises(ConfigError, match=message):
-        run_edit(request(place, **changes), lambda text: None)
+        run_edit(request(place, **changes), said.append)
+    assert not said or name == "out in a file"  # before anything is sampled
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"box": "9,4,4,12"}, "^--box: '9,4,4,12' must have 0 <= x0 < x1 and"), ({"box": "-1,4,4,12"}, "^--box: '-1,"),
+    ({"box": None, "mask": "nowhere.png"}, "nowhere.png: there is no such file"), ({"image": "nowhere.png"}, "nowhere.png"),
+])
+def test_what_needs_no_network_is_refused_before_one_is_opened(place, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run_edit(request(place, checkpoint="no-checkpoint", **changes), lambda text: None)
 
 
 def test_bad_files_are_refused(place):
@@ -213,7 +225,8 @@ def test_the_doors(place, doors):
     done = doors("generate", "--vae", place / "vae.pth", "--var", place / "var.pth", "--label", "1", "--count", "3",
                  "--cfg-ramp", "0", "--out", place / "b.png")
     assert done.returncode == 0, done.stderr
-    assert "images: 3 of 3" in done.stdout and "ramp 0)" in done.stdout and "official files" in done.stdout
+    assert "images: 3 of 3" in done.stdout
+    assert "CFG 1.5 (0 = off), ramp 0, checkpoint" in done.stdout and "official files" in done.stdout
     done = doors("edit", "inpaint", small, "--box", "4,4,12,12", "--out", place / "c.png")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "expected CHECKPOINT IMAGE" in done.stderr

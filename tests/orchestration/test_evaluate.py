@@ -186,10 +186,14 @@ def test_damaged_checkpoints_and_wrong_arguments(ask, trials, doors, tmp_path):
         ask("table2", baseline_cfg_scale=1.0)
     with pytest.raises(ConfigError, match="--root: /dev/null/runs/.* cannot be written"):
         ask("table2", root="/dev/null/runs")
+    (tmp_path / "a-file").touch()
+    with pytest.raises(ConfigError, match="--out: .*a-file cannot be written: .*a-file is no directory"):
+        ask("table2", out=str(tmp_path / "a-file"))
     with pytest.raises(ConfigError, match="'tpu' is no device"):
         ask("table2", device="tpu")
     wrong = doors("evaluate", trials["ours"], "--suite", "table4")
-    assert wrong.returncode == 2 and "did you mean 'table" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1
+    assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
+    assert "calibration, all); did you mean 'table" in wrong.stderr
 
 
 def test_the_configuration_is_the_checkpoints(trials):

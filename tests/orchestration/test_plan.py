@@ -8,6 +8,7 @@ import torch
 
 from uvar_tune.config_file import validate
 from uvar_tune.data import TokenCache
+from uvar_tune.errors import ConfigError
 from uvar_tune.model.scales import split
 from uvar_tune.objective import composite_loss
 from uvar_tune.orchestration.attempt import checkpoint_images
@@ -75,20 +76,111 @@ def test_the_bytes_of_checkpoints_are_those_that_a_training_writes(tmp_path, ema
     assert "expected: 2 checkpoints of" in bounded
 
 
-@pytest.mark.parametrize("at_once, hours", [(1, 3.0), (2, 2.0), (8, 1.0)])
-def test_hours_and_bytes_follow_from_the_finished_trials(tmp_path, at_once, hours):
-    """Two trials of an hour and of 30 MiB have finished; three are left."""
-    config = study(tmp_path, run={"root": str(tmp_path), "cpus_per_worker": 0.01, "max_concurrent": at_once})
+def begun(config, tmp_path, *, finished: int, seconds=(3000.0, 4200.0)) -> StudyFiles:
+    """The study's directory, with so many finished trials of 30 MiB."""
     files = StudyFiles(tmp_path, "planned")
     files.prepare()
     files.claim(config)
     search = Search(config, files.storage_url(config))
-    for seconds in (3000.0, 4200.0):
+    for index in range(finished):
         number = search.ask().number
-        search.complete(number, 5.0, {"scores": {"fid": 5.0}, "seconds": seconds, "params": {"inference.cfg_scale": 2.0}})
+        search.complete(number, 5.0 - index, {"scores": {"fid": 5.0 - index}, "seconds": seconds[index % 2],
+                                              "params": {"inference.cfg_scale": 2.0}})
         files.trial(number).mkdir(parents=True)
         (files.trial(number) / "weights").write_bytes(bytes(30 * MIB))
+    return files
+
+
+@pytest.mark.parametrize("at_once, hours", [(1, 3.0), (2, 2.0), (8, 1.0)])
+def test_hours_and_bytes_follow_from_the_finished_trials(tmp_path, at_once, hours):
+    """Two trials of an hour and of 30 MiB have finished; three are left."""
+    config = study(tmp_path, run={"root": str(tmp_path), "cpus_per_worker": 0.01, "max_concurrent": at_once})
+    begun(config, tmp_path, finished=2)
     text = said(config)
     assert f"trials at once: {at_once}; a trial asks for 1 worker with 0.01 CPUs" in text
     assert (f"expected, from 2 finished trials: 60.0 minutes and 30.0 MiB a trial, {hours:.2f} hours and {90 * MIB / GIB:.2f} GiB "
             "for the 3 that are left") in text
+
+
+def test_another_configuration_is_refused_as_the_sweep_refuses_it(tmp_path):
+    config = study(tmp_path)
+    files = begun(config, tmp_path, finished=0)
+    with pytest.raises(ConfigError, match="exists with another configuration: training.images was 32000, is 64000"):
+        plan(config.with_values({"training.images": 64000}), print)
+    assert "exists, would resume" in said(config.with_values({"study.trials": 9}))
+    files.config.write_text("")
+    with pytest.raises(ConfigError, match="a configuration is a mapping"):
+        plan(config, print)
+
+
+@pytest.mark.parametrize("section, values, where", [
+    ("run", {"root": "/etc/passwd"}, "run.root"),
+    ("run", {"root": "/proc/nope"}, "run.root"),
+    ("run", {"storage": "nonsense"}, "run.storage"),
+    ("run", {"storage": "journal:/nowhere/journal"}, "run.storage"),
+    ("run", {"storage": "journal:/tmp"}, "run.storage"),
+    ("run", {"storage": "sqlite:////nowhere/study.db"}, "run.storage"),
+    ("run", {"storage": "sqlite:////etc/passwd"}, "run.storage"),
+    ("run", {"storage": "postgresql://user:secret@127.0.0.1:1/x"}, "run.storage"),
+    ("run", {"storage": "martian://x"}, "run.storage"),
+    ("data", {"name": "folder", "path": "."}, "data.path"),
+])
+def test_where_nothing_can_lie_is_refused(tmp_path, section, values, where, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_ADDRESS", "UVAR_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError) as caught:
+        plan(study(tmp_path).with_values({f"{section}.{key}": value for key, value in values.items()}), print)
+    assert caught.value.where == where and "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written(tmp_path):
+    config = study(tmp_path / "runs").with_values({"run.storage": f"sqlite:///{tmp_path / 'study.db'}"})
+    assert "hours: unknown" in said(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for place in ("train/cat", "val/cat"):
+        (tmp_path / place).mkdir(parents=True)
+    config = study(tmp_path / "runs", data={"name": "folder", "path": str(tmp_path), "classes": ["cta"]})
+    with pytest.raises(ConfigError, match="data.classes: class 'cta' is not in .*did you mean 'cat'"):
+        plan(config, print)
+    assert said(config.with_values({"data.classes": ["cat"]}))
+
+
+def test_phases_beside_the_search(tmp_path):
+    config = study(tmp_path)
+    begun(config, tmp_path, finished=1)
+    for phase in ("confirm", "profile"):
+        with pytest.raises(ConfigError, match=f"no finished trial to {phase} yet"):
+            plan(config, print, phase=phase)
+    with pytest.raises(ConfigError, match="did you mean 'explore'"):
+        plan(config, print, phase="explor")
+    with pytest.raises(ConfigError, match="a verdict needs at least"):
+        plan(config.with_values({"study.confirm_replicates": 2}), print, phase="confirm")
+    lines: list[str] = []
+    plan(config, lines.append, phase="noise")
+    assert any("4 trainings are left, 3.33 hours one after the other" in line for line in lines)
+    assert not any("that are left" in line for line in lines)  # it says nothing of the search
+
+
+def test_what_a_confirmation_would_train(tmp_path):
+    config = study(tmp_path)
+    begun(config, tmp_path, finished=3)
+    lines: list[str] = []
+    plan(config, lines.append, phase="confirm")
+    [line] = [line for line in lines if line.startswith("phase confirm")]
+    assert "4 arms (baseline, label smoothing, trial 2, trial 1) of 8 replicates" in line and "32 trainings are left" in line
+    explored: list[str] = []
+    plan(config, explored.append, phase="explore")
+    assert any("for the 2 that are left" in line for line in explored)
+
+
+def test_networks_of_any_size_are_counted_at_once(tmp_path):
+    config = study(tmp_path, model={"depth": 256, "width": 65536, "heads": 64},
+                   training={"images": 64 * 10**9, "batch_size": 64}, run={
+                       "root": str(tmp_path), "checkpoint_images": 64, "cpus_per_worker": 0.5})
+    assert "expected: 1 checkpoints of" in said(config)

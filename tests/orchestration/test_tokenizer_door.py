@@ -18,10 +18,12 @@ from uvar_tune.config import Config
 from uvar_tune.config_file import read_config
 from uvar_tune.data import load_images
 from uvar_tune.errors import ConfigError
+from uvar_tune.orchestration.build import new_vqvae
 from uvar_tune.orchestration.reconstruction import reconstruction
-from uvar_tune.orchestration.tokenizer_attempt import run_tokenizer_attempt
+from uvar_tune.orchestration.tokenizer_attempt import _resume, run_tokenizer_attempt
 from uvar_tune.orchestration.tokenizer_run import run_tokenizer
-from uvar_tune.training import latest_valid, load_tokenizer
+from uvar_tune.tracking.writer import recording
+from uvar_tune.training import latest_valid, load_tokenizer, save_tokenizer
 from uvar_tune.training.tokenizer_files import check_tokenizer
 
 TREE = {"data": TINY["data"], "tokenizer": {**TINY["tokenizer"], "images": 1280, "batch_size": 16, "channels": 8},
@@ -118,6 +120,16 @@ def test_the_same_command_says_where_it_lies_and_another_configuration_is_refuse
     assert "Ray" not in again.stdout
     with pytest.raises(ConfigError, match="tokenizer.learning_rate was 0.002, now 0.001"):
         run_tokenizer(read_config(path, ["tokenizer.learning_rate=0.001"]), "digits", official=None, say=print)
+
+
+def test_a_checkpoint_of_another_shape_is_passed_over(tmp_path):
+    fitting, other = (new_vqvae(Config.model_validate({**TREE, "tokenizer": {**TREE["tokenizer"], "channels": channels}}))
+                      for channels in (8, 4))
+    for images, vqvae in ((64, fitting), (128, other)):
+        save_tokenizer(tmp_path / f"{images:012d}", vqvae, training_state={"images": images})
+    with recording(tmp_path) as recorder:
+        assert _resume(tmp_path, fitting, recorder, torch.device("cpu"))["images"] == 64
+    assert "checkpoint 000000000128 is not used: " in (tmp_path / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("overrides", "options", "message"), [

@@ -6,7 +6,7 @@ import pytest
 from search_cases import study_config
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.study.place import require_own_directory
+from uvar_tune.study.place import require_own_directory, require_stored
 from uvar_tune.study.search import Search
 
 
@@ -31,3 +31,17 @@ def test_a_directory_that_was_moved_is_the_same(tmp_path, storage):
     require_own_directory(storage, "study", tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
     require_own_directory(storage, "study", tmp_path / "after")
+
+
+def test_trials_without_their_storage_are_not_begun_anew(tmp_path):
+    directory, url = tmp_path / "study", f"journal:{tmp_path / 'study' / 'optuna.journal'}"
+    directory.mkdir()
+    assert not require_stored(url, "study", directory) and not list(directory.iterdir())
+    require_own_directory(Search(study_config(), url).storage, "study", directory)
+    (directory / "trials" / "00000").mkdir(parents=True)
+    assert require_stored(url, "study", directory)
+    (directory / "optuna.journal").unlink()
+    for elsewhere in (url, f"sqlite:///{tmp_path / 'other.db'}"):
+        with pytest.raises(ConfigError, match=f"does not hold study 'study', whose trials lie in {directory}: .*UVAR_STORAGE"):
+            require_stored(elsewhere, "study", directory)
+    assert not (directory / "optuna.journal").exists()

@@ -28,10 +28,7 @@ class Place:
 
     def write(self, study: str, number: int, points: range, attempt: int = 1) -> Recorder:
         """Steps of 64 images with two values each."""
-        recorder = Recorder(self.trial(study, number) / "metrics.jsonl", attempt=attempt)
-        for i in points:
-            recorder.metrics(64 * i, {"loss/total": 1 / (i + 1), "grad_norm": 2.0 + i})
-        return recorder
+        return record(self.trial(study, number), points, attempt)
 
     def query(self, sql: str, *arguments) -> list[tuple]:
         return query(self.root / "mlflow.db", sql, *arguments)
@@ -76,6 +73,14 @@ class PostgresqlPlace(Place):
             return super().artifacts(run_id)
         folders = list((self.server.directory / "artifacts").glob(f"*/{run_id}/artifacts"))
         return {str(path.relative_to(folder)) for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def record(directory: Path, points: range, attempt: int = 1) -> Recorder:
+    """Steps of 64 images with two values each."""
+    recorder = Recorder(directory / "metrics.jsonl", attempt=attempt)
+    for i in points:
+        recorder.metrics(64 * i, {"loss/total": 1 / (i + 1), "grad_norm": 2.0 + i})
+    return recorder
 
 
 def expected(points: range) -> list[tuple]:

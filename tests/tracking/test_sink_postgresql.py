@@ -26,7 +26,7 @@ def test_a_study_on_postgresql_is_kept_sent_sent_again_and_made_anew(place, tmp_
     done = sync(place, **told)
     assert done.returncode == 0 and "MLflow has all" in done.stdout, done.stdout + done.stderr
     before = content(place)
-    assert sorted(before) == ["trial 0", "trial 1", "trial 2", "whole"] and before["trial 2"][0] == "FAILED"
+    assert sorted(before) == ["noise/0", "trial 0", "trial 1", "trial 2", "whole"] and before["trial 2"][0] == "FAILED"
     assert len(before["trial 0"][1]) == len(set(before["trial 0"][1])) == 10 * 2 + 3
     assert "config.yaml" in before["trial 0"][-1]
     assert sync(place, "--rebuild", **told).returncode == 0

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from uvar_tune.tracking.sink.spool import Spool, known_runs
 
 
@@ -26,6 +28,26 @@ def test_a_line_torn_by_a_kill_spoils_neither_the_next_nor_the_reading(tmp_path)
     Spool(tmp_path).put({"op": "three"})
     assert operations(spool) == ["one", "three"]
     assert spool.unsent() == (2, 0)
+
+
+@pytest.mark.parametrize("line", [bytes(20), b"\x00\x00\x00\x00{}", b"\xff\xfe", b"[" * 100_000, b"[1]", b"7"])
+def test_a_line_that_is_none_of_ours_is_passed_over(tmp_path, line):
+    """Such as the NULs that a machine leaves where it lost its power."""
+    spool = Spool(tmp_path)
+    spool.put({"op": "one"})
+    with (tmp_path / "outbox.jsonl").open("ab") as handle:
+        handle.write(line)
+    spool.put({"op": "two"})
+    assert operations(spool) == ["one", "two"] and spool.unsent() == (2, 0)
+
+
+def test_what_is_rewritten_is_to_be_sent_and_keeps_the_mark_of_its_runs(tmp_path):
+    spool = Spool(tmp_path)
+    spool.put({"op": "one"})
+    spool.save({**spool.load(), "root": "mark", "outbox": 14, "runs": {"0": "a"}})
+    spool.rewrite([{"op": "zero"}, *spool.operations()])
+    assert operations(spool) == ["zero", "one"] and spool.unsent() == (2, 0)
+    assert spool.load()["root"] == "mark" and spool.load()["runs"] == {}
 
 
 def test_what_the_disk_refuses_waits_in_order(tmp_path):

@@ -4,29 +4,93 @@ import subprocess
 import sys
 
 import torch
-from mlflow_place import Place
-from whole_study import content, run_study, sync
+from mlflow_place import Place, record
+from whole_study import CONFIG, content, run_study, sync
 
+from uvar_tune.orchestration.attempt import write_config
+from uvar_tune.orchestration.outcome import write_outcome
+from uvar_tune.study.files import StudyFiles
+from uvar_tune.study.place import require_own_directory
+from uvar_tune.study.storage import open_storage
+from uvar_tune.tracking.sink import Spool
 from uvar_tune.training import save_checkpoint
 
 
 def test_a_study_is_made_anew_on_an_empty_server_and_unchanged_on_a_full_one(tmp_path):
+    """Also where nothing is left of what it was told: then storage and records tell it."""
     place = Place(tmp_path)
-    sink, checkpoint = run_study(place), place.trial("whole", 1) / "checkpoints" / "000000000640"
+    sink, checkpoint = run_study(place), tmp_path / "whole" / "trials" / "00000" / "checkpoints" / "000000000640"
     save_checkpoint(checkpoint, var_state={"weight": torch.ones(2)}, config={}, tokenizer={"path": "t", "sha256": "0" * 64},
                     training_state={"images": 640})
-    sink.artifact(1, checkpoint, "checkpoint")
+    sink.artifact(0, checkpoint, "checkpoint")
     assert sink.close(60)
     before = content(place)
-    assert "checkpoint/000000000640/var.safetensors" in before["trial 1"][-1]
-    assert [before[f"trial {number}"][0] for number in range(3)] == ["FINISHED", "FINISHED", "FAILED"]
-    done = sync(place, "--rebuild")
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    assert content(place) == before
+    assert "checkpoint/000000000640/var.safetensors" in before["trial 0"][-1] and "study.yaml" in before["whole"][-1]
+    statuses = {"trial 0": "FINISHED", "trial 1": "KILLED", "trial 2": "FAILED", "noise/0": "FINISHED", "whole": "FINISHED"}
+    assert {name: shown[0] for name, shown in before.items()} == statuses
+    for lost in ((), ("mlflow.db",), ("mlflow.db", "whole/mlflow/outbox.jsonl"), ("whole/mlflow/state.json",)):
+        for name in lost:
+            (tmp_path / name).unlink()
+        done = sync(place, "--rebuild")
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        assert content(place) == before, lost
+
+
+def test_what_the_outbox_has_lost_in_part_is_told_before_the_rest(tmp_path):
+    """As after `mlflow/` was deleted while the study went on."""
+    place = Place(tmp_path)
+    assert run_study(place).close(60)
+    before, spool = content(place), Spool(tmp_path / "whole" / "mlflow")
+    kept = spool.operations()
+    spool.rewrite([operation for operation in kept if operation.get("number") in (None, 2)])
     (tmp_path / "mlflow.db").unlink()
-    done = sync(place, "--rebuild")
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert sync(place, "--rebuild").returncode == 0
     assert content(place) == before
+
+
+def test_nothing_of_a_final_run_is_lost_by_making_it_anew(tmp_path):
+    place, files = Place(tmp_path), StudyFiles(tmp_path, "whole-final")
+    files.prepare()
+    files.claim(CONFIG)
+    write_config(files.trial(0), CONFIG)
+    scores = {"fid": 2.0}
+    record(files.trial(0), range(10)).metrics(640, scores)
+    result = {"outcome": "complete", "scores": scores, "params": {"inference.cfg_scale": 1.5}, "ran": {}}
+    write_outcome(files.trial(0), {"training": 7}, {**result, "protocol": {"samples": 1000}})
+    for lost in ((), ("mlflow.db",)):
+        for name in lost:
+            (tmp_path / name).unlink()
+        done = sync(place, "--rebuild", study="whole-final")
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        found = content(place)
+        assert {name: shown[0] for name, shown in found.items()} == {"whole-final": "FINISHED", "trial 0": "FINISHED"}
+        assert found["trial 0"][2]["protocol.samples"] == "1000" and len(found["trial 0"][1]) == 21
+    assert not files.journal.exists()
+
+
+def test_a_storage_that_is_gone_is_said_and_nothing_is_dropped(tmp_path):
+    place = Place(tmp_path)
+    assert run_study(place).close(60)
+    before, outbox = content(place), (tmp_path / "whole" / "mlflow" / "outbox.jsonl").read_bytes()
+    require_own_directory(open_storage(f"journal:{tmp_path / 'whole' / 'optuna.journal'}"), "whole", tmp_path / "whole")
+    (tmp_path / "whole" / "optuna.journal").rename(tmp_path / "elsewhere.journal")
+    done = sync(place, "--rebuild")
+    assert done.returncode == 2 and "does not hold study 'whole', whose trials lie in" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and content(place) == before
+    assert (tmp_path / "whole" / "mlflow" / "outbox.jsonl").read_bytes() == outbox
+    assert not (tmp_path / "whole" / "optuna.journal").exists()
+
+
+def test_a_root_that_was_moved_takes_its_runs_along(tmp_path):
+    old, new = Place(tmp_path / "old"), Place(tmp_path / "new")
+    old.root.mkdir()
+    assert run_study(old).close(60)
+    before = content(old)
+    old.root.rename(new.root)
+    said = sync(new, "--rebuild")
+    assert said.returncode == 1 and f"below {old.root}, which is gone: where run.root was moved, link the old path" in said.stdout
+    old.root.symlink_to(new.root)
+    assert sync(new).returncode == 0 and content(new) == before
 
 
 def test_what_was_left_over_is_sent_and_then_nothing_is(tmp_path):
@@ -36,7 +100,7 @@ def test_what_was_left_over_is_sent_and_then_nothing_is(tmp_path):
     place.uri = uri
     done = sync(place)
     assert done.returncode == 0 and "MLflow has all" in done.stdout and done.stderr == ""
-    assert sorted(content(place)) == ["trial 0", "trial 1", "trial 2", "whole"]
+    assert sorted(content(place)) == ["noise/0", "trial 0", "trial 1", "trial 2", "whole"]
     assert len(place.rows(place.runs("uvar.trial", "whole/0")[0])) == 10 * 2 + 3
 
 

@@ -26,8 +26,11 @@ def test_messages_lose_what_is_secret(text):
     assert "s3cret" not in cleaned(text, "http://ann:s3cret%21@host:5000")
 
 
-def test_a_password_in_the_query_is_secret_too():
-    assert "hunter2" not in cleaned("hunter2 was refused", "postgresql://db/mlflow?user=ann&password=hunter2")
+@pytest.mark.parametrize("query", ["user=ann&password=hunter2", "sslkey=hunter2", "passwd=hunter2",
+                                   "odbc_connect=DSN%3Ba&PWD%3Dhunter2"])
+def test_a_password_in_the_query_is_secret_too(query):
+    assert "hunter2" not in cleaned("hunter2 was refused", f"postgresql://db/mlflow?{query}")
+    assert "hunter2" not in cleaned(f"postgresql://db/mlflow?{query} was refused", f"postgresql://db/mlflow?{query}")
 
 
 def test_a_storage_url_is_a_parameter_without_its_password():

@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 
+from mlflow_place import record
+
 from uvar_tune.config import Config
+from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.study.files import StudyFiles
+from uvar_tune.study.replicates import Replicates
 from uvar_tune.study.search import Search
-from uvar_tune.tracking.parameters import profiled, run_parameters, scored_under, study_parameters
+from uvar_tune.tracking.parameters import run_parameters, scored_under, study_parameters, that_ran
 from uvar_tune.tracking.record import Recorder
 
 CONFIG = Config.model_validate({
@@ -16,41 +20,49 @@ CONFIG = Config.model_validate({
         "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4}}})
 
 
-def sync(place, *options, **variables):
+def sync(place, *options, study="whole", **variables):
     """`python -m uvar_tune.sync` on the study, in a process of its own with these environment variables."""
-    command = [sys.executable, "-m", "uvar_tune.sync", "--study", "whole", "--root", str(place.root), *options]
+    command = [sys.executable, "-m", "uvar_tune.sync", "--study", study, "--root", str(place.root), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
 
 
 def run_study(place):
-    """Three trials as the driver runs them, the last one diverging."""
+    """Three trials as the driver runs them, the second stopped at a rung and the last one diverging, and a replicate of one."""
     files = StudyFiles(place.root, "whole")
     files.prepare()
     files.claim(CONFIG)
     search, sink = Search(CONFIG, files.storage_url(CONFIG)), place.sink("whole")
     sink.start_study(study_parameters(CONFIG), {"uvar.commit": "abc"})
+    sink.artifact(None, files.config, "")
     Recorder(files.directory / "prepare.jsonl").event("prepared", reconstruction_mse=0.02)
     sink.study_metrics({"prepare/reconstruction_mse": 0.02})
-    while (proposal := search.ask()) is not None:
-        number = proposal.number
-        values = run_parameters(CONFIG, proposal.values)
-        sink.watch_trial(number, place.trial("whole", number), values, {"uvar.kind": proposal.kind, "uvar.attempt": "1"})
-        recorder = place.write("whole", number, range(10), proposal.attempt)
-        if number == 2:
-            search.prune(number, "diverged", {"made_by": {"commit": "abc"}})
-            sink.finish_trial(number, "FAILED")
-            continue
-        recorder.event("score", images=640, cfg_scale=1.5, seeds="a", fid=3.0 - number)
-        recorder.metrics(640, {"fid": 3.0 - number})
-        scores, params = {"fid": 3.0 - number, "f1": 0.5}, {"inference.cfg_scale": 1.5}
-        protocol = {"samples": 1000, "reference": "4677e795", "divisor": ""}
-        search.complete(number, 3.0 - number, {"scores": scores, "params": params, "protocol": protocol,
-                                               "made_by": {"commit": "abc"}})
-        about = {**{name: params[name] for name in profiled(CONFIG)}, **scored_under(protocol, proposal.seeds)}
-        sink.finish_trial(number, "FINISHED", scores, about)
+    for work, phase in ((search, "trial"), (Replicates(CONFIG, files.storage_url(CONFIG), "noise", {"baseline": {}}, 1), "noise")):
+        while (proposal := work.ask()) is not None:
+            _run(files, work, phase, proposal, sink)
     sink.study_metrics({"best/fid": 2.0, "best/f1": 0.5})
     sink.finish_study("FINISHED")
     return sink
+
+
+def _run(files, work, phase, proposal, sink):
+    number = proposal.number
+    searched = phase == "trial"
+    key, directory = (number, files.trial(number)) if searched else (f"{phase}/{number}", files.directory / phase / "00000")
+    write_config(directory, CONFIG.with_values(proposal.values))
+    tags = {"uvar.kind": proposal.kind, "uvar.phase": phase, "uvar.attempt": "1"}
+    sink.watch_trial(key, directory, run_parameters(CONFIG, proposal.values), tags)
+    recorder = record(directory, range(10), proposal.attempt)
+    if number in (1, 2):
+        outcome = {1: "stopped", 2: "diverged"}[number]
+        work.prune(number, outcome, {"made_by": {"commit": "abc"}})
+        sink.finish_trial(key, "KILLED" if outcome == "stopped" else "FAILED")
+        return
+    recorder.event("score", images=640, cfg_scale=1.5, seeds="a", fid=2.0)
+    recorder.metrics(640, {"fid": 2.0})
+    scores, params = {"fid": 2.0, "f1": 0.5}, {"inference.cfg_scale": 1.5}
+    protocol, ran = {"samples": 1000, "reference": "4677e795", "divisor": ""}, {"objective.lambda_1": 0.25}
+    work.complete(number, 2.0, {"scores": scores, "params": params, "protocol": protocol, "ran": ran, "made_by": {"commit": "abc"}})
+    sink.finish_trial(key, "FINISHED", scores, {**params, **that_ran(ran), **scored_under(protocol, proposal.seeds)})
 
 
 def content(place):

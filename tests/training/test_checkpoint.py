@@ -88,6 +88,17 @@ def edit_manifest(change):
     return damage
 
 
+def lead(path, leads_to):
+    path.unlink()
+    path.symlink_to(leads_to)
+
+
+def unreadable(directory):
+    """Weights of which the first byte is an input/output error, as of a bad sector."""
+    lead(directory / "var.safetensors", "/proc/self/mem")
+    edit_manifest(lambda m: m["files"]["var.safetensors"].update(bytes=0))(directory)
+
+
 DAMAGE = {
     "truncated weights": (lambda d: os.truncate(d / "var.safetensors", 100), "var.safetensors has 100 bytes"),
     "a bit of the weights": (lambda d: flip(d / "var.safetensors"), "var.safetensors does not have the content"),
@@ -97,6 +108,10 @@ DAMAGE = {
     "manifest gone": (lambda d: (d / "manifest.json").unlink(), "no readable manifest.json"),
     "manifest cut": (lambda d: os.truncate(d / "manifest.json", 40), "no readable manifest.json"),
     "manifest of other files": (edit_manifest(lambda m: m["files"].update({"../../x": m["files"]["config.yaml"]})), "names"),
+    "manifest of endless bytes": (edit_manifest(lambda m: m["files"]["config.yaml"].update(bytes=1e999)), "no readable manifest"),
+    "manifest far too long": (lambda d: os.truncate(d / "manifest.json", 2**25), "manifest.json (cannot be read (larger than"),
+    "manifest that is a device": (lambda d: lead(d / "manifest.json", "/dev/null"), "no regular file"),
+    "a bad sector": (unreadable, "var.safetensors cannot be read (Input/output error)"),
     "manifest without images": (edit_manifest(lambda m: m.pop("images")), "does not say how many images"),
 }
 
@@ -171,6 +186,13 @@ def test_retention_deletes_the_oldest_and_never_the_newest_sound_one(save):
     assert retain(parent, max_bytes=1) == [paths[1], paths[3]]
     assert skipped(parent) == (paths[2], [])
     assert retain(parent, max_bytes=1) == []
+
+
+def test_retention_where_a_link_leads_nowhere(save):
+    paths = [save(images) for images in (64, 128)]
+    for path in paths:
+        (path / "notes").symlink_to(path / "nowhere")
+    assert retain(paths[0].parent, max_bytes=1) == paths[:1] and not paths[0].exists()
 
 
 def test_tokenizer_comes_back_and_damage_is_told(tokenizer, tmp_path):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import BAD_INPUT, ConfigError, choose
 
 BENCHMARKS = {"data": ("uvar_tune.bench.data", "reading the token cache against encoding the images"),
               "loss": ("uvar_tune.bench.loss", "the fused objective against plain cross-entropy and autograd"),
@@ -25,15 +25,32 @@ BENCHMARKS = {"data": ("uvar_tune.bench.data", "reading the token cache against 
               "train": ("uvar_tune.bench.train", "a training step and its memory, against the official code (--official PATH)")}
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the other doors do."""
+
+    def error(self, message):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m uvar_tune.bench", description=__doc__.splitlines()[0])
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _Parser(prog="python -m uvar_tune.bench", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, (_, description) in BENCHMARKS.items():
         command = commands.add_parser(name, help=description, description=description,
-                                      epilog="further options: the arguments of the benchmark's run()")
+                                      epilog="further options: the keyword arguments of run() in its module, as --name VALUE")
         command.add_argument("--json", action="store_true", help="rows as JSON instead of lines")
         command.add_argument("--small", action="store_true", help="a shape that takes seconds, to see that it works")
         command.add_argument("--repeats", type=int, default=None, help="alternated measurements of each side")
+    if not {"-h", "--help"} & set(arguments):
+        named = [one for one in arguments if not one.startswith("-")]
+        if not named:
+            parser.error(f"command line: a benchmark is missing (one of: {', '.join(BENCHMARKS)})")
+        try:
+            choose(named[0], BENCHMARKS, "benchmark", "command line")
+        except ConfigError as error:
+            parser.error(str(error))
     chosen, further = parser.parse_known_args(arguments)
     if chosen.repeats is not None and chosen.repeats < 1:
         parser.error(f"--repeats {chosen.repeats}: at least 1")
@@ -43,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = run(small=chosen.small, **options, **_options(run, further, parser))
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     if chosen.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -56,7 +73,7 @@ def _options(run: Callable[..., Any], further: list[str], parser: argparse.Argum
     """The further arguments of ``run`` among the command line's, as the text they are given as."""
     known = {name: parameter for name, parameter in inspect.signature(run).parameters.items()
              if name not in ("small", "repeats")}
-    own = argparse.ArgumentParser(prog=parser.prog, usage=parser.format_usage().removeprefix("usage: "), allow_abbrev=False)
+    own = _Parser(prog=parser.prog, usage=parser.format_usage().removeprefix("usage: "), allow_abbrev=False)
     for name in known:
         own.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS)
     return vars(own.parse_args(further))

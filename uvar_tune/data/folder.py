@@ -18,7 +18,7 @@ from PIL import Image
 
 from uvar_tune import seeds
 from uvar_tune.data.image_set import ImageSet, chosen_classes
-from uvar_tune.data.scan import UNREADABLE, scan
+from uvar_tune.data.scan import UNREADABLE, opened, scan, shown
 from uvar_tune.errors import ConfigError
 
 DIRECTORIES = {"train": "train", "validation": "val"}
@@ -106,7 +106,7 @@ class FolderImages:
         try:
             image = shrink(read_image(self.paths[index]), self.size)
         except UNREADABLE as error:
-            raise ConfigError(f"cannot be read any more ({error})", where=str(self.paths[index])) from error
+            raise ConfigError(f"cannot be read any more ({error})", where=shown(self.paths[index])) from error
         room = (image.width - self.size, image.height - self.size)
         left, top = room[0] // 2, room[1] // 2
         if crop is not None:
@@ -118,7 +118,7 @@ class FolderImages:
 
 def read_image(path: Path) -> Image.Image:
     """An RGB image, decoded to its last byte. Raises one of `UNREADABLE`."""
-    with Image.open(path, formats=_FORMATS) as image:
+    with opened(path) as handle, Image.open(handle, formats=_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
         if max(image.size) > _MAX_RATIO * min(image.size):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from uvar_tune.data.plain import read_json
 from uvar_tune.errors import ConfigError
 
 MANIFEST = "manifest.json"
@@ -74,27 +75,38 @@ def check_directory(directory: Path, *, needed: Collection[str], optional: Colle
         hashes: compare contents too, not sizes alone.
 
     Raises:
-        ConfigError: no manifest, another file than these, one missing, of another size, or of another content.
+        ConfigError: no manifest, another file than these, one missing, unreadable, of another size, or of another content.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest = read_json(directory / MANIFEST)
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"no readable {MANIFEST} ({error})", where=str(directory)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        why = error.message if isinstance(error, ConfigError) else error
+        raise ConfigError(f"no readable {MANIFEST} ({str(why):.200})", where=str(directory)) from error
     if not set(needed) <= set(files) <= {*needed, *optional}:
-        raise ConfigError(f"{MANIFEST} names {sorted(files)}, expected {sorted(needed)} and perhaps {sorted(optional)}",
+        raise ConfigError(f"{MANIFEST} names {str(sorted(files)):.200}, expected {sorted(needed)} and perhaps {sorted(optional)}",
                           where=str(directory))
     for name, (size, sha256) in files.items():
-        path = directory / name
-        if not path.is_file():
-            if name in optional:
+        try:
+            if not (directory / name).is_file() and name in optional:
                 continue
-            raise ConfigError(f"{name} is missing", where=str(directory))
-        if path.stat().st_size != size:
-            raise ConfigError(f"{name} has {path.stat().st_size:,} bytes, its manifest says {size:,}", where=str(directory))
-        if hashes and file_sha256(path) != sha256:
-            raise ConfigError(f"{name} does not have the content that its manifest states", where=str(directory))
+            wrong = _difference(directory / name, size, sha256 if hashes else None)
+        except OSError as error:
+            wrong = f"cannot be read ({error.strerror})"
+        if wrong:
+            raise ConfigError(f"{name} {wrong}", where=str(directory))
     return manifest
+
+
+def _difference(path: Path, size: int, sha256: str | None) -> str | None:
+    """How the file is not what its manifest says; None where it is."""
+    if not path.is_file():
+        return "is missing"
+    if (found := path.stat().st_size) != size:
+        return f"has {found:,} bytes, its manifest says {size:,}"
+    if sha256 is not None and file_sha256(path) != sha256:
+        return "does not have the content that its manifest states"
+    return None
 
 
 def remove_directory(directory: Path) -> None:

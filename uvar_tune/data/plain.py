@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,21 @@ import torch
 import yaml
 
 from uvar_tune.errors import ConfigError, first_line
+from uvar_tune.model.tensor_file import load_plain
 
-_MAX_BYTES = 2**24  # of a text: what we write ourselves is far smaller
+_MAX_BYTES, _MAX_YAML_BYTES = 2**24, 2**20  # of a text: what we write ourselves is far smaller
+_MAX_YAML_NODES = 2**15  # 2 s; a configuration that names every class of the largest data sets has fewer
 
 
 class _Plain(yaml.SafeLoader):
-    """Without aliases: a few lines of them unfold to gigabytes."""
+    """Without aliases: a few lines of them unfold to gigabytes; and of so many nodes at most, for each takes its time."""
+
+    nodes = 0
 
     def compose_node(self, parent, index):
+        self.nodes += 1
+        if self.nodes > _MAX_YAML_NODES:
+            raise ValueError(f"more than {_MAX_YAML_NODES} nodes")
         if self.check_event(yaml.AliasEvent):
             raise ValueError("YAML aliases (*name) are not allowed")
         return super().compose_node(parent, index)
@@ -25,18 +33,21 @@ class _Plain(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping. Raises ConfigError where the file holds anything else."""
-    return _read(path, lambda text: yaml.load(text, Loader=_Plain))
+    return _read(path, lambda text: yaml.load(text, Loader=_Plain), _MAX_YAML_BYTES)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A mapping. Raises ConfigError where the file holds anything else."""
-    return _read(path, json.loads)
+    return _read(path, json.loads, _MAX_BYTES)
 
 
-def _read(path: Path, parse) -> dict[str, Any]:
+def _read(path: Path, parse, max_bytes: int) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"larger than {_MAX_BYTES} bytes")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("no regular file")
+        if found.st_size > max_bytes:
+            raise ValueError(f"larger than {max_bytes} bytes")
         tree = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot be read ({_line(error)})", where=str(path)) from None
@@ -46,9 +57,9 @@ def _read(path: Path, parse) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Tensors and plain values that `torch.save` wrote, on the CPU; a pickle that would run code is refused."""
+    """Tensors and plain values that `torch.save` wrote, on the CPU; what would run code or take far more room is refused."""
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        tree = load_plain(path)
     except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
         raise ConfigError(f"holds more than plain tensors, or is damaged ({_line(error)})", where=str(path)) from None
     if not isinstance(tree, dict):

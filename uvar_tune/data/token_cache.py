@@ -23,7 +23,7 @@ import torch
 
 from uvar_tune.data.image_set import ImageSet, to_unit
 from uvar_tune.data.manifest import check_directory, locked, write_directory
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import ConfigError, first_line
 from uvar_tune.model.scales import positions
 
 Progress = Callable[[int, int], None]
@@ -35,7 +35,7 @@ _SHARD_ROWS = 4096
 class TokenCache:
     """Attributes:
         tokens_NL: uint16 (int32 for more than 65,536 codes), memory-mapped, read only.
-        labels_N: int64, of each row.
+        labels_N: int64, of each row, memory-mapped; what is written to it stays with the process.
         images: how many; rows = images·crops.
         source: content hashes of images and tokenizer.
     """
@@ -61,16 +61,18 @@ class TokenCache:
         directory = Path(directory)
         facts = check_directory(directory, needed=_FILES, hashes=hashes)
         try:
-            tokens_NL = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
-            labels_N = np.load(directory / "labels.npy", allow_pickle=False)
-            found = cls(tokens_NL, labels_N, facts["crops"], tuple(facts["scales"]), facts["vocab_size"], facts["images"],
-                        facts["source"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            crops, images, vocab_size, *scales = _whole([facts["crops"], facts["images"], facts["vocab_size"], *facts["scales"]])
+            found = cls(_mapped(directory / "tokens.npy", "r"), _mapped(directory / "labels.npy", "c"), crops, tuple(scales),
+                        vocab_size, images, dict(facts["source"]))
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"is no token cache ({error})", where=str(directory)) from error
-        rows = found.images * found.crops
-        if tokens_NL.shape != (rows, positions(found.scales)) or labels_N.shape != (rows,):
-            raise ConfigError(f"tokens {tokens_NL.shape} and labels {labels_N.shape} are not {rows} rows of the scales "
-                              f"{list(found.scales)}", where=str(directory))
+        rows, length = images * crops, positions(scales)
+        if found.tokens_NL.shape != (rows, length) or found.labels_N.shape != (rows,):
+            raise ConfigError(f"tokens {found.tokens_NL.shape} and labels {found.labels_N.shape} are not {rows} rows of the "
+                              f"scales {str(scales):.200}", where=str(directory))
+        if found.tokens_NL.dtype not in (np.uint16, np.int32) or found.labels_N.dtype != np.int64:
+            raise ConfigError(f"tokens {found.tokens_NL.dtype} and labels {found.labels_N.dtype} are not of the types of a cache",
+                              where=str(directory))
         return found
 
 
@@ -105,6 +107,25 @@ def build_token_cache(directory: str | Path, images: ImageSet, vqvae, *, batch: 
     if (found.source, found.crops, tuple(found.scales)) != (source, crops, tuple(vqvae.scales)):
         raise ConfigError(f"holds the tokens of other images, tokenizer or crops ({found.source}, {found.crops} crops)",
                           where=str(directory))
+    return found
+
+
+def _whole(values: list) -> list[int]:
+    """The values, where all of them are sizes."""
+    for value in values:
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise ValueError(f"its manifest says {str(value):.50} where a size stands")
+    return values
+
+
+def _mapped(path: Path, mode: str) -> np.ndarray:
+    """A saved array, which takes no memory until it is read. ValueError for what is none."""
+    try:
+        found = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except Exception as error:  # whatever a damaged header makes the reader raise
+        raise ValueError(f"{path.name}: {first_line(error)}") from None
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{path.name} is no array")
     return found
 
 
@@ -155,8 +176,8 @@ def _open_parts(parts: Path, plan: str) -> None:
 def _shard(parts: Path, start: int, shape: tuple[int, int], dtype) -> np.ndarray | None:
     """A finished shard, or None."""
     try:
-        found = np.load(parts / f"{start:012d}.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        found = _mapped(parts / f"{start:012d}.npy", "r")
+    except ValueError:
         return None
     return found if (found.shape, found.dtype) == (shape, dtype) else None
 

@@ -68,12 +68,20 @@ def box_mask(box: tuple[int, int, int, int], size: int, *, known: str) -> torch.
     return inside_SS if known == "inside" else ~inside_SS
 
 
+def check_known(vqvae: VQVAE, known_SS: torch.Tensor, where: str = "mask") -> None:
+    """ConfigError for a mask that hides everything or nothing, or leaves no token known."""
+    if not known_SS.any():
+        raise ConfigError("the mask hides everything: nothing of the image is known", where=where)
+    if known_SS.all():
+        raise ConfigError("the mask hides nothing: there is nothing to sample", where=where)
+    if not _whole_cells(known_SS, vqvae.scales[-1]).any():
+        raise ConfigError(f"the mask leaves no whole cell of {vqvae.image_size // vqvae.scales[-1]} pixels known, the "
+                          "finest that a token stands for", where=where)
+
+
 @torch.no_grad()
 def _known(vqvae: VQVAE, tokens: list[torch.Tensor], known_SS: torch.Tensor) -> Known:
     maps = [_whole_cells(known_SS, side) for side in vqvae.scales]
-    if not maps[-1].any():
-        raise ConfigError(f"the mask leaves no whole cell of {vqvae.image_size // vqvae.scales[-1]} pixels known, the "
-                          "finest that a token stands for", where="mask")
     explained, features = vqvae.quantize.empty(1), []
     for k, part in enumerate(tokens):
         explained = explained + vqvae.quantize.explain(part, k)
@@ -97,7 +105,4 @@ def _check(vqvae: VQVAE, image_3SS: torch.Tensor, known_SS: torch.Tensor) -> Non
     if tuple(known_SS.shape) != (size, size) or known_SS.dtype != torch.bool:
         raise ConfigError(f"mask of shape {tuple(known_SS.shape)} and type {known_SS.dtype}, expected ({size}, {size}) bool, "
                           "true where the image is known", where="mask")
-    if not known_SS.any():
-        raise ConfigError("the mask hides everything: nothing of the image is known", where="mask")
-    if known_SS.all():
-        raise ConfigError("the mask hides nothing: there is nothing to sample", where="mask")
+    check_known(vqvae, known_SS)

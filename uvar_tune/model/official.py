@@ -15,6 +15,7 @@ import torch
 from uvar_tune.errors import ConfigError, first_line
 from uvar_tune.model.attention import prefix_mask
 from uvar_tune.model.scales import OFFICIAL_SCALES, level_L, positions
+from uvar_tune.model.tensor_file import load_plain
 from uvar_tune.model.var import VAR
 from uvar_tune.model.vqvae import VQVAE
 
@@ -98,7 +99,7 @@ def _read(source: str | Path | State, which: str, name: str | None = None) -> tu
     else:
         where = name or str(source)
         try:
-            tree = torch.load(source, map_location="cpu", weights_only=True)
+            tree = load_plain(source)
         except FileNotFoundError:
             raise ConfigError("there is no such file", where=where) from None
         except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
@@ -107,7 +108,8 @@ def _read(source: str | Path | State, which: str, name: str | None = None) -> tu
     for key in ("trainer", _INSIDE[which]):
         if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
             tree = tree[key]
-    if not isinstance(tree, Mapping) or not tree or not all(isinstance(value, torch.Tensor) for value in tree.values()):
+    if not isinstance(tree, Mapping) or not tree or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
+                                                            for key, value in tree.items()):
         raise ConfigError(f"holds no state dict of a {which.upper()}: neither bare tensors nor 'trainer' with "
                           f"'{_INSIDE[which]}'", where=where)
     if isinstance(source, Mapping):  # the caller's tensors stay the caller's
@@ -120,11 +122,13 @@ def _scales(vae_state, vae_where: str, var_state, var_where: str, given: Sequenc
     told: tuple[int, ...] | None = None
     if var_state is not None:
         told = _scales_of_levels(_need(var_state, _LEVELS, var_where), var_where)
+        if _need(var_state, _MASK, var_where).shape != (1, 1, positions(told), positions(told)):  # before one is made to compare
+            raise ConfigError(f"{_MASK} is not what the scales {list(told)} make", where=var_where)
         if given is not None and tuple(given) != told:
             raise ConfigError(f"scales {list(given)} were given, but the VAR has {list(told)}", where=var_where)
     if told or given:
         return told or tuple(given)
-    count = len(_need(vae_state, _HITS, vae_where))
+    count = len(_need(vae_state, _HITS, vae_where, dims=2))
     if count not in OFFICIAL_SCALES:
         known = " or ".join(str(k) for k in OFFICIAL_SCALES)
         raise ConfigError(f"a tokenizer of {count} scales does not tell their sizes (only for {known} scales there is an "
@@ -133,9 +137,12 @@ def _scales(vae_state, vae_where: str, var_state, var_where: str, given: Sequenc
 
 
 def _scales_of_levels(levels_1L: torch.Tensor, where: str) -> tuple[int, ...]:
-    counts = levels_1L.flatten().bincount().tolist() if not levels_1L.is_floating_point() else []
+    levels_L = levels_1L.flatten().long()
+    sound = len(levels_L) and not levels_1L.is_floating_point() and 0 <= levels_L.min() <= levels_L.max() < len(levels_L)
+    counts = levels_L.bincount().tolist() if sound else [0]
     scales = tuple(round(count**0.5) for count in counts)
-    if 0 in (counts or [0]) or positions(scales) != levels_1L.numel() or not torch.equal(levels_1L.flatten(), level_L(scales)):
+    if (0 in counts or positions(scales) != len(levels_L) or list(scales) != sorted(set(scales))
+            or not torch.equal(levels_L, level_L(scales))):
         raise ConfigError(f"{_LEVELS} does not count square scales, coarse to fine", where=where)
     return scales
 
@@ -147,13 +154,11 @@ def _load_vqvae(state: dict[str, torch.Tensor], where: str, scales: tuple[int, .
     widths = [_need(state, f"encoder.down.{i}.block.0.conv1.weight", where, dims=4).shape[0] for i in range(levels)]
     phi, own_phi = _count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."), _count(state, r"quantize\.quant_resi\.(\d+)\.")
     single = any(key.startswith("quantize.quant_resi.qresi.") for key in state)
-    with torch.device("meta"):
-        vqvae = VQVAE(vocab_size=vocab_size, code_dim=code_dim, channels=channels, scales=scales,
-                      channel_multipliers=[width // channels for width in widths],
-                      quant_resi=0.5 if phi or own_phi or single else 0.0, share_quant_resi=phi or (0 if own_phi else 1),
-                      blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."))
-    hits = state.get(_HITS)
-    if hits is not None and len(hits) != len(scales):  # recorded for other scales: a statistic, not needed
+    vqvae = _described(VQVAE, where, vocab_size=vocab_size, code_dim=code_dim, channels=channels, scales=scales,
+                       channel_multipliers=[width // channels for width in widths],
+                       quant_resi=0.5 if phi or own_phi or single else 0.0, share_quant_resi=phi or (0 if own_phi else 1),
+                       blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."))
+    if _HITS in state and len(_need(state, _HITS, where, dims=2)) != len(scales):  # of other scales: a statistic, not needed
         state[_HITS] = torch.zeros(len(scales), vocab_size)
     return _fill(vqvae, state, where)
 
@@ -162,14 +167,23 @@ def _load_var(state: dict[str, torch.Tensor], where: str, scales: tuple[int, ...
     width, code_dim = _need(state, "word_embed.weight", where, dims=2).shape
     hidden = _need(state, "blocks.0.ffn.fc1.weight", where, dims=2).shape[0]
     depth, sharpness = _count(state, r"blocks\.(\d+)\."), state.get("blocks.0.attn.scale_mul_1H11")
-    with torch.device("meta"):
-        var = VAR(depth=depth, width=width, heads=_heads(sharpness, depth, width, num_heads, where), scales=scales,
-                  vocab_size=_need(state, "head.weight", where, dims=2).shape[0], code_dim=code_dim,
-                  num_classes=_need(state, _CLASSES, where, dims=2).shape[0] - 1,
-                  shared_aln="shared_ada_lin.1.weight" in state, attn_l2_norm=sharpness is not None,
-                  mlp_ratio=hidden / width)
+    var = _described(VAR, where, depth=depth, width=width, heads=_heads(sharpness, depth, width, num_heads, where),
+                     scales=scales, vocab_size=_need(state, "head.weight", where, dims=2).shape[0], code_dim=code_dim,
+                     num_classes=_need(state, _CLASSES, where, dims=2).shape[0] - 1,
+                     shared_aln="shared_ada_lin.1.weight" in state, attn_l2_norm=sharpness is not None,
+                     mlp_ratio=hidden / width)
     _drop_derived(state, where, scales, depth, width)
     return _fill(var, state, where)
+
+
+def _described(kind: type, where: str, **sizes):
+    """A network of these sizes on the meta device, so that it takes no memory."""
+    try:
+        with torch.device("meta"):
+            return kind(**sizes)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise ConfigError(f"its tensors have sizes of which no {kind.__name__} can be made ({first_line(error)})",
+                          where=where) from None
 
 
 def _heads(sharpness: torch.Tensor | None, depth: int, width: int, given: int | None, where: str) -> int:
@@ -225,8 +239,9 @@ def _compare(wanted: State, state: State, name: str, where: str) -> None:
 def _need(state: State, key: str, where: str, dims: int | None = None) -> torch.Tensor:
     if key not in state:
         raise ConfigError(f"{key} is missing", where=where)
-    if dims is not None and state[key].ndim != dims:
-        raise ConfigError(f"{key} has shape {tuple(state[key].shape)}, expected {dims} dimensions", where=where)
+    shape = tuple(state[key].shape)
+    if dims is not None and (len(shape) != dims or 0 in shape):
+        raise ConfigError(f"{key} has shape {shape}, expected {dims} dimensions, none of them 0", where=where)
     return state[key]
 
 

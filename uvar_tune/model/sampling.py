@@ -9,7 +9,6 @@ Legend: B batch, L positions, K scales, p_k the side of scale k, C code dimensio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +24,10 @@ from uvar_tune.model.vqvae import VQVAE
 from uvar_tune.seeds import generator
 
 CHUNK = 16
+# Least and greatest value, and what they mean. Beyond them nothing is sampled otherwise, and float32 overflows in the end.
+BOUNDS = {"cfg_scale": (0.0, 100.0, "0 = guidance off"),
+          "cfg_ramp": (0.0, 100.0, "1 = VAR's ramp, 0 = the same guidance at every scale"),
+          "temperature": (1e-4, 100.0, "1 = the model's own distribution")}
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,23 @@ class Inference:
     temperature: float = 1.0
     cfg_ramp: float = 1.0
 
-    def check(self, vocabulary: int) -> None:
-        """ConfigError for a value that means nothing."""
-        check_filter(self.top_k, self.top_p, vocabulary)
-        if not (math.isfinite(self.cfg_scale) and self.cfg_scale >= 0):
-            raise ConfigError(f"cfg_scale {self.cfg_scale} is not a number of at least 0 (0 = guidance off)",
-                              where="cfg_scale", nearest="0")
-        if not (math.isfinite(self.cfg_ramp) and self.cfg_ramp >= 0):
-            raise ConfigError(f"cfg_ramp {self.cfg_ramp} is not a number of at least 0 (1 = VAR's ramp, 0 = the same guidance "
-                              "at every scale)", where="cfg_ramp", nearest="0")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"temperature {self.temperature} is not a number above 0", where="temperature", nearest="1.0")
+    def check(self, vocabulary: int, spell: Callable[[str], str] = str) -> None:
+        """ConfigError for a value that means nothing; ``spell`` makes of a field's name what its user calls it."""
+        check_filter(self.top_k, self.top_p, vocabulary, spell)
+        for name, (low, high, meaning) in BOUNDS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # NaN is nowhere
+                raise ConfigError(f"{value} is not in {low:g} … {high:g} ({meaning})", where=spell(name),
+                                  nearest=f"{high if value > high else low:g}")
+
+    def about(self) -> str:
+        """The guidance in words."""
+        return f"CFG {self.cfg_scale:g} (0 = off), ramp {self.cfg_ramp:g}"
+
+
+def as_option(name: str) -> str:
+    """A field of `Inference` as the doors spell it."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)

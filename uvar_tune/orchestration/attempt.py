@@ -18,7 +18,7 @@ from uvar_tune.config import Config
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
 from uvar_tune.orchestration.build import new_var, tokenizer_at, training_loss
-from uvar_tune.orchestration.outcome import INTERRUPTION
+from uvar_tune.orchestration.outcome import interrupted
 from uvar_tune.orchestration.scoring import Scorer
 from uvar_tune.orchestration.scratch import on_this_node
 from uvar_tune.orchestration.start import Infeasible, resume, scored_weights, weights_that_run
@@ -156,9 +156,7 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
                                 tokenizer={"path": job["assets"]["tokenizer"]}, training_state=event.state())
                 retain(checkpoints, max_bytes=config.run.checkpoint_bytes)
             if event.stopped:
-                if recorder:
-                    recorder.event("say", text=f"saved at {event.images:,} images")
-                raise _Ended({"outcome": INTERRUPTION, "reason": "it was asked to end", "images": event.images})
+                raise _Ended(interrupted(recorder, event.images))
             if event.images in config.study.rungs:
                 _score_rung(event.images, var, averaged, scorer, clock, report)
     if averaged is not None:

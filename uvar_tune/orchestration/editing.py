@@ -19,7 +19,9 @@ from PIL import Image
 from uvar_tune.data.folder import read_image, shrink
 from uvar_tune.data.scan import UNREADABLE
 from uvar_tune.errors import ConfigError, choose
-from uvar_tune.model import CFG_CONVENTION, box_mask, inpaint
+from uvar_tune.model import box_mask, inpaint
+from uvar_tune.model.editing import check_known
+from uvar_tune.model.sampling import Inference, as_option
 from uvar_tune.orchestration.counting import counting
 from uvar_tune.orchestration.edit_picture import Row, save_picture
 from uvar_tune.orchestration.restore import open_networks
@@ -53,11 +55,7 @@ def run_edit(request: Request, say: Callable[[str], None]) -> None:
         ConfigError: an unknown task; a checkpoint, image, mask or box that cannot be used, or that hides everything or
             nothing; a label out of range; a baseline of another image size; an inference value that means nothing.
     """
-    task = choose(request.task, TASKS, "task", "command line")
-    if (request.mask is None) == (request.box is None):
-        raise ConfigError("give either --mask or --box, to say what is kept and what is made anew", where="command line")
-    if task == "relabel" and request.label is None:
-        raise ConfigError("relabel needs --label, the class to put there", where="--label")
+    check(request)
     opened = [("checkpoint", *open_networks(request.checkpoint, **request.networks))]
     size = opened[0][2].image_size
     image_3SS, known_SS, seen = read_request(request, size)
@@ -65,15 +63,32 @@ def run_edit(request: Request, say: Callable[[str], None]) -> None:
         opened.append(("baseline", *open_networks(request.baseline, device=request.networks["device"])))
         if opened[1][2].image_size != size:
             raise ConfigError(f"makes images of {opened[1][2].image_size} px, the checkpoint of {size} px", where="--baseline")
-    for name, var, _, _ in opened:
+    inference = Inference(**request.sampling)
+    for name, var, vqvae, _ in opened:
+        inference.check(var.vocab_size, as_option)
+        check_known(vqvae, known_SS, f"--box {request.box}" if request.box is not None else f"--mask {request.mask}")
         if request.label is not None and not 0 <= request.label < var.num_classes:
             raise ConfigError(f"label {request.label} is not one of the {name}'s 0 … {var.num_classes - 1}", where="--label")
     rows = [_completed(request, one, image_3SS, known_SS, say) for one in opened]
     label = "no label" if request.label is None else f"label {request.label}"
-    about = f"{task}, {label}, CFG {request.sampling['cfg_scale']:g} ({CFG_CONVENTION}, ramp {request.sampling['cfg_ramp']:g})"
+    about = f"{request.task}, {label}, {inference.about()}"
     save_picture(request.out, image_3SS, known_SS, rows, first_seed=request.seed, title=f"{about}, image {seen}")
     say(f"{request.out}: {request.count} completions of {request.image}, {about}; "
         + "; ".join(f"{name} {where}" for name, _, _, where in opened))
+
+
+def check(request: Request) -> None:
+    """What can be said of a request before a network is opened."""
+    task = choose(request.task, TASKS, "task", "command line")
+    if (request.mask is None) == (request.box is None):
+        raise ConfigError("give either --mask or --box, to say what is kept and what is made anew", where="command line")
+    if task == "relabel" and request.label is None:
+        raise ConfigError("relabel needs --label, the class to put there", where="--label")
+    if request.box is not None:
+        parse_box(request.box)
+    for path in (request.image, request.mask):
+        if path is not None:
+            _read(path)
 
 
 def _completed(request: Request, opened: tuple, image_3SS: torch.Tensor, known_SS: torch.Tensor,
@@ -86,18 +101,30 @@ def _completed(request: Request, opened: tuple, image_3SS: torch.Tensor, known_S
 
 
 def read_request(request: Request, size: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """(image (3, S, S) in [0, 1], what is known of it (S, S), how it became so large); see `fitted`."""
+    """(image (3, S, S) in [0, 1], what is known of it (S, S), how it became so large); see `fitted`.
+
+    Raises:
+        ConfigError: files that are no images, a mask of another size, a box beyond the image.
+    """
     image = _read(request.image)
     image_3SS = torch.from_numpy(np.array(fitted(image, size))).permute(2, 0, 1).float() / 255
     seen = "as it is" if image.size == (size, size) else f"{image.width}x{image.height} px cut to {size}x{size}"
     if request.box is not None:
-        return image_3SS, box_mask(parse_box(request.box), size, known="inside" if request.task == "outpaint" else "outside"), seen
+        inside = "inside" if request.task == "outpaint" else "outside"
+        known_SS = box_mask(parse_box(request.box, size), size, known=inside)
+    else:
+        known_SS = _read_mask(request, image, size)
+    return image_3SS, known_SS, seen
+
+
+def _read_mask(request: Request, image: Image.Image, size: int) -> torch.Tensor:
+    """What the mask leaves known (S, S)."""
     mask = _read(request.mask)
     if mask.size not in (image.size, (size, size)):
         raise ConfigError(f"mask of {mask.width}x{mask.height} px for an image of {image.width}x{image.height} px; it must "
                           f"have the image's size, or {size}x{size} px", where=request.mask)
     hidden_SS = torch.from_numpy(np.array(fitted(mask, size).convert("L"))) >= _HIDDEN
-    return image_3SS, ~hidden_SS, seen
+    return ~hidden_SS
 
 
 def fitted(image: Image.Image, size: int) -> Image.Image:
@@ -109,13 +136,16 @@ def fitted(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def parse_box(text: str) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) of "x0,y0,x1,y1"."""
+def parse_box(text: str, size: int | None = None) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) of "x0,y0,x1,y1"; ConfigError where it is empty or reaches beyond the image, if its size is known."""
     try:
         x0, y0, x1, y1 = (int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{text!r} is not x0,y0,x1,y1: four whole numbers of pixels, x1 and y1 exclusive",
                           where="--box") from None
+    if not (0 <= x0 < x1 and 0 <= y0 < y1) or (size is not None and max(x1, y1) > size):
+        end = "" if size is None else f" <= {size}"
+        raise ConfigError(f"{text!r} must have 0 <= x0 < x1{end} and 0 <= y0 < y1{end}", where="--box")
     return x0, y0, x1, y1
 
 

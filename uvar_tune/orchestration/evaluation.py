@@ -18,6 +18,7 @@ from uvar_tune.evaluation.published import BASELINE, OURS
 from uvar_tune.orchestration.subject import Opened, Plan, Subject, sampling_seeds
 from uvar_tune.orchestration.suites import Comparison, evaluate_checkpoints
 from uvar_tune.study.files import StudyFiles, resolve_root
+from uvar_tune.study.outputs import check_directory
 
 _EVERY_SEC = 5.0  # between two lines of progress
 
@@ -60,12 +61,13 @@ def run_evaluation(request: Request, say: Callable[[str], None]) -> list[Table]:
         files.cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{files.cache} cannot be written: {error.strerror}", where="--root") from None
+    directory = Path(request.out) if request.out else files.directory
+    check_directory(directory, "--out" if request.out else "--root")
     plan = Plan(cache=files.cache, record=files.directory / "prepare.jsonl", samples=samples,
                 seeds=sampling_seeds(config.study.seed), device=request.device, tokenizer=request.tokenizer, say=say,
                 progress=lambda text: _progress(text, say))
     given = {OURS: request.cfg_scale, BASELINE: request.baseline_cfg_scale}
     subjects = [Subject(method, opened[method], plan, cfg_scale=given[method]) for method in (BASELINE, OURS) if method in opened]
-    directory = Path(request.out) if request.out else files.directory
     tables = evaluate_checkpoints(Comparison(tuple(subjects), request.imagenet_c, request.ood), request.suites, say)
     about = {one.method: one.about for one in subjects} | {"samples": samples, **provenance.origin()}
     console = Console(width=None if Console().is_terminal else 160)
@@ -99,10 +101,7 @@ def run_name(opened: dict[str, Opened], request: Request, samples: int) -> str:
 
 def log(files: StudyFiles, tables: list[Table], written: list[Path], about: dict, say) -> None:
     """All numbers (the baseline's below `baseline/`), each protocol and origin as a parameter, the files as artifacts."""
-    from uvar_tune.tracking.sink import MLflowSink
-
-    sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
-                      artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
+    sink = files.sink(say)
     numbers = {name if method == OURS else f"{method}/{name}": number for table in tables for method, row in table.rows.items()
                for name, number in row.items()}
     sink.start_study(params={**about, **protocols_of(numbers)}, tags={"uvar.kind": "evaluation"})
@@ -110,7 +109,7 @@ def log(files: StudyFiles, tables: list[Table], written: list[Path], about: dict
     for path in written:
         sink.artifact(None, path, "evaluation")
     sink.finish_study("FINISHED")
-    sink.close(timeout_sec=60)
+    sink.close()
 
 
 def protocols_of(numbers: dict[str, Number]) -> dict[str, dict]:

@@ -20,7 +20,7 @@ from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.objectives import check_objective
 from uvar_tune.study.room import room_needed
 from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_under
-from uvar_tune.tracking.sink import MLflowSink
+from uvar_tune.tracking.sink import CLOSE_SEC, STOPPED_SEC, MLflowSink
 
 PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
 
@@ -36,21 +36,20 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     files.prepare()
     with files.lock(), room_needed(files.directory):
         files.claim(config)
-        sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
-                          artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
+        sink = files.sink(say)
         sink.start_study(params={"verdict": config.verdict or "none"},
                          tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"})
-        status, close_sec = "KILLED", 15  # whoever stops it does not wait as long for what MLflow has not been told
+        status, close_sec = "KILLED", STOPPED_SEC
         try:
             result = _run(config, files, sink, say, replay)
             status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
-            close_sec = 60
+            close_sec = CLOSE_SEC
         except KeyboardInterrupt:
             say("stopped; its checkpoints are kept. The same command continues.")
             raise
         finally:
             sink.finish_study(status)
-            sink.close(timeout_sec=close_sec)
+            sink.close(close_sec)
     if result["outcome"] != "complete":
         say(f"{result['outcome']}: {result.get('reason', '')}")
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from uvar_tune.study.export import UNCONFIRMED, export_trial
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.load import load_results
 from uvar_tune.study.results import StudyResults
-from uvar_tune.tracking.sink import MLflowSink
+from uvar_tune.tracking.sink import MLflowSink, Telling
 from uvar_tune.tracking.uri import shown
 from uvar_tune.training import latest_valid
 
@@ -36,7 +37,7 @@ def finish(config: Config, files: StudyFiles, sink: MLflowSink | None, say, cpu_
     _note_costs(files, cpu_sec)
     pages = write_report(results, files.report)
     if sink:
-        _track(results, sink, export, pages)
+        track(results, sink, [export, *map(Path, pages.values())])
     _say_costs(results, cpu_sec, say)
     best, verdict = results.best, results.verdict(results.best)
     word = verdict["verdict"] if verdict else UNCONFIRMED
@@ -51,15 +52,16 @@ def finish(config: Config, files: StudyFiles, sink: MLflowSink | None, say, cpu_
     return 0
 
 
-def _track(results: StudyResults, sink: MLflowSink, export: Path, pages: dict[str, Path]) -> None:
+def track(results: StudyResults, told: Telling, pages: Iterable[Path], at: float | None = None) -> None:
+    """Tell MLflow the end of a study: the best trial's checkpoint and scores, exports and reports."""
     best = results.best
     checkpoint = latest_valid(best.directory / "checkpoints", on_skip=lambda path, why: None)
     if checkpoint is not None:
-        sink.artifact(best.number, checkpoint, "checkpoint")
-    for path in (export, *pages.values()):
-        sink.artifact(None, Path(path), "report")
-    sink.study_metrics({f"best/{name}": value for name, value in best.scores.items()})
-    sink.finish_study("FINISHED")
+        told.artifact(best.number, checkpoint, "checkpoint")
+    for path in pages:
+        told.artifact(None, path, "report")
+    told.study_metrics({f"best/{name}": value for name, value in best.scores.items()})
+    told.finish_study("FINISHED", at=at)
 
 
 def _note_costs(files: StudyFiles, cpu_sec: dict[str, float]) -> None:

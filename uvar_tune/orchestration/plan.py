@@ -4,28 +4,53 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
-from uvar_tune.orchestration.checks import check_study
+from uvar_tune.orchestration.checks import SEARCH, check_place, check_study, steps_of
+from uvar_tune.orchestration.plan_phases import ENDED, foretold, timed
 from uvar_tune.space import baseline_point, profile_entries, searched
 from uvar_tune.study.files import StudyFiles, resolve_root
 from uvar_tune.study.results import StudyResults
 from uvar_tune.tracking.uri import shown
 
 
-def plan(config: Config, say) -> int:
+def plan(config: Config, say, *, phase: str | None = None) -> int:
     """Say trials, space, where things will lie, trials at once on the cluster's real resources, expected hours and bytes.
 
     Raises:
         ConfigError: the configuration cannot run, here or at all.
     """
-    check_study(config, ())
+    steps = steps_of(phase)
+    check_study(config, steps)
     files = StudyFiles(resolve_root(config.run.root), config.study.name)
-    t = config.training
+    check_place(config, files)
+    results = _results(config, files)
+    others = foretold(config, files, steps, results)
     say(f"study {files.name!r} below {files.root}{' (exists, would resume)' if files.config.exists() else ''}")
-    say(f"{config.study.trials} trials of {t.images:,} images ({t.images // t.batch_size:,} steps of {t.batch_size}); "
+    total = _total(config, steps)
+    if total:
+        _say_search(config, total, say)
+    at_once = _at_once(config, say)
+    if total:
+        say(_expected(config, total, results, at_once))
+    for line in others:
+        say(line)
+    say(f"MLflow: {shown(files.tracking_uri())}")
+    return 0
+
+
+def _total(config: Config, steps: tuple[str, ...]) -> int:
+    """How many trials the search has after these phases; 0 where none of them searches."""
+    study = config.study
+    if {SEARCH, "refine"} & set(steps):
+        return study.trials
+    return min(study.trials, study.startup_trials + 1) if "explore" in steps else 0
+
+
+def _say_search(config: Config, total: int, say) -> None:
+    t = config.training
+    say(f"{total} trials of {t.images:,} images ({t.images // t.batch_size:,} steps of {t.batch_size}); "
         f"objective {config.study.objective} at {config.evaluation.samples:,} samples, sampler {config.study.sampler}")
     for name, entry in searched(config).items():
         held = ", ".join(map(str, entry.choices)) if entry.choices else f"{entry.low:g} … {entry.high:g}{' (log)' * entry.log}"
@@ -38,10 +63,6 @@ def plan(config: Config, say) -> int:
     for rung in config.study.rungs:
         say(f"  rung at {rung:,} images: {config.study.rung_metric} of {config.study.rung_samples:,} samples, "
             f"{config.study.pruner}")
-    at_once = _at_once(config, say)
-    say(_expected(config, files, at_once))
-    say(f"MLflow: {shown(files.tracking_uri())}")
-    return 0
 
 
 def _at_once(config: Config, say) -> int:
@@ -68,19 +89,19 @@ def _at_once(config: Config, say) -> int:
     return max(1, at_once)
 
 
-def _expected(config: Config, files: StudyFiles, at_once: int) -> str:
+def _expected(config: Config, total: int, results: StudyResults | None, at_once: int) -> str:
     """Hours and bytes of what is left, from the trials of this study that have finished; before that the bytes of the
     baseline's checkpoints, and of the hours that nobody knows them: they are the hardware's."""
-    finished = _finished(files)
+    finished = timed(results)
     if not finished:
         count, each = _checkpoints(config), _checkpoint_bytes(config)
         kept = max(1, min(count, config.run.checkpoint_bytes // each))
         return (f"expected: {kept} checkpoints of {each / 2**20:,.1f} MiB a trial (run.checkpoint_bytes bounds them), "
-                f"{config.study.trials * kept * each / 2**30:,.2f} GiB in all; hours: unknown until a trial of this study has "
+                f"{total * kept * each / 2**30:,.2f} GiB in all; hours: unknown until a trial of this study has "
                 "finished here (the baseline is the first), then --dry-run tells them")
     seconds = sum(trial.seconds for trial in finished) / len(finished)
     used = sum(_bytes(trial.directory) for trial in finished) / len(finished)
-    left = max(0, config.study.trials - len(finished))
+    left = max(0, total - sum(trial.state in ENDED for trial in results.trials))
     hours = math.ceil(left / at_once) * seconds / 3600
     return (f"expected, from {len(finished)} finished trials: {seconds / 60:.1f} minutes and {used / 2**20:,.1f} MiB a trial, "
             f"{hours:.2f} hours and {left * used / 2**30:,.2f} GiB for the {left} that are left")
@@ -90,8 +111,8 @@ def _checkpoints(config: Config) -> int:
     """How many checkpoints a trial writes: at its interval, its rungs and its end."""
     from uvar_tune.orchestration.attempt import checkpoint_images
 
-    images = config.training.images
-    return len({*range(checkpoint_images(config), images + 1, checkpoint_images(config)), *config.study.rungs, images})
+    images, interval = config.training.images, checkpoint_images(config)
+    return images // interval + sum(1 for images in {*config.study.rungs, images} if images % interval)
 
 
 def _checkpoint_bytes(config: Config) -> int:
@@ -109,13 +130,14 @@ def _checkpoint_bytes(config: Config) -> int:
     return 4 * sum(parameter.numel() for parameter in var.parameters()) * (4 if config.training.ema else 3)
 
 
-def _finished(files: StudyFiles) -> list[Any]:
+def _results(config: Config, files: StudyFiles) -> StudyResults | None:
+    """What the study has found so far; None where it has not begun."""
     if not files.config.exists():
-        return []
+        return None
     from uvar_tune.study.load import load_results
+    from uvar_tune.study.place import require_stored
 
-    results: StudyResults = load_results(files.stored(), files)
-    return [trial for trial in results.trials if trial.state == "COMPLETE" and trial.seconds]
+    return load_results(config, files) if require_stored(files.storage_url(config), files.name, files.directory) else None
 
 
 def _bytes(directory) -> int:

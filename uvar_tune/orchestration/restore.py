@@ -14,6 +14,7 @@ from uvar_tune.model import load_official, start_from
 from uvar_tune.orchestration.build import find, new_var, tokenizer_at
 from uvar_tune.training import Checkpoint, load_checkpoint, tokenizer_hash
 
+_TENSORS_A_BLOCK = 10  # of a VAR, at least
 __all__ = ["find", "open_networks", "restore", "stored_config"]
 
 
@@ -62,6 +63,9 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
     classes = weights.get("class_emb.weight")
     if classes is None or classes.ndim != 2:
         raise ConfigError("var.safetensors holds no table of classes: no VAR of ours", where=str(directory))
+    if _TENSORS_A_BLOCK * config.model.depth > len(weights):  # before as many modules are made
+        raise ConfigError(f"its settings describe {str(config.model.depth):.20} blocks, its weights are {len(weights):,} tensors",
+                          where=str(directory))
     with torch.device("meta"):
         check_size(new_var(config, vqvae, len(classes) - 1, seed=0, empty=True), weights, str(directory))
     var = new_var(config, vqvae, len(classes) - 1, seed=0, empty=True)

@@ -13,9 +13,10 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.objective import lambda_for_share
 from uvar_tune.orchestration.build import new_var
 from uvar_tune.orchestration.scoring import shares_at
-from uvar_tune.training import latest_valid, load_checkpoint, require_same
+from uvar_tune.training import Checkpoint, differences, latest_valid, load_checkpoint, require_same
 
 _TRAINED = ("data", "tokenizer", "model", "objective")  # `train` itself compares its own settings
+_STATE = ("images", "plan", "optimizer", "window", "task")  # what it goes on from
 
 
 class Infeasible(Exception):
@@ -67,24 +68,60 @@ def chosen(choose: Callable[[], Path | None], recorder, device: torch.device) ->
 
 
 def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
-    """Bring ``var`` to the newest valid checkpoint; its training state, None where there is none.
+    """Bring ``var`` to the newest checkpoint that it can be brought to; its training state, None where there is none.
 
     Raises:
         ConfigError: it was trained under other settings than those ``asked``; the difference is shown.
     """
+    read: dict[Path, Checkpoint] = {}
+
+    def check(path: Path, *, training_state: bool) -> None:
+        read[path] = _read(path, var, asked)
+
     def skipped(path: Path, why: str) -> None:
         if recorder:
             recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
 
-    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True), recorder,
+    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check), recorder,
                    next(var.parameters()).device)
     if found is None:
         return None
-    checkpoint = load_checkpoint(found, training_state=True)
-    require_same(*({section: tree[section] for section in _TRAINED} for tree in (checkpoint.config, asked)),
-                 where=f"checkpoint of {checkpoint.images:,} images")
+    checkpoint = read.get(found) or _read(found, var, asked)
+    require_same(_trained(checkpoint.config), _trained(asked), where=f"checkpoint of {checkpoint.images:,} images")
     var.load_state_dict(checkpoint.var_state)
     if recorder:
         recorder.event("resumed", images=checkpoint.images)
         recorder.event("say", text=f"continues at {checkpoint.images:,} images")
     return checkpoint.training_state
+
+
+def _read(path: Path, var, asked: dict[str, Any]) -> Checkpoint:
+    """A checkpoint that ``var`` can go on from, or one of other settings than those ``asked``, which is the user's to settle.
+
+    Raises:
+        ConfigError: it is damaged, or not what its own settings make.
+    """
+    checkpoint = load_checkpoint(path, training_state=True)
+    for section in _TRAINED:
+        if not isinstance(checkpoint.config.get(section), dict):
+            raise ConfigError(f"config.yaml has no section {section!r}", where=str(path))
+    state = checkpoint.training_state or {}
+    if missing := [key for key in _STATE if key not in state]:
+        raise ConfigError(f"training.pt holds no {missing[0]!r}", where=str(path))
+    if not differences(_trained(checkpoint.config), _trained(asked)):
+        require_shapes(checkpoint.var_state, var.state_dict(), str(path))
+        if checkpoint.ema_state is not None:
+            require_shapes(checkpoint.ema_state, var.state_dict(), str(path))
+    return checkpoint
+
+
+def _trained(tree: dict[str, Any]) -> dict[str, Any]:
+    return {section: tree[section] for section in _TRAINED}
+
+
+def require_shapes(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], where: str) -> None:
+    """ConfigError that names the first tensor in which ``weights`` differ from those ``wanted``."""
+    found, expected = ({name: tuple(value.shape) for name, value in state.items()} for state in (weights, wanted))
+    for name in {**expected, **found}:
+        if found.get(name) != expected.get(name):
+            raise ConfigError(f"{name} has shape {found.get(name)}, expected {expected.get(name)}", where=where)

@@ -15,24 +15,22 @@ from uvar_tune.orchestration.progress import Follower
 from uvar_tune.orchestration.runner import Runner
 from uvar_tune.orchestration.signals import Interruptible
 from uvar_tune.study.files import StudyFiles
-from uvar_tune.study.place import require_own_directory
+from uvar_tune.study.place import require_own_directory, require_stored
 from uvar_tune.study.protocol import require_same_protocol, stored_protocol
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
-from uvar_tune.tracking.sink import MLflowSink
-
-_CLOSE_SEC = {False: 60, True: 15}  # for what MLflow has not been told; whoever stops a study waits for less
+from uvar_tune.tracking.sink import CLOSE_SEC, STOPPED_SEC, MLflowSink
 
 
 def work_on(config: Config, files: StudyFiles, steps: tuple[str, ...], say) -> int:
     """Run what is missing of these phases; exit code as `run_study` has it."""
+    require_stored(files.storage_url(config), files.name, files.directory)
     phases = Phases(config, files, say)
     require_own_directory(phases.search().storage, files.name, files.directory)
     phases.check(steps)
     if not phases.pending(steps):
         say(phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)")
         return finish(config, files, None, say, {})
-    sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
-                      artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
+    sink = files.sink(say)
     code = FAILED
     try:
         code = _run(config, files, phases, steps, sink, say)
@@ -43,7 +41,7 @@ def work_on(config: Config, files: StudyFiles, steps: tuple[str, ...], say) -> i
         code = INTERRUPTED
         raise
     finally:
-        sink.close(timeout_sec=_CLOSE_SEC[code == INTERRUPTED])
+        sink.close(STOPPED_SEC if code == INTERRUPTED else CLOSE_SEC)
     return code
 
 

@@ -16,9 +16,9 @@ from uvar_tune.config import Config
 from uvar_tune.data import ImageSet
 from uvar_tune.errors import Diverged
 from uvar_tune.orchestration.build import load_split, new_vqvae, tokenizer_plan
-from uvar_tune.orchestration.outcome import INTERRUPTION
+from uvar_tune.orchestration.outcome import interrupted
 from uvar_tune.orchestration.reconstruction import picture, reconstruction
-from uvar_tune.orchestration.start import chosen
+from uvar_tune.orchestration.start import chosen, require_shapes
 from uvar_tune.tracking.record import Recorder
 from uvar_tune.tracking.writer import recording
 from uvar_tune.training import (
@@ -70,9 +70,7 @@ def _run(job, recorder: Recorder | None, rank: int, world_size: int, device, wra
             if recorder is not None:
                 _note(event, config, directory, vqvae, images["validation"], recorder)
             if isinstance(event, CheckpointDue) and event.stopped:
-                if recorder is not None:
-                    recorder.event("say", text=f"saved at {event.images:,} images")
-                return {"outcome": INTERRUPTION, "reason": "it was asked to end", "images": event.images}
+                return interrupted(recorder, event.images)
     except Diverged as error:
         return {"outcome": "diverged", "reason": str(error), "images": error.images}
     scores = reconstruction(vqvae.eval(), images["validation"], rank=rank, world_size=world_size)
@@ -101,12 +99,17 @@ def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, rec
 
 
 def _resume(checkpoints: Path, vqvae, recorder: Recorder | None, device: torch.device) -> dict[str, Any] | None:
-    """Bring ``vqvae`` to the newest valid checkpoint; its training state, None where there is none."""
+    """Bring ``vqvae`` to the newest checkpoint that it can be brought to; its training state, None where there is none."""
+    def check(path: Path, *, training_state: bool) -> None:
+        check_tokenizer(path, training_state=training_state)
+        require_shapes(load_tokenizer(path).state_dict(), vqvae.state_dict(), str(path))
+        load_training_state(path)
+
     def skipped(path: Path, why: str) -> None:
         if recorder:
             recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
 
-    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check_tokenizer), recorder,
+    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check), recorder,
                    device)
     if found is None:
         return None

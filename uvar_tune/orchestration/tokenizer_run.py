@@ -25,7 +25,7 @@ from uvar_tune.study.files import StudyFiles, dump_yaml, resolve_root
 from uvar_tune.study.room import room_needed
 from uvar_tune.tracking.durable import write_durably
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
-from uvar_tune.tracking.sink import MLflowSink
+from uvar_tune.tracking.sink import CLOSE_SEC, STOPPED_SEC, MLflowSink
 from uvar_tune.tracking.uri import shown
 from uvar_tune.training import load_tokenizer, require_same
 
@@ -82,20 +82,19 @@ def _asked(config: Config) -> dict[str, Any]:
 
 def _train(config: Config, files: StudyFiles, known: Path, place: Path, seeds: dict[str, int], say) -> dict[str, Any]:
     """Run the worker group, followed by MLflow and the user; how it ended."""
-    sink = MLflowSink(tracking_uri=files.tracking_uri(), experiment="uvar_tune", study=files.name,
-                      artifact_root=files.root / "mlartifacts", spool_dir=files.directory / "mlflow", say=say)
-    status, close_sec = "KILLED", 15  # whoever stops it does not wait as long for what MLflow has not been told
+    sink = files.sink(say)
+    status, close_sec = "KILLED", STOPPED_SEC
     try:
         result = _on_ray(config, files, known, place, seeds, sink, say)
         status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
-        close_sec = 60
+        close_sec = CLOSE_SEC
         metrics = {f"held_out/{key}": value for key, value in result.get("scores", {}).items()}
         sink.finish_trial(0, status=status, metrics=metrics)
         return result
     finally:
         if known.exists():  # else it was refused, and there is nothing to show
             sink.finish_study(status)
-        sink.close(timeout_sec=close_sec)
+        sink.close(close_sec)
 
 
 def _on_ray(config: Config, files: StudyFiles, known: Path, place: Path, seeds: dict[str, int], sink: MLflowSink,

@@ -18,7 +18,8 @@ from uvar_tune.tracking.record import AXES, read_records
 INK, FAINT, BEST, BASELINE = "#24292f", "#8c959f", "#0b3d91", "#c2410c"
 _SCALE = LinearSegmentedColormap.from_list("value", ["#d3dbe6", "#7fa3d1", BEST])  # worst … best
 _DPI = 150
-_CURVES = ("loss/total", "loss/ce", "loss/second_order", "loss/semantic_entropy", "grad_norm", "learning_rate")
+_CURVES = {"loss/total": "L, the total", "loss/ce": "L_CE, cross-entropy", "loss/second_order": "L_2nd, dispersion",
+           "loss/semantic_entropy": "L_SE, semantic entropy", "grad_norm": "norm of the gradient", "learning_rate": "learning rate"}
 _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT, "text.color": INK,
           "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": "#eaeef2",
           "axes.axisbelow": True, "legend.frameon": False, "text.parse_math": False}
@@ -83,7 +84,7 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
             told = [point for point in trial.profile if point.get("seeds") == "b" and results.objective in point]
             if told:
                 axes.plot(told[-1]["cfg_scale"], told[-1][results.objective], marker="D", ms=8, mfc="white", mec=colour, mew=1.6,
-                          ls="", label=f"{name.partition(' (')[0]}, told on other seeds")
+                          ls="", label=f"{name.partition(' (')[0]}, scored again on held-out sampling seeds")
         scale = Values([value for points in curves.values() for _, value in points], results.direction)
         margin = 0.06 * (scale.high - scale.low)
         axes.set_ylim(scale.low - margin, scale.high + margin)
@@ -131,7 +132,7 @@ def training_curves(results: StudyResults, path: Path) -> Path | None:
             for colour, name, recorded in curves:
                 if key in recorded:
                     axes.plot(*recorded[key], color=colour, lw=1.3, alpha=0.9, label=name)
-            axes.set_title(key, fontsize=10, loc="left")
+            axes.set_title(_CURVES[key], fontsize=10, loc="left")
             axes.xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k" if images >= 1000 else f"{images:g}")
             axes.margins(x=0.02)
         for axes in list(grid)[len(keys):]:

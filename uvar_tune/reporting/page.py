@@ -14,8 +14,8 @@ from uvar_tune.reporting.page_style import CSS, SCRIPT
 from uvar_tune.reporting.study_figure import study_figure
 from uvar_tune.study.results import StudyResults
 
-_STUDY = ("Each line is a trial, coloured by its {objective}; the baseline (λ₁ = λ₂ = 0) is dashed. Lines through one category or "
-          "CFG scale are spread a little.")
+_STUDY = ("Each line is a trial, coloured by its {objective}; the baseline (λ₁ = λ₂ = 0) is dashed. Lines through one category, or "
+          "one CFG scale of several trials, are spread a little.")
 _PROFILE = ("Each checkpoint scored at several scales without retraining. The scale is chosen on one set of sampling seeds "
             "({drawn}) and told on another (diamonds).")
 _LINES, _DOTS = "lines", "dots; where a scale was scored several times, the best of them"

@@ -23,11 +23,12 @@ _JITTER = 0.035  # lines through one category are drawn side by side
 
 
 class Axis(NamedTuple):
-    """``place``: value → height; ``ticks``: (height, text)."""
+    """``place``: value → height; ``ticks``: (height, text); ``spread``: values through which lines are drawn side by side."""
 
     name: str
     place: Callable[[Any], float]
     ticks: list[tuple[float, str]]
+    spread: frozenset = frozenset()
 
 
 def study_figure(results: StudyResults, path: Path) -> Path:
@@ -75,8 +76,8 @@ def _height(results: StudyResults, axis: Axis, trial: TrialResult) -> float:
 
 
 def _shift(axis: Axis, trial: TrialResult) -> float:
-    """A small height of the trial's own on axes of few values (golden-ratio steps: neighbours fall apart)."""
-    crowded = axis.name == facts.CFG or isinstance(trial.params[axis.name], (str, bool))
+    """A small height of the trial's own where several have the value (golden-ratio steps: neighbours fall apart)."""
+    crowded = trial.params[axis.name] in axis.spread
     return _JITTER * (2 * ((0.5 + trial.number * 0.618034) % 1) - 1) if crowded else 0.0
 
 
@@ -87,17 +88,17 @@ def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
         choices = list(entry["choices"])
         heights = np.linspace(0.06, 0.94, len(choices)) if len(choices) > 1 else [0.5]
         places = dict(zip(choices, map(float, heights), strict=True))
-        return Axis(name, places.__getitem__, [(height, str(choice)) for choice, height in places.items()])
-    low, high = entry.get("low"), entry.get("high")
-    if low is None or name == facts.CFG:
-        low, high = min([*used, low if low is not None else math.inf]), max([*used, high if high is not None else -math.inf])
+        return Axis(name, places.__getitem__, [(height, str(choice)) for choice, height in places.items()], frozenset(choices))
+    low, high, spread = entry.get("low"), entry.get("high"), frozenset()
+    if used and (low is None or name == facts.CFG):  # what trials choose for themselves lies close together
+        low, high, spread = min(used), max(used), frozenset(value for value in used if used.count(value) > 1)
     if entry.get("log"):
         return Axis(name, lambda value: math.log(value / low) / math.log(high / low) if value > 0 else _OFF, _log_ticks(low, high))
     span = (high - low) or 1.0
     ticks = [(share, f"{low + share * span:.3g}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     if entry.get("type") == "int":  # whole values only
         ticks = sorted({((value - low) / span, f"{value:g}") for value in (round(low + share * span) for share, _ in ticks)})
-    return Axis(name, lambda value: (value - low) / span, ticks)
+    return Axis(name, lambda value: (value - low) / span, ticks, spread)
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:

@@ -18,6 +18,7 @@ from uvar_tune.config import Config
 from uvar_tune.config_file import parse_yaml, read_text, validate
 from uvar_tune.errors import ConfigError, nearest
 from uvar_tune.tracking.durable import write_durably
+from uvar_tune.tracking.uri import shown
 
 # What may differ when a study is resumed: how much of it to run, and where and how fast.
 _FREE = {"study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
@@ -56,6 +57,13 @@ class StudyFiles:
     def tracking_uri(self) -> str:
         """The MLflow server: MLFLOW_TRACKING_URI, else a SQLite file below `run.root`."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    def sink(self, say):
+        """The study as MLflow shows it: a `tracking.sink.MLflowSink` that tells ``say`` what becomes of the server."""
+        from uvar_tune.tracking.sink import MLflowSink
+
+        return MLflowSink(tracking_uri=self.tracking_uri(), experiment="uvar_tune", study=self.name, say=say,
+                          artifact_root=self.root / "mlartifacts", spool_dir=self.directory / "mlflow")
 
     def prepare(self) -> None:
         """Make the directories; ConfigError where that is not possible."""
@@ -105,12 +113,14 @@ class StudyFiles:
         Raises:
             ConfigError: another configuration lies here; the first differences are shown.
         """
-        if self.config.exists():
-            difference = differences(self.stored(), config)
-            if difference:
-                raise ConfigError(f"study {self.name!r} exists with another configuration: {'; '.join(difference[:4])}; "
-                                  "take another --study name", where=str(self.config))
+        self.require_same(config)
         write_durably(self.config, dump_yaml(config.tree(exclude=("verdict", "provenance"))))
+
+    def require_same(self, config: Config) -> None:
+        """ConfigError, with the first differences, where a study of another configuration lies here."""
+        if self.config.exists() and (difference := differences(self.stored(), config)):
+            raise ConfigError(f"study {self.name!r} exists with another configuration: {'; '.join(difference[:4])}; "
+                              "take another --study name", where=str(self.config))
 
     def stored(self) -> Config:
         """The configuration of the study that lies here."""
@@ -129,7 +139,7 @@ def resolve_root(config_root: str | None) -> Path:
     if config_root is None:
         config_root = "~/uvar_tune_runs" if in_ray_job() else "runs"
     elif "://" in config_root:
-        raise ConfigError(f"{config_root!r} is not a path: mount the bucket and give its directory", where="run.root")
+        raise ConfigError(f"{shown(config_root)!r} is not a path: mount the bucket and give its directory", where="run.root")
     elif in_ray_job() and not os.path.isabs(os.path.expanduser(config_root)):
         raise ConfigError(f"{config_root!r} is relative, and a Ray job runs in a temporary copy: give an absolute path",
                           where="run.root", nearest=f"~/{config_root}")

@@ -17,6 +17,7 @@ from uvar_tune.study.confirm import BASELINE, SECOND_ALONE, SEMANTIC_ALONE, nois
 from uvar_tune.study.files import StudyFiles
 from uvar_tune.study.importance import importances
 from uvar_tune.study.objectives import directions, pareto_front
+from uvar_tune.study.place import require_stored
 from uvar_tune.study.protocol import require_same_protocol
 from uvar_tune.study.pruning import rung_correlation, rung_values
 from uvar_tune.study.replicates import Cell, cells_of
@@ -30,8 +31,10 @@ def load_results(config: Config, files: StudyFiles, search: Search | None = None
     """All trials of the study, finished or not, with what the phases `noise` and `confirm` say.
 
     Raises:
-        ConfigError: the protocol changed midway.
+        ConfigError: the protocol changed midway; the study has not begun; its storage is not the one that holds it.
     """
+    if search is None and not require_stored(files.storage_url(config), files.name, files.directory):
+        raise ConfigError(f"study {files.name!r} has not begun", where="--study")
     search = search or Search(config, files.storage_url(config))
     begun = [trial for trial in search.study.get_trials(deepcopy=False) if "values" in trial.user_attrs]
     protocols = {trial.number: trial.user_attrs["protocol"] for trial in begun if "protocol" in trial.user_attrs}

@@ -7,7 +7,9 @@ import uuid
 from pathlib import Path
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.study.storage import holds
 from uvar_tune.tracking.durable import write_durably
+from uvar_tune.tracking.uri import shown
 
 _IDENTITY = ".identity"
 _ATTRIBUTE = "directory"
@@ -29,6 +31,25 @@ def require_own_directory(storage, study: str, directory: Path) -> None:
     elif known["identity"] != identity:
         raise ConfigError(f"the storage knows a study {study!r} whose files lie in {known['path']}, not in {directory}: continue "
                           "it there, or take another --study name", where="run.root")
+
+
+def require_stored(url: str, study: str, directory: Path) -> bool:
+    """Whether the storage holds the study, which is not made by asking.
+
+    Raises:
+        ConfigError: it does not, and there are trials in the study's directory: another storage holds it, or did.
+    """
+    if holds(url, study):
+        return True
+    if is_of_a_study(directory) and any(directory.glob("trials/*")):
+        raise ConfigError(f"{shown(url.removeprefix('journal:'))} does not hold study {study!r}, whose trials lie in {directory}: "
+                          "give the storage with which it was begun (UVAR_STORAGE), or bring it back", where="run.storage")
+    return False
+
+
+def is_of_a_study(directory: Path) -> bool:
+    """Whether a search was ever begun in this directory, which may also be that of a final run."""
+    return (directory / _IDENTITY).exists()
 
 
 def _identity(path: Path) -> str:

@@ -88,3 +88,36 @@ def open_study(storage, name: str, directions: list[str], space: dict[str, Any])
         raise ConfigError(f"the stored study {name!r} has another space: {'; '.join(changed[:3])}; take another --study "
                           "name", where="run.storage")
     return study
+
+
+def everything_begun(url: str, name: str) -> dict[str, list[optuna.trial.FrozenTrial]]:
+    """What a storage holds of a study: its trials under "", and those of each phase of its own (noise, confirm, …) by number.
+
+    Raises:
+        ConfigError: the storage cannot be opened.
+    """
+    found = {}
+    storage = _open_existing(url)
+    for study in storage.get_all_studies() if storage else ():
+        if study.study_name == name or study.study_name.startswith(f"{name}/"):
+            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            found[study.study_name[len(name) + 1:]] = [trial for trial in trials if "values" in trial.user_attrs]
+    return found
+
+
+def holds(url: str, name: str) -> bool:
+    """Whether a storage has a study of this name; nothing is made by asking.
+
+    Raises:
+        ConfigError: the storage cannot be opened.
+    """
+    storage = _open_existing(url)
+    return storage is not None and name in {study.study_name for study in storage.get_all_studies()}
+
+
+def _open_existing(url: str) -> optuna.storages.BaseStorage | None:
+    """The storage; None for a file that is not there, which opening would make."""
+    for kind in ("journal:", "sqlite:///"):
+        if url.startswith(kind) and not os.path.exists(url.removeprefix(kind).partition("?")[0]):
+            return None
+    return open_storage(url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote
+from urllib.parse import quote_plus, unquote
 
 
 def shown(uri: str) -> str:
@@ -17,8 +17,9 @@ def cleaned(text: str, uri: str) -> str:
     text = text.strip().splitlines()[0] if text.strip() else ""
     text = re.sub(r"://\S*@", "://", text)
     user = uri.partition("://")[2].rpartition("@")[0]
-    query = re.findall(r"(?:password|pwd|token|secret)=([^&]+)", uri, re.IGNORECASE)
-    secrets = {user, user.partition(":")[2], *query}
+    text = text.replace(uri, shown(uri))
+    query = re.findall(r"[?&][^&=]*(?:pass|pwd|token|secret|key)[^&=]*=([^&]+)", unquote(uri), re.IGNORECASE)
+    secrets = {user, user.partition(":")[2], *query, *map(quote_plus, query)}
     for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text[:300]

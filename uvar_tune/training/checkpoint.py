@@ -117,7 +117,8 @@ def latest_valid(parent: str | Path, *, on_skip: Callable[[Path, str], Any], tra
         try:
             check(directory, training_state=training_state)
         except ConfigError as error:
-            on_skip(directory, error.message)
+            inside = error.where not in (None, str(directory))
+            on_skip(directory, f"{Path(error.where).name}: {error.message}" if inside else error.message)
         else:
             return directory
     return None
@@ -130,7 +131,7 @@ def retain(parent: str | Path, *, max_bytes: int, check: Callable[..., Any] = ch
         what was deleted.
     """
     found = _checkpoints(Path(parent))
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in found}
+    sizes = {path: sum(file.lstat().st_size for file in path.iterdir()) for path in found}
     excess, deleted = sum(sizes.values()) - max_bytes, []
     if excess <= 0:
         return []

@@ -19,6 +19,7 @@ from uvar_tune.errors import ConfigError, first_line
 from uvar_tune.model import VQVAE, load_official
 
 _WEIGHTS, _SETTINGS, _TRAINING = "vqvae.safetensors", "settings.json", "training.pt"
+_TENSORS_A_BLOCK = 16  # a block of a level has one in the encoder and one in the decoder
 
 
 def save_tokenizer(directory: str | Path, vqvae: VQVAE, *, training_state: dict[str, Any] | None = None) -> None:
@@ -67,6 +68,7 @@ def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> 
     check_tokenizer(path)
     settings, state = read_json(path / _SETTINGS), read_weights(path / _WEIGHTS)
     try:
+        _check_count(settings, state, str(path))
         with torch.device("meta"):
             check_size(VQVAE(**settings), state, str(path))
         vqvae = VQVAE(**settings)
@@ -78,6 +80,15 @@ def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> 
     if scales is not None and tuple(scales) != vqvae.scales:
         raise ConfigError(f"scales {list(scales)} were given, but this tokenizer has {list(vqvae.scales)}", where=str(path))
     return vqvae
+
+
+def _check_count(settings: dict[str, Any], held: dict[str, torch.Tensor], where: str) -> None:
+    """ConfigError where settings describe more modules than there are tensors for; looked at before they are made."""
+    levels, blocks, share = len(settings["channel_multipliers"]), int(settings["blocks"]), int(settings["share_quant_resi"])
+    scales = len(settings["scales"])
+    if max(_TENSORS_A_BLOCK * levels * max(1, blocks), share, scales) > len(held):
+        raise ConfigError(f"its settings describe {levels:,} levels of {str(blocks):.20} blocks, {scales:,} scales and "
+                          f"{str(share):.20} φ, its weights are {len(held):,} tensors", where=where)
 
 
 def tokenizer_hash(path: str | Path) -> str:

@@ -7,7 +7,6 @@ delivered by the next one, or by `python -m uvar_tune.sync`.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import threading
@@ -19,13 +18,14 @@ from uvar_tune.errors import first_line
 from uvar_tune.tracking.sink.delivery import Away, Delivery
 from uvar_tune.tracking.sink.server import Server
 from uvar_tune.tracking.sink.spool import STUDY, Spool
+from uvar_tune.tracking.sink.telling import Telling
 from uvar_tune.tracking.uri import shown
 
+CLOSE_SEC, STOPPED_SEC = 60.0, 15.0  # for what is not delivered yet as a command ends; whoever stops one waits for less
 _EVERY_SEC, _LONGEST_SEC = 5.0, 30.0  # between two looks at the records; between two tries of a server that is away
-_LONGEST_PARAM = 6000  # characters
 
 
-class MLflowSink:
+class MLflowSink(Telling):
     """A study's parent run and its trials' child runs.
 
     Args:
@@ -37,48 +37,17 @@ class MLflowSink:
 
     def __init__(self, *, tracking_uri: str, experiment: str, study: str, artifact_root: str | Path, spool_dir: str | Path, say):
         self._uri, self._experiment, self._study, self._say = tracking_uri, experiment, study, say
-        self._artifact_root, self._spool = Path(artifact_root), Spool(spool_dir)
+        super().__init__(Spool(spool_dir))
+        self._artifact_root = Path(artifact_root)
         self._wake, self._closing, self._stopped = threading.Event(), threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._away = self._full = False
-
-    def start_study(self, params: dict[str, Any], tags: dict[str, Any], at: float | None = None) -> None:
-        """Make or find the parent run. ``at``, here and below: when it happened (s since 1970), if not now."""
-        self._put("study", at, params=_texts(params), tags=_texts(tags))
-
-    def watch_trial(self, number: int | str, directory: str | Path, params: dict[str, Any], tags: dict[str, Any],
-                    at: float | None = None) -> None:
-        """Make or find the trial's run and follow its record and samples until `finish_trial`."""
-        self._put("watch", at, number=number, directory=self._spool.relative(directory), params=_texts(params),
-                  tags=_texts(tags))
-
-    def finish_trial(self, number: int | str, status: str, metrics: dict[str, float] | None = None,
-                     params: dict[str, Any] | None = None, at: float | None = None) -> None:
-        """End the trial's run (FINISHED, FAILED, KILLED).
-
-        Args:
-            metrics: those of them that its record lacks are added.
-            params: what only the trial itself has decided, as the CFG scale of a profile.
-        """
-        self._put("finish", at, number=number, status=status, metrics=metrics, params=_texts(params or {}))
-
-    def study_metrics(self, values: dict[str, float]) -> None:
-        """Values of the study as a whole; one that the run shows already is not sent again."""
-        self._put("metrics", None, values=values)
-
-    def artifact(self, number: int | str | None, path: str | Path, folder: str) -> None:
-        """A file, or a directory under its own name, for the run of a trial (None: of the study)."""
-        self._put("artifact", None, number=number, path=self._spool.relative(path), folder=folder)
-
-    def finish_study(self, status: str, at: float | None = None) -> None:
-        """End the parent run."""
-        self._put("end", at, status=status)
 
     def run_id(self, number: int | str | None) -> str | None:
         """The id of a run (None: the study's), as soon as the server has given it."""
         return self._spool.load()["runs"].get(STUDY if number is None else str(number))
 
-    def close(self, timeout_sec: float) -> bool:
+    def close(self, timeout_sec: float = CLOSE_SEC) -> bool:
         """Deliver what can be delivered in this time (a server that is away is tried once more); whether nothing is left."""
         if self._thread is None and not any(self._spool.unsent()):
             return True
@@ -150,8 +119,3 @@ class MLflowSink:
         if self._away:
             self._say(f"MLflow at {shown(self._uri)} answers again; it has been told what it missed")
         self._away = False
-
-
-def _texts(values: dict[str, Any]) -> dict[str, str]:
-    return {key: (json.dumps(value) if isinstance(value, (list, tuple, dict)) else str(value))[:_LONGEST_PARAM]
-            for key, value in values.items()}

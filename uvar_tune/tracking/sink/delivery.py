@@ -46,9 +46,9 @@ class Delivery:
 
     def __init__(self, spool: Spool, server: Server, study: str, say: Callable[[str], None]):
         self._spool, self._server, self._study, self._say = spool, server, study, say
-        self._root = hashlib.sha256(str(spool.directory.absolute().parent).encode()).hexdigest()[:16]
         self._confirmed: set[str] = set()
         self._state = spool.load()
+        self._state["root"] = self._state["root"] or _mark(spool)
         if self._state["server"] not in (None, server.name):
             self._say(f"MLflow: {server.name} is another server than before; `python -m uvar_tune.sync --study {study} "
                       "--rebuild` sends it what it lacks")
@@ -195,9 +195,9 @@ class Delivery:
             self._state["uncertain"].remove(key)
 
     def _identity(self, number: int | str | None) -> dict[str, str]:
-        """The tags by which a run is known: study and trial, and where it lies (names are unique below one run.root)."""
+        """The tags by which a run is known: study and trial, and where it first lay (names are unique below one run.root)."""
         which = {"uvar.study": self._study} if number is None else {"uvar.trial": f"{self._study}/{number}"}
-        return {**which, "uvar.root": self._root}
+        return {**which, "uvar.root": self._state["root"]}
 
     def _upload(self, run_id: str, path: Path, folder: str) -> None:
         """Upload; what fails again and again at a server that answers (too large for it, say) is given up, not waited for."""
@@ -225,3 +225,8 @@ class Delivery:
         self._spool.reject(what, str(refusal))
         self._say(f"MLflow refuses {what.get('op')}{'' if what.get('number') is None else ' of trial ' + str(what['number'])}: "
                   f"{refusal} (kept in {self._spool.directory / 'rejected.jsonl'})")
+
+
+def _mark(spool: Spool) -> str:
+    """Of a study that has none yet: where it lies. It keeps its mark when it is moved."""
+    return hashlib.sha256(str(spool.directory.resolve().parent).encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ class Server:
     """Runs of one experiment. Every method raises `Away` (try again later) or `Rejected` (no use)."""
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path):
-        self._uri, self.name = uri, shown(uri)
+        self._uri, self.name = uri, shown(uri).replace(str(artifact_root.parent), "run.root")  # one that moves with it stays itself
         for key, value in _SETTINGS.items():
             os.environ.setdefault(key, value)
         try:
@@ -48,6 +48,7 @@ class Server:
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
+        _require_place(found.artifact_location)
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return found.experiment_id
@@ -128,6 +129,14 @@ class Server:
         text = cleaned(str(error), self._uri)
         known = re.search(r"Connection refused|timed out|Name or service not known|No route to host|Invalid Host header", text)
         return known.group() if known else text or type(error).__name__
+
+
+def _require_place(location: str) -> None:
+    """FileNotFoundError where a database of MLflow's, which keeps the path, lets artifacts belong to a directory that is gone."""
+    place = Path(location.removeprefix("file://"))
+    if place.is_absolute() and not place.parent.exists():
+        raise FileNotFoundError(f"its artifacts belong below {place.parent}, which is gone: where run.root was moved, link the old "
+                                "path to the new one, or delete mlflow.db and `sync --rebuild` each study")
 
 
 class _Gone(Away):

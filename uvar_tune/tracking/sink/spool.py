@@ -19,8 +19,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from uvar_tune.tracking.durable import write_durably
+
 STUDY = "study"  # the key of the parent run among the runs; a trial's is its number
-_EMPTY = {"server": None, "outbox": 0, "runs": {}, "trials": {}, "uncertain": [], "tries": {}}
+_EMPTY = {"server": None, "root": None, "outbox": 0, "runs": {}, "trials": {}, "uncertain": [], "tries": {}}
 
 
 class Spool:
@@ -58,7 +60,7 @@ class Spool:
         return None
 
     def after(self, offset: int) -> list[tuple[dict[str, Any], int]]:
-        """(operation, offset behind it) for every complete line from byte ``offset`` on; half lines are passed over."""
+        """(operation, offset behind it) for every complete line from byte ``offset`` on; what is none of ours is passed over."""
         try:
             with self._outbox.open("rb") as handle:
                 handle.seek(offset)
@@ -69,12 +71,28 @@ class Spool:
         for line in lines:
             offset += len(line)
             if line.endswith(b"\n"):
-                with contextlib.suppress(json.JSONDecodeError):
-                    found.append((json.loads(line), offset))
+                with contextlib.suppress(ValueError, RecursionError):  # half a line; NULs, where the machine lost its power
+                    operation = json.loads(line)
+                    if isinstance(operation, dict):
+                        found.append((operation, offset))
         return found
 
+    def operations(self) -> list[dict[str, Any]]:
+        """Every operation of the outbox, delivered or not."""
+        return [operation for operation, _ in self.after(0)]
+
+    def rewrite(self, operations: list[dict[str, Any]]) -> None:
+        """Make these the outbox, none of them delivered; the study keeps the mark by which its runs are known.
+
+        Raises:
+            OSError: it cannot be written; all is as it was.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_durably(self._outbox, "".join(json.dumps(operation, default=str) + "\n" for operation in operations))
+        self.save({**json.loads(json.dumps(_EMPTY)), "root": self.load()["root"]})
+
     def load(self) -> dict[str, Any]:
-        """The state of delivery: server, outbox (offset), runs {key: id}, trials {number: …},
+        """The state of delivery: server, root (the mark of the study's runs), outbox (offset), runs {key: id}, trials {number: …},
         uncertain [key of a run], tries {file: count}."""
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             return {**json.loads(json.dumps(_EMPTY)), **json.loads(self._state.read_text())}
@@ -132,11 +150,6 @@ class Spool:
 
     def absolute(self, path: str) -> Path:
         return self.directory.absolute().parent / path
-
-    def forget(self) -> None:
-        """Drop outbox and state, so that all is sent anew."""
-        for path in (self._outbox, self._state):
-            path.unlink(missing_ok=True)
 
 
 def known_runs(spool_dir: str | Path) -> dict[int, str]:
