@@ -232,7 +232,9 @@ def test_settings_that_ask_for_more_modules_than_there_are_tensors(tmp_path, che
         assert told in refusal(load_tokenizer, tmp_path / "tokenizer")
 
 
-def test_yaml_of_a_checkpoint_that_takes_long(tmp_path, checkpoint):
+def test_yaml_that_takes_long(tmp_path, checkpoint):
+    (tmp_path / "space.yaml").write_text("space: [" + "[]," * 2**18 + "]")
+    assert "space.yaml: more than 32,768 keys and values" in refusal(read_config, tmp_path / "space.yaml")
     replace(checkpoint, "config.yaml", b"a: 1 #" + b"x" * 2**20)
     assert "config.yaml: cannot be read (larger than 1048576 bytes)" in refusal(restore, checkpoint)
     replace(checkpoint, "config.yaml", b"a: [" + b"[]," * 2**18 + b"]")

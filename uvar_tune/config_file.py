@@ -15,6 +15,7 @@ from uvar_tune.errors import ConfigError, nearest
 from uvar_tune.space import check_space
 
 _MAX_BYTES = 2**20
+_MAX_NODES = 2**15  # keys, values and lists: what takes 2 s to read; the names of every class of a large data set are fewer
 _MAX_BITS = 1024  # of a whole number: beyond it no float holds it
 _COMMAND_LINE = "command line"
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
@@ -27,9 +28,14 @@ class _Loader(yaml.SafeLoader):
     Its numbers are those of YAML 1.2 too: 1e-3 and .5e2, which YAML 1.1 takes for texts.
     """
 
+    nodes = 0
+
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise ConfigError("YAML aliases (*name) are not allowed")
+        self.nodes += 1
+        if self.nodes > _MAX_NODES:
+            raise ConfigError(f"more than {_MAX_NODES:,} keys and values")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):

@@ -14,7 +14,13 @@ class Place:
     """One ``run.root``: its database, the studies in it and what was said."""
 
     def __init__(self, root: Path):
-        self.root, self.uri, self.said = root, f"sqlite:///{root / 'mlflow.db'}", []
+        self.root, self.said = root, []
+        self.use("mlflow.db")
+
+    def use(self, database: str) -> None:
+        """Another database of this name in the root; a process that MLflow has opened one in must not see it vanish."""
+        self.file = self.root / database
+        self.uri = f"sqlite:///{self.file}"
 
     def sink(self, study: str, uri: str | None = None) -> MLflowSink:
         return MLflowSink(tracking_uri=uri or self.uri, experiment="uvar_tune", study=study, say=self.said.append,
@@ -31,7 +37,7 @@ class Place:
         return record(self.trial(study, number), points, attempt)
 
     def query(self, sql: str, *arguments) -> list[tuple]:
-        return query(self.root / "mlflow.db", sql, *arguments)
+        return query(self.file, sql, *arguments)
 
     def rows(self, run_id: str) -> list[tuple]:
         """(key, step, value) of every metric row of a run, doubled ones doubled."""

@@ -28,12 +28,13 @@ def test_a_study_is_made_anew_on_an_empty_server_and_unchanged_on_a_full_one(tmp
     assert "checkpoint/000000000640/var.safetensors" in before["trial 0"][-1] and "study.yaml" in before["whole"][-1]
     statuses = {"trial 0": "FINISHED", "trial 1": "KILLED", "trial 2": "FAILED", "noise/0": "FINISHED", "whole": "FINISHED"}
     assert {name: shown[0] for name, shown in before.items()} == statuses
-    for lost in ((), ("mlflow.db",), ("mlflow.db", "whole/mlflow/outbox.jsonl"), ("whole/mlflow/state.json",)):
-        for name in lost:
-            (tmp_path / name).unlink()
+    for database, lost in (("mlflow.db", None), ("second.db", None), ("third.db", "outbox.jsonl"), ("third.db", "state.json")):
+        place.use(database)
+        if lost:
+            (tmp_path / "whole" / "mlflow" / lost).unlink()
         done = sync(place, "--rebuild")
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-        assert content(place) == before, lost
+        assert content(place) == before, (database, lost)
 
 
 def test_what_the_outbox_has_lost_in_part_is_told_before_the_rest(tmp_path):
@@ -43,7 +44,7 @@ def test_what_the_outbox_has_lost_in_part_is_told_before_the_rest(tmp_path):
     before, spool = content(place), Spool(tmp_path / "whole" / "mlflow")
     kept = spool.operations()
     spool.rewrite([operation for operation in kept if operation.get("number") in (None, 2)])
-    (tmp_path / "mlflow.db").unlink()
+    place.use("second.db")
     assert sync(place, "--rebuild").returncode == 0
     assert content(place) == before
 
@@ -57,9 +58,8 @@ def test_nothing_of_a_final_run_is_lost_by_making_it_anew(tmp_path):
     record(files.trial(0), range(10)).metrics(640, scores)
     result = {"outcome": "complete", "scores": scores, "params": {"inference.cfg_scale": 1.5}, "ran": {}}
     write_outcome(files.trial(0), {"training": 7}, {**result, "protocol": {"samples": 1000}})
-    for lost in ((), ("mlflow.db",)):
-        for name in lost:
-            (tmp_path / name).unlink()
+    for database in ("mlflow.db", "second.db"):
+        place.use(database)
         done = sync(place, "--rebuild", study="whole-final")
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         found = content(place)

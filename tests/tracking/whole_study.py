@@ -1,11 +1,17 @@
 """A whole study as the driver runs it, what a server shows of it, and the door that sends it again."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+from unittest import mock
 
+import pytest
 from mlflow_place import record
 
+import uvar_tune.sync
+from uvar_tune import door
 from uvar_tune.config import Config
 from uvar_tune.orchestration.attempt import write_config
 from uvar_tune.study.files import StudyFiles
@@ -21,9 +27,14 @@ CONFIG = Config.model_validate({
 
 
 def sync(place, *options, study="whole", **variables):
-    """`python -m uvar_tune.sync` on the study, in a process of its own with these environment variables."""
-    command = [sys.executable, "-m", "uvar_tune.sync", "--study", study, "--root", str(place.root), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
+    """`python -m uvar_tune.sync` on a study, with these environment variables; in this process, which has loaded MLflow."""
+    command = ["sync", "--study", study, "--root", str(place.root), *options]
+    out, err = io.StringIO(), io.StringIO()
+    environment = {"MLFLOW_TRACKING_URI": place.uri, **variables}
+    with (mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", command), contextlib.redirect_stdout(out),
+          contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end):
+        door.run(uvar_tune.sync.sync)
+    return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), err.getvalue())
 
 
 def run_study(place):
