@@ -52,7 +52,7 @@ def retell(files: StudyFiles) -> None:
     if not spool.hold():
         raise ConfigError("another process is sending it to MLflow; try again when it has ended", where=str(spool.directory))
     try:
-        spool.rewrite([*told.operations, *kept])
+        spool.rewrite([*told.operations, *spool.operations()])
     except OSError as error:
         raise ConfigError(f"{spool.directory} cannot be written: {error.strerror}", where="--rebuild") from None
     finally:
