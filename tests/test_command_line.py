@@ -22,7 +22,7 @@ CASES = {
     "evaluate x --suite table2 --cfg-scale inf": "--cfg-scale: 'inf' should be less than or equal to 100; did you mean '100'?",
     "evaluate x --suite table2 --cfg-scale nan": "--cfg-scale: 'nan' should be ",
     "export --study x --trial 3 --trial 4": "--trial: given 2 times: it takes one value",
-    "sync --study x --rebuild --rebuild": "--rebuild: given 2 times",
+    "sync --study ../x --rebuild --rebuild": "--study: '../x' is no name of a study",
     "report --study a --study b --root /dev/null/x": "--study: no study 'a' below /dev/null/x",
     "sweep --training.images=100": "No such option: --training.images: settings are given as key=value, without dashes; "
                                    "did you mean 'training.images=100'?",

@@ -34,7 +34,8 @@ def contents(place):
 
 
 def test_pictures_are_replaced_and_made(place):
-    for out in ("another.png", "empty.png", "new.PNG", "deep/er/new.png", "trial/samples/new.png"):
+    for out in ("another.png", "empty.png", "new.PNG", "deep/er/new.png", "deep/checkpoints/new.png",
+                "trial/samples/new.png"):
         check_picture(str(place / out), [str(place / "photo.png"), str(place / "trial"), None])
     assert not (place / "deep").exists()
 

@@ -21,7 +21,7 @@ class Command(TyperCommand):
         given = list(args)
         rest = super().parse_args(ctx, args)
         for parameter, times in Counter(self.make_parser(ctx).parse_args(args=given)[2]).items():
-            if times > 1 and not parameter.multiple:
+            if times > 1 and not (parameter.multiple or getattr(parameter, "is_flag", False)):
                 raise ConfigError(f"given {times} times: it takes one value", where=parameter.opts[0])
         return rest
 

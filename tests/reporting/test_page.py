@@ -148,3 +148,14 @@ def test_an_axis_of_whole_numbers_names_no_others(results):
     assert [label for _, label in axis.ticks] == ["1", "2", "3", "4"]
     heights = [axis.place(value) for value in (1, 2, 3, 4)]
     assert [height for height, _ in axis.ticks] == pytest.approx(heights) and heights == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize(("values", "seen"), [((1.0,), ["0.1", "1", "10"]), ((0.5, 2.0), ["0.5", "1", "2"])])
+def test_the_axis_of_the_scales_that_were_chosen(results, values, seen):
+    """From the lowest to the highest, the whole range where there is one only; no line stands beside its value."""
+    entry = {"role": "nuisance", "type": "float", "low": 0.1, "high": 10.0, "log": True}
+    trials = [dataclasses.replace(results.best, params={**results.best.params, "inference.cfg_scale": value}) for value in values]
+    searched = dataclasses.replace(results, space={**results.space, "inference.cfg_scale": entry})
+    axis = _axis(searched, "inference.cfg_scale", trials)
+    assert [label for _, label in axis.ticks] == seen
+    assert [_height(searched, axis, trial) for trial in trials] == [axis.place(value) for value in values]

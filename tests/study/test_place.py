@@ -44,4 +44,10 @@ def test_trials_without_their_storage_are_not_begun_anew(tmp_path):
     for elsewhere in (url, f"sqlite:///{tmp_path / 'other.db'}"):
         with pytest.raises(ConfigError, match=f"does not hold study 'study', whose trials lie in {directory}: .*UVAR_STORAGE"):
             require_stored(elsewhere, "study", directory)
-    assert not (directory / "optuna.journal").exists()
+    assert not (directory / "optuna.journal").exists() and not (tmp_path / "other.db").exists()
+
+
+def test_a_database_that_is_named_as_a_file_uri_is_found(tmp_path):
+    url = f"sqlite:///file:{tmp_path / 'optuna.db'}?uri=true"
+    Search(study_config(), url)
+    assert require_stored(url, "study", tmp_path)

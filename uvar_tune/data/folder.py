@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from uvar_tune import seeds
 from uvar_tune.data.image_set import ImageSet, chosen_classes
@@ -118,13 +119,20 @@ class FolderImages:
 
 def read_image(path: Path) -> Image.Image:
     """An RGB image, decoded to its last byte. Raises one of `UNREADABLE`."""
-    with opened(path) as handle, Image.open(handle, formats=_FORMATS) as image:
+    with opened(path) as handle, _picture(handle, path) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
         if max(image.size) > _MAX_RATIO * min(image.size):
             raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, sides beyond 1:{_MAX_RATIO}")
         image.load()
         return _rgb(image)
+
+
+def _picture(handle: BinaryIO, path: Path) -> Image.Image:
+    try:
+        return Image.open(handle, formats=_FORMATS)
+    except UnidentifiedImageError:  # it names the handle
+        raise UnidentifiedImageError(f"cannot identify image file {shown(path)!r}") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

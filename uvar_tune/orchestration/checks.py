@@ -23,16 +23,13 @@ def steps_of(phase: str | None) -> tuple[str, ...]:
 
 
 def check_study(config: Config, steps: tuple[str, ...]) -> None:
-    """What it selects on, how many replicates confirm, which feature network scores, on which images; ConfigError where one
-    cannot be."""
+    """What it selects on, how many replicates confirm, which feature network scores; ConfigError where one cannot be."""
     check_objective(config)
     if "confirm" in steps:
         from uvar_tune.study.confirm import check_replicates
 
         check_replicates(config)
     check_weights(config)
-    if not os.environ.get("RAY_ADDRESS") and not in_ray_job():  # else the images are where the workers are
-        check_folder(config)
 
 
 def check_place(config: Config, files: StudyFiles) -> None:
@@ -88,12 +85,12 @@ def _check_storage(url: str) -> None:
 
 
 def check_folder(config: Config) -> None:
-    """The folder of images and its classes, as far as the names of directories tell.
+    """The folder of images and its classes, as far as the names of directories tell; on a cluster it is the workers' affair.
 
     Raises:
         ConfigError: one is not there.
     """
-    if config.data.name != "folder":
+    if config.data.name != "folder" or os.environ.get("RAY_ADDRESS") or in_ray_job():
         return
     root = Path(config.data.path)
     for needed in (root, root / "train", root / "val"):

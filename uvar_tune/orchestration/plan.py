@@ -7,7 +7,7 @@ import os
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError
-from uvar_tune.orchestration.checks import SEARCH, check_place, check_study, steps_of
+from uvar_tune.orchestration.checks import SEARCH, check_folder, check_place, check_study, steps_of
 from uvar_tune.orchestration.plan_phases import ENDED, foretold, timed
 from uvar_tune.space import baseline_point, profile_entries, searched
 from uvar_tune.study.files import StudyFiles, resolve_root
@@ -25,6 +25,7 @@ def plan(config: Config, say, *, phase: str | None = None) -> int:
     check_study(config, steps)
     files = StudyFiles(resolve_root(config.run.root), config.study.name)
     check_place(config, files)
+    check_folder(config)
     results = _results(config, files)
     others = foretold(config, files, steps, results)
     say(f"study {files.name!r} below {files.root}{' (exists, would resume)' if files.config.exists() else ''}")

@@ -8,6 +8,7 @@ from typing import Any
 from uvar_tune import provenance
 from uvar_tune.config import Config
 from uvar_tune.errors import FAILED, INTERRUPTED, Lost
+from uvar_tune.orchestration.checks import check_folder
 from uvar_tune.orchestration.finish import finish
 from uvar_tune.orchestration.meter import CpuMeter
 from uvar_tune.orchestration.phases import Phases
@@ -30,6 +31,7 @@ def work_on(config: Config, files: StudyFiles, steps: tuple[str, ...], say) -> i
     if not phases.pending(steps):
         say(phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)")
         return finish(config, files, None, say, {})
+    check_folder(config)
     sink = files.sink(say)
     code = FAILED
     try:

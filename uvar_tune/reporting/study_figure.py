@@ -90,8 +90,10 @@ def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
         places = dict(zip(choices, map(float, heights), strict=True))
         return Axis(name, places.__getitem__, [(height, str(choice)) for choice, height in places.items()], frozenset(choices))
     low, high, spread = entry.get("low"), entry.get("high"), frozenset()
-    if used and (low is None or name == facts.CFG):  # what trials choose for themselves lies close together
-        low, high, spread = min(used), max(used), frozenset(value for value in used if used.count(value) > 1)
+    if low is None or name == facts.CFG:  # what trials choose for themselves lies close together
+        spread = frozenset(value for value in used if used.count(value) > 1)
+        if low is None or len(set(used)) > 1:
+            low, high = min(used, default=0.0), max(used, default=1.0)
     if entry.get("log"):
         return Axis(name, lambda value: math.log(value / low) / math.log(high / low) if value > 0 else _OFF, _log_ticks(low, high))
     span = (high - low) or 1.0

@@ -66,7 +66,8 @@ def _lost(path: Path, inputs: list[str]) -> str | None:
         if os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
             return f"is the input {given}: it would be replaced"
     for parent in Path(os.path.realpath(path)).parents:
-        if _is_checkpoint(parent) or (parent.name == "checkpoints" and any(map(_is_checkpoint, parent.iterdir()))):
+        beside = parent.iterdir() if parent.name == "checkpoints" and parent.is_dir() else ()
+        if _is_checkpoint(parent) or any(map(_is_checkpoint, beside)):
             return f"lies in {parent}, among the files of checkpoints"
     try:
         path.lstat()

@@ -118,6 +118,7 @@ def holds(url: str, name: str) -> bool:
 def _open_existing(url: str) -> optuna.storages.BaseStorage | None:
     """The storage; None for a file that is not there, which opening would make."""
     for kind in ("journal:", "sqlite:///"):
-        if url.startswith(kind) and not os.path.exists(url.removeprefix(kind).partition("?")[0]):
+        file = url.removeprefix(kind).partition("?")[0]
+        if url.startswith(kind) and not file.startswith("file:") and not os.path.exists(file):
             return None
     return open_storage(url)

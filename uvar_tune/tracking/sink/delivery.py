@@ -229,4 +229,4 @@ class Delivery:
 
 def _mark(spool: Spool) -> str:
     """Of a study that has none yet: where it lies. It keeps its mark when it is moved."""
-    return hashlib.sha256(str(spool.directory.resolve().parent).encode()).hexdigest()[:16]
+    return hashlib.sha256(str(spool.directory.absolute().parent).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from uvar_tune.tracking.sink.content import Points
 from uvar_tune.tracking.sink.delivery import Away, Rejected
@@ -48,7 +49,8 @@ class Server:
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
-        _require_place(found.artifact_location)
+        if self._uri.startswith("sqlite:"):
+            _require_place(found.artifact_location)
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return found.experiment_id
@@ -132,8 +134,8 @@ class Server:
 
 
 def _require_place(location: str) -> None:
-    """FileNotFoundError where a database of MLflow's, which keeps the path, lets artifacts belong to a directory that is gone."""
-    place = Path(location.removeprefix("file://"))
+    """FileNotFoundError where artifacts belong to a directory that is gone: MLflow's own database keeps the path."""
+    place = Path(unquote(location.removeprefix("file://")) if location.startswith("file://") else location)
     if place.is_absolute() and not place.parent.exists():
         raise FileNotFoundError(f"its artifacts belong below {place.parent}, which is gone: where run.root was moved, link the old "
                                 "path to the new one, or delete mlflow.db and `sync --rebuild` each study")

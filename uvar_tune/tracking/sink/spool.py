@@ -85,11 +85,11 @@ class Spool:
         """Make these the outbox, none of them delivered; the study keeps the mark by which its runs are known.
 
         Raises:
-            OSError: it cannot be written; all is as it was.
+            OSError: it cannot be written; the outbox is as it was.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        write_durably(self._state, json.dumps({**_EMPTY, "root": self.load()["root"]}))  # first: what is sent twice is shown once
         write_durably(self._outbox, "".join(json.dumps(operation, default=str) + "\n" for operation in operations))
-        self.save({**json.loads(json.dumps(_EMPTY)), "root": self.load()["root"]})
 
     def load(self) -> dict[str, Any]:
         """The state of delivery: server, root (the mark of the study's runs), outbox (offset), runs {key: id}, trials {number: …},
