@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 SPACE = {
     "training.learning_rate": {"role": "nuisance", "type": "categorical", "choices": [2e-3, 1e30]},
-    "model.width": {"role": "nuisance", "type": "categorical", "choices": [32, 2**20]},
+    "model.width": {"role": "nuisance", "type": "categorical", "choices": [32, 2**16]},
     "objective.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 1e36]}}
 STUDY = {"name": "numbers", "trials": 6, "startup_trials": 6, "seed": 2}  # each comes, and the last is fine
 FINE, NO_MEMORY, NO_NUMBER, STEEP = "complete", "allocate memory", "loss is not a finite number", "grad_norm is inf"
