@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from uvar_tune.config import Config
 from uvar_tune.errors import ConfigError, choose, nearest
 from uvar_tune.study.files import StudyFiles, in_ray_job
 from uvar_tune.study.objectives import check_objective
+from uvar_tune.study.outputs import check_directory
 
 PHASES = ("calibrate", "noise", "explore", "refine", "profile", "confirm")
 SEARCH, ALL = "search", "all"
@@ -38,20 +38,11 @@ def check_place(config: Config, files: StudyFiles) -> None:
     Raises:
         ConfigError: the directory cannot be written, another study lies there, the storage cannot be opened.
     """
-    _check_root(files)
+    for wanted in (files.directory / "trials", files.cache):
+        check_directory(wanted, "run.root")
     files.require_same(config)
     if os.environ.get("UVAR_STORAGE") or config.run.storage:
         _check_storage(files.storage_url(config))
-
-
-def _check_root(files: StudyFiles) -> None:
-    for wanted in (files.directory / "trials", files.cache):
-        try:
-            place = next(place for place in (wanted, *wanted.parents) if place.exists())
-            with tempfile.TemporaryDirectory(prefix=".writable-", dir=place):
-                pass
-        except OSError as error:
-            raise ConfigError(f"{wanted} cannot be written: {error.strerror}", where="run.root") from None
 
 
 def _check_storage(url: str) -> None:
