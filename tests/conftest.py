@@ -1,13 +1,15 @@
-"""What tests of whole commands share: one root whose caches all studies use, a way to run doors, a small space."""
+"""What tests of whole commands share: one root whose caches all studies use, a way to run cli, a small space."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import postgresql_server
 import pytest
 import yaml
-from commands import TINY, Doors
+
+from tests.helpers import postgresql_server
+from tests.helpers.commands import TINY, CommandLine
+from tests.helpers.ray_head import running
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +25,20 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def doors(tmp_path_factory, home) -> Doors:
-    return Doors(tmp_path_factory.mktemp("cwd"), HOME=str(home))
+def cli(tmp_path_factory, home) -> CommandLine:
+    return CommandLine(tmp_path_factory.mktemp("cwd"), HOME=str(home))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("h")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster_cli(ray_cluster, tmp_path_factory):
+    """CommandLine that join the cluster, where `cli` start a Ray of their own."""
+    return CommandLine(tmp_path_factory.mktemp("cwd"), **ray_cluster.joining)
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +60,17 @@ def space(tmp_path, root):
         path.write_text(yaml.safe_dump(tree))
         return path
     return write
+
+
+@pytest.fixture(scope="session", params=["journal", "sqlite", "postgresql"])
+def storage_url(request, tmp_path_factory) -> str:
+    """One storage of each kind for the session; tests tell their studies apart by name."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql")
+    path = tmp_path_factory.mktemp("storage") / "studies"
+    return f"journal:{path}" if request.param == "journal" else f"sqlite:///{path}"
+
+
+@pytest.fixture
+def journal(tmp_path) -> str:
+    return f"journal:{tmp_path / 'optuna.journal'}"

@@ -75,8 +75,8 @@ def test_each_library_lives_behind_one_door():
     for name, tree in modules().items():
         for target in imported(tree):
             library = target.split(".")[0]
-            doors = LIBRARIES.get(library)
-            if doors and not within(name, doors | MAY_LOOK.get(library, set())):
+            cli = LIBRARIES.get(library)
+            if cli and not within(name, cli | MAY_LOOK.get(library, set())):
                 wrong.append(f"{name} imports {library}")
     assert not wrong, wrong
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import REPOSITORY
 
-from uvar_tune.config import dotted_names
-from uvar_tune.config_file import read_config
-from uvar_tune.door import split_overrides
+from tests.helpers.commands import REPOSITORY
+from uvar_tune.cli.common import split_overrides
+from uvar_tune.config.loading import read_config
+from uvar_tune.config.schema import dotted_names
 
 CLUSTER = REPOSITORY / "cluster"
 YAML = sorted(CLUSTER.glob("*.yaml"))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 from uvar_tune.errors import FAILED
 
 
@@ -59,8 +59,8 @@ def _ray():
 
 
 def _storage(root):
-    from uvar_tune.study.files import resolve_root
-    from uvar_tune.study.outputs import existing, unwritable
+    from uvar_tune.io.outputs import existing, unwritable
+    from uvar_tune.study_dir import resolve_root
 
     path = resolve_root(root)
     trouble = unwritable(path)
@@ -73,9 +73,9 @@ def _storage(root):
 def _tracking(root):
     import urllib.request
 
-    from uvar_tune.study.files import StudyFiles, resolve_root
+    from uvar_tune.study_dir import StudyDirectory, resolve_root
 
-    uri = StudyFiles(resolve_root(root), "doctor").tracking_uri()
+    uri = StudyDirectory(resolve_root(root), "doctor").tracking_uri()
     if not uri.startswith("http"):
         return True, f"{uri.rpartition('@')[2]} (no server needed)"
     with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5) as answer:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 from uvar_tune.errors import ConfigError
 
 
@@ -41,12 +41,12 @@ def edit(
     if len(files) != (1 if official else 2):
         raise ConfigError(f"expected {'IMAGE alone beside --vae and --var' if official else 'CHECKPOINT IMAGE'}, got {files}",
                           where="command line")
-    from uvar_tune.study.outputs import check_picture, check_there
+    from uvar_tune.io.outputs import check_picture, check_there
 
     check_picture(out, [*files, mask, baseline, vae, var, tokenizer])
     check_there(tokenizer, "--tokenizer")
 
-    from uvar_tune.orchestration.editing import Request, run_edit
+    from uvar_tune.commands.edit import Request, run_edit
 
     sampling = {"cfg_scale": cfg_scale, "cfg_ramp": cfg_ramp, "top_k": top_k, "top_p": top_p, "temperature": temperature}
     run_edit(Request(task=task, checkpoint=None if official else files[0], image=files[-1], out=out, mask=mask, box=box,

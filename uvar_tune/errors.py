@@ -13,7 +13,7 @@ class UvarError(Exception):
 
 
 class ConfigError(UvarError, ValueError):
-    """Something a user controls is wrong. Doors print it as one line on stderr and exit with code 2.
+    """Something a user controls is wrong. Commands print it as one line on stderr and exit with code 2.
 
     Args:
         message: the value and the rule it breaks.
@@ -60,8 +60,8 @@ class OutOfMemory(StepFailed):
 LOW_MEMORY = "low memory"  # how the reason of a crash begins that Ray made, because a node was about to run out of memory
 
 
-class Lost(UvarError):
-    """What a study stands on is gone for now (room on its disk, its Ray, its storage). Doors print it as one line and exit
+class InfrastructureError(UvarError):
+    """What a study stands on is gone for now (room on its disk, its Ray, its storage). Commands print it as one line and exit
     with code 1; nothing is told of the trials in flight, and the same command continues."""
 
 

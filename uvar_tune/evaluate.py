@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 from uvar_tune.errors import ConfigError, choose
 
 SUITES = ("table2", "table3", "table5", "table7", "calibration")
@@ -18,7 +18,7 @@ def evaluate(
     baseline: Annotated[str | None, typer.Option(help="Checkpoint to stand beside it.")] = None,
     samples: Annotated[int | None, typer.Option(min=16, help="Generated images (default: evaluation.samples).")] = None,
     cfg_scale: Annotated[float | None, typer.Option(min=0, max=100, help="Default: the checkpoint's own best of "
-                                                    "inference.profile_cfg_scales, on other seeds.")] = None,
+                                                    "inference.search_cfg_scales, on other seeds.")] = None,
     baseline_cfg_scale: Annotated[float | None, typer.Option(min=0, max=100, help="Likewise, the baseline's.")] = None,
     root: Annotated[str | None, typer.Option(help="Where studies and caches lie (run.root; default: runs).")] = None,
     out: Annotated[str | None, typer.Option(help="Directory for JSON and Markdown (default: below the root).")] = None,
@@ -30,7 +30,7 @@ def evaluate(
 ):
     """Measure, print and write the paper's tables: baseline beside ours, and the published figures, marked so."""
     suites = list(SUITES) if choose(suite, (*SUITES, "all"), "suite", "--suite") == "all" else [suite]
-    from uvar_tune.study.outputs import check_directory, check_there
+    from uvar_tune.io.outputs import check_directory, check_there
 
     for option, folder in (("--imagenet-c", imagenet_c), ("--ood", ood)):
         check_there(folder, option)
@@ -40,7 +40,7 @@ def evaluate(
     if out is not None:
         check_directory(out)
 
-    from uvar_tune.orchestration.evaluation import Request, run_evaluation
+    from uvar_tune.commands.evaluate import Request, run_evaluation
 
     request = Request(checkpoint=checkpoint, baseline=baseline, suites=suites, samples=samples, cfg_scale=cfg_scale,
                       baseline_cfg_scale=baseline_cfg_scale, root=root, out=out, imagenet_c=imagenet_c, ood=ood,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 from uvar_tune.errors import ConfigError
 
 
@@ -23,11 +23,11 @@ def export(
     """Write YAML files that `python -m uvar_tune.train` runs, with their provenance; the best one by default."""
     if sum(choice is not None for choice in (top, trial, run)) > 1:
         raise ConfigError("takes one of --top, --trial and --run", where="command line")
-    from uvar_tune.study.export import export_trial, select
-    from uvar_tune.study.files import StudyFiles, resolve_root
-    from uvar_tune.study.load import load_results
+    from uvar_tune.commands.export import export_trial, select
+    from uvar_tune.search.load import load_results
+    from uvar_tune.study_dir import StudyDirectory, resolve_root
 
-    files = StudyFiles(resolve_root(root), study)
+    files = StudyDirectory(resolve_root(root), study)
     config = files.stored()
     results = load_results(config, files)
     runs = _runs(files)
@@ -42,7 +42,7 @@ def export(
 
 
 def _runs(files) -> dict[int, str]:
-    from uvar_tune.tracking.sink import known_runs
+    from uvar_tune.tracking import known_runs
 
     return known_runs(files.directory / "mlflow")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 from uvar_tune.errors import ConfigError
 
 _IMAGES, _PIXELS = 10_000, 100_000_000  # at most, in one picture: about 3 GB on the way to it
@@ -30,7 +30,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ):
     """Write a grid of samples; the same seeds give the same images in any number and order."""
-    from uvar_tune.study.outputs import check_picture, check_there
+    from uvar_tune.io.outputs import check_picture, check_there
 
     check_room(len(label or [0]), count)
     check_picture(out, [checkpoint, vae, var, tokenizer])
@@ -38,10 +38,10 @@ def generate(
 
     import torch
 
-    from uvar_tune.evaluation.pictures import save_grid
+    from uvar_tune.commands.counting import counting
+    from uvar_tune.evaluation.image_grid import save_grid
     from uvar_tune.model.sampling import Inference, as_option, sample
-    from uvar_tune.orchestration.counting import counting
-    from uvar_tune.orchestration.restore import open_networks
+    from uvar_tune.pipeline import open_networks
 
     transformer, vqvae, about = open_networks(checkpoint, vae=vae, var=var, tokenizer=tokenizer, device=device)
     inference = Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp)

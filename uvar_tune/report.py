@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 
 
 def report(
@@ -21,14 +21,14 @@ def report(
 
     from rich.console import Console
 
+    from uvar_tune.analysis.pooled import pool
     from uvar_tune.errors import ConfigError
+    from uvar_tune.io.outputs import check_directory
     from uvar_tune.reporting import pooled_table, ranked_table, write_pooled, write_report
-    from uvar_tune.study.files import StudyFiles, resolve_root
-    from uvar_tune.study.load import load_results
-    from uvar_tune.study.outputs import check_directory
-    from uvar_tune.study.pooled import pool
+    from uvar_tune.search.load import load_results
+    from uvar_tune.study_dir import StudyDirectory, resolve_root
 
-    found = [StudyFiles(resolve_root(root), name) for name in study]
+    found = [StudyDirectory(resolve_root(root), name) for name in study]
     loaded = [(files.stored(), load_results(files.stored(), files)) for files in found]
     for name, (_, results) in zip(study, loaded, strict=True):
         if results.best is None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 
 
 def sweep(
@@ -20,16 +20,16 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
 ):
     """Run a hyperparameter study; the same command again resumes it, or prints its table when it has finished."""
-    from uvar_tune.config_file import read_config
+    from uvar_tune.config.loading import read_config
 
     path, overrides = door.one_file(arguments or [], door.default_space())
     config = read_config(path, overrides, name=study, trials=trials)
 
     if dry_run:
-        from uvar_tune.orchestration.plan import plan
+        from uvar_tune.commands.dry_run import plan
 
         return plan(config, door.say, phase=phase)
-    from uvar_tune.orchestration.study_runner import run_study
+    from uvar_tune.commands.sweep import run_study
 
     return run_study(config, door.say, phase=phase)
 

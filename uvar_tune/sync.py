@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 
 _TIMEOUT_SEC = 24 * 3600.0  # as long as the server takes it; one that does not answer ends it at once
 
@@ -17,16 +17,16 @@ def sync(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Send everything once more: to a new server, say.")] = False,
 ):
     """Deliver what a study's MLflow server has missed, in order; exit code 1 if something remains."""
-    from uvar_tune.study.files import StudyFiles, resolve_root
+    from uvar_tune.study_dir import StudyDirectory, resolve_root
 
-    files = StudyFiles(resolve_root(root), study)
+    files = StudyDirectory(resolve_root(root), study)
     if not (files.directory / "mlflow").exists():
         files.stored()  # names the nearest study where there is none
     with files.lock():
         if rebuild:
-            from uvar_tune.orchestration.retell import retell
+            from uvar_tune.commands.rebuild_tracking import rebuild_tracking
 
-            retell(files)
+            rebuild_tracking(files)
         if not files.sink(door.say).close(_TIMEOUT_SEC):
             return 1
     door.say(f"MLflow has all of study {study!r}")

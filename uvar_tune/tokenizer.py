@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 
 
 def tokenizer(
@@ -20,12 +20,12 @@ def tokenizer(
     """Train the multi-scale VQ-VAE that tokenizer.path then names; the same command resumes, or says where it lies."""
     from pathlib import Path
 
-    from uvar_tune.config_file import read_config
+    from uvar_tune.config.loading import read_config
 
     path, overrides = door.one_file(arguments)
     config = read_config(path, overrides)
 
-    from uvar_tune.orchestration.tokenizer_run import run_tokenizer
+    from uvar_tune.commands.train_tokenizer import run_tokenizer
 
     return run_tokenizer(config, name or Path(path).stem, official=official, say=door.say)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 from uvar_tune.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def train(
     """Train one configuration as a final run, score it and keep its checkpoints; the same command resumes."""
     from pathlib import Path
 
-    from uvar_tune.config_file import read_config
+    from uvar_tune.config.loading import read_config
 
     path, overrides = door.one_file(arguments)
     config = read_config(path, overrides)
@@ -32,7 +32,7 @@ def train(
     if replay and not provenance.get("seeds"):
         raise ConfigError("--replay needs an export, whose provenance holds seeds and scores", where=path)
 
-    from uvar_tune.orchestration.final_run import run_final
+    from uvar_tune.commands.final_run import run_final
 
     return run_final(config, name or Path(path).stem, replay=replay, say=door.say)
 

@@ -12,7 +12,7 @@ from uvar_tune.bench.data import _sides
 from uvar_tune.bench.model import SMALL
 from uvar_tune.bench.train import configuration, random_images
 from uvar_tune.data import build_token_cache
-from uvar_tune.orchestration.build import new_vqvae
+from uvar_tune.trial.factory import new_vqvae
 
 
 def test_the_small_bench(capsys):

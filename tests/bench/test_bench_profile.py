@@ -25,7 +25,7 @@ def synthetic(configurations: int = 48, steep: float = 1.0) -> list[dict]:
         best = rng.uniform(0.5, 4.0)
         curve = [quality * (1 + steep * (math.log1p(cfg) - math.log1p(best)) ** 2) for cfg in CFG_SCALES]
         luck = 1 + 0.02 * rng.standard_normal((len(CFG_SCALES), 2))
-        rows.append({"params": {"objective.lambda_1": lambda_1, "objective.reference": reference}, "seed": number,
+        rows.append({"params": {"loss.lambda_1": lambda_1, "loss.reference": reference}, "seed": number,
                      "scores": [[cfg, fid * a, fid * b] for cfg, fid, (a, b) in zip(CFG_SCALES, curve, luck, strict=True)]})
     return rows
 
@@ -114,7 +114,7 @@ def test_what_ships_is_the_table_of_48_configurations_at_9_scales():
     rows = load_table()
     assert len(rows) == 48 and {len(row["scores"]) for row in rows} == {9}
     assert len({row["seed"] for row in rows}) == 48 and len({json.dumps(row["params"]) for row in rows}) == 48
-    assert all(row["params"]["objective.lambda_1"] > 0 for row in rows)  # the baseline is none of them
+    assert all(row["params"]["loss.lambda_1"] > 0 for row in rows)  # the baseline is none of them
     about = json.loads(TABLE.read_text())["about"]
     assert about["protocol"]["samples"] == 500 and about["made_by"]["versions"]
 

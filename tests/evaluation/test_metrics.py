@@ -3,7 +3,7 @@ import torch
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import FAMILIES, Context, evaluate, fidelity_scores, open_extractor
-from uvar_tune.tracking.registry import metric
+from uvar_tune.metrics import metric
 
 
 def test_all_families_yield_registered_numbers(networks, held_out, classifier_directory, digits, tmp_path):

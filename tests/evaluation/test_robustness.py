@@ -7,9 +7,9 @@ from uvar_tune.evaluation.calibration import auroc, ood_score
 from uvar_tune.evaluation.robustness import (
     corrupted_sets,
     corruption_errors,
-    foreign_sets,
     mean_error,
     ood_detection,
+    out_of_distribution_sets,
     read_out,
     tokenize,
 )
@@ -50,7 +50,7 @@ def test_images_changed_when_read_are_those_changed_beforehand(images):
     noisy = corrupted_sets(images, torch.zeros(10), kinds=["gaussian_noise"], severities=[3], seed=4)[0].images
     whole = corrupt(images, "gaussian_noise", 3, seed=4)
     assert len(noisy) == 10 and torch.equal(torch.cat([noisy[0:4], noisy[4:8], noisy[8:12]]), whole)
-    assert torch.equal(foreign_sets(images)["inverted"][2:5], 255 - images[2:5])
+    assert torch.equal(out_of_distribution_sets(images)["inverted"][2:5], 255 - images[2:5])
 
 
 def test_detection_of_foreign_images(networks, images):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import TINY, end_session
-from faulty_study import RUN, STUDY, TRAINING, alone, interruption, values
+
+from tests.helpers.commands import TINY, end_session
+from tests.helpers.faulty_study import RUN, STUDY, TRAINING, alone, interruption, values
 
 _COSTS = pytest.StashKey[list[tuple[str, str, float]]]()
 
@@ -20,13 +21,13 @@ def undisturbed(root):
 
 
 @pytest.fixture(scope="session")
-def undisturbed_pair(root, doors, undisturbed, tmp_path_factory):
+def undisturbed_pair(root, cli, undisturbed, tmp_path_factory):
     """Values of the same study with two ranks a trial, left alone."""
     tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": "calm-pair"}, "training": {**TINY["training"], **TRAINING},
             "run": {**RUN, "root": str(root), "workers": 2}}
     path = tmp_path_factory.mktemp("calm-pair") / "space.yaml"
     path.write_text(yaml.safe_dump(tree))
-    done = doors("sweep", path)
+    done = cli("sweep", path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = values(root, "calm-pair")
     assert found == pytest.approx(undisturbed, rel=0.2)  # two ranks sum in another order
@@ -34,13 +35,13 @@ def undisturbed_pair(root, doors, undisturbed, tmp_path_factory):
 
 
 @pytest.fixture
-def begin(root, doors, space):
+def begin(root, cli, space):
     """Starts the study under another name; ends its session afterwards."""
     begun: list[subprocess.Popen] = []
 
     def start(name: str, variables: dict[str, str] | None = None, **run) -> tuple[subprocess.Popen, Path, Path]:
         path = space(study={**STUDY, "name": name}, training=TRAINING, run={"root": str(root), **RUN, **run})
-        begun.append(doors.start("sweep", path, **(variables or {})))
+        begun.append(cli.start("sweep", path, **(variables or {})))
         return begun[-1], path, Path(run.get("root", root)) / name
 
     yield start

@@ -11,8 +11,9 @@ import subprocess
 
 import psutil
 import pytest
-from commands import end_session, free_port
-from faulty_study import images_seen, wait_until
+
+from tests.helpers.commands import end_session, free_port
+from tests.helpers.faulty_study import images_seen, wait_until
 
 DASHBOARD = range(8265, 9265)  # where a study looks for a port for Ray's
 
@@ -36,8 +37,8 @@ def strangers(sockets: set[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
     return sorted(one for one in sockets if not ipaddress.ip_address(one[1].removeprefix("::ffff:")).is_loopback)
 
 
-def test_servers_are_heard_on_this_machine_alone(doors, space, root):
-    process = doors.start("sweep", space(study={"name": "bound", "trials": 1}, run={"max_concurrent": 1}))
+def test_servers_are_heard_on_this_machine_alone(cli, space, root):
+    process = cli.start("sweep", space(study={"name": "bound", "trials": 1}, run={"max_concurrent": 1}))
     try:
         wait_until(lambda: images_seen(root / "bound", 0) > 0, process, timeout=600)
         sockets = listening(process.pid)
@@ -51,7 +52,7 @@ def test_servers_are_heard_on_this_machine_alone(doors, space, root):
     for told in ("MLflow UI:", "Optuna dashboard:"):
         [command] = [line.removeprefix(told) for line in text.splitlines() if line.startswith(told)]
         port = free_port()
-        server = subprocess.Popen([*shlex.split(command), "--port", str(port)], cwd=doors.cwd, start_new_session=True, text=True,
+        server = subprocess.Popen([*shlex.split(command), "--port", str(port)], cwd=cli.cwd, start_new_session=True, text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
             wait_until(lambda server=server, port=port: port in {number for *_, number in listening(server.pid)}, server)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mlflow_server import MLflow
-from postgresql_server import new_database, programs
+
+from tests.helpers.mlflow_server import MLflow
+from tests.helpers.postgresql_server import new_database, programs
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -29,7 +30,7 @@ def where_they_stand(place: Path) -> list[str]:
             and any(secret.encode() in path.read_bytes() for secret in SECRETS)]
 
 
-def test_passwords_stand_nowhere(doors, space, tmp_path, postgresql, ray):
+def test_passwords_stand_nowhere(cli, space, tmp_path, postgresql, ray):
     """MLflow away at first (its trouble is told), then there; the storage on PostgreSQL; every door that reads the study."""
     root, server = tmp_path / "runs", MLflow(tmp_path)
     storage = new_database(postgresql, "secret_study").replace("uvar@", "uvar:hunter2-storage@")
@@ -37,25 +38,25 @@ def test_passwords_stand_nowhere(doors, space, tmp_path, postgresql, ray):
         "root": str(root), "max_concurrent": 1, "storage": "postgresql+psycopg://bob:hunter2-file@nowhere.invalid/optuna"})
     variables = {"MLFLOW_TRACKING_URI": server.uri, "UVAR_STORAGE": storage, "RAY_TMPDIR": str(ray)}
     options = ("--study", "secret", "--root", root)
-    said = [doors("sweep", path, timeout=1800, **variables)]
+    said = [cli("sweep", path, timeout=1800, **variables)]
     assert "does not answer" in said[0].stdout and "uvar_tune.sync" in said[0].stdout, said[0].stdout + said[0].stderr
     try:
         server.start()
-        said += [doors(*call, **variables) for call in (
+        said += [cli(*call, **variables) for call in (
             ("sync", *options), ("sync", *options, "--rebuild"), ("report", *options), ("export", *options, "--unconfirmed"),
             ("sweep", path))]
-        said.append(doors("doctor", **variables))
+        said.append(cli("doctor", **variables))
     finally:
         server.kill()
     for done in said[:-1]:
         assert done.returncode == 0, done.stdout + done.stderr
     away = storage.replace("127.0.0.1:", "127.0.0.1:1")  # a port that nobody holds, or none at all
-    said.append(doors("report", *options, **{**variables, "UVAR_STORAGE": away}))
+    said.append(cli("report", *options, **{**variables, "UVAR_STORAGE": away}))
     assert said[-1].returncode == 2 and "run.storage" in said[-1].stderr
     for done in said:
         assert not any(secret in done.stdout + done.stderr for secret in SECRETS), (done.args, done.stdout, done.stderr)
     path.unlink()  # the one place where the user has put one
-    assert where_they_stand(tmp_path) == where_they_stand(doors.cwd) == where_they_stand(ray) == []
+    assert where_they_stand(tmp_path) == where_they_stand(cli.cwd) == where_they_stand(ray) == []
     assert any(ray.iterdir()) and any((root / "secret" / "export").glob("*.yaml"))
     dump = subprocess.run([programs() / "pg_dump", storage.replace("+psycopg", "")], capture_output=True, text=True, check=True)
     assert "secret" in dump.stdout and not any(secret in dump.stdout for secret in SECRETS)

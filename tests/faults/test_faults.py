@@ -11,8 +11,9 @@ import time
 
 import psutil
 import pytest
-from faulty_study import images_seen, kill_group, metric_rows, records, train_workers, values, wait_until
-from mlflow_server import MLflow
+
+from tests.helpers.faulty_study import images_seen, kill_group, metric_rows, records, train_workers, values, wait_until
+from tests.helpers.mlflow_server import MLflow
 
 pytestmark = pytest.mark.ray
 
@@ -40,7 +41,7 @@ def test_one_of_two_ranks_is_killed(begin, root, undisturbed, cost):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
-def test_a_signal_ends_the_sweep_in_order_and_a_kill_when_it_continues(begin, root, doors, undisturbed, cost, tmp_path, number):
+def test_a_signal_ends_the_sweep_in_order_and_a_kill_when_it_continues(begin, root, cli, undisturbed, cost, tmp_path, number):
     """The first time in its first trial, the second time in its second; the same command each time. All the while there is no
     MLflow server, which learns everything afterwards."""
     name, server = f"signal-{int(number)}", MLflow(tmp_path)
@@ -57,30 +58,30 @@ def test_a_signal_ends_the_sweep_in_order_and_a_kill_when_it_continues(begin, ro
     cost(f"{number.name} to the sweep", directory, 0, began, "the same command continues")
     began = time.time()
     kill_group(process)
-    again = doors("sweep", path, MLFLOW_TRACKING_URI=server.uri)
+    again = cli("sweep", path, MLFLOW_TRACKING_URI=server.uri)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(root, name) == undisturbed
     cost("the sweep killed", directory, 1, began, "the same command continues")
-    check_sync(doors, directory, server, again.stdout)
+    check_sync(cli, directory, server, again.stdout)
 
 
 @pytest.mark.faults
-def test_mlflow_is_away_and_catches_up(begin, root, doors, undisturbed, tmp_path):
+def test_mlflow_is_away_and_catches_up(begin, root, cli, undisturbed, tmp_path):
     """Not there at the start: the study says so once and ends as ever; `sync` brings every row, each once."""
     server = MLflow(tmp_path)
     process, _, directory = begin("mlflow-away", variables={"MLFLOW_TRACKING_URI": server.uri})
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
     assert values(root, "mlflow-away") == undisturbed
-    check_sync(doors, directory, server, text)
+    check_sync(cli, directory, server, text)
 
 
-def check_sync(doors, directory, server: MLflow, text: str) -> None:
+def check_sync(cli, directory, server: MLflow, text: str) -> None:
     """What the sweep said of a server that was away all the time, and that `sync` brings every row, each once."""
     assert "MLflow" in text and "uvar_tune.sync" in text and "s3cret" not in text
     try:
         server.start()
-        synced = doors("sync", "--study", directory.name, "--root", directory.parent, MLFLOW_TRACKING_URI=server.uri)
+        synced = cli("sync", "--study", directory.name, "--root", directory.parent, MLFLOW_TRACKING_URI=server.uri)
     finally:
         server.kill()
     assert synced.returncode == 0, synced.stdout + synced.stderr

@@ -8,14 +8,15 @@ import sys
 
 import psutil
 import pytest
-from commands import environment
+
+from tests.helpers.commands import environment
 
 GROUP = """
 import json, sys
-from uvar_tune.config import Config
-from uvar_tune.orchestration.resources import cluster
-from uvar_tune.orchestration.signals import Interruptible
-from uvar_tune.orchestration.trial import run_group
+from uvar_tune.config.schema import Config
+from uvar_tune.ray_backend.cluster import cluster
+from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
+from uvar_tune.ray_backend.trainer import run_worker_group
 
 
 def loop(job):
@@ -33,7 +34,7 @@ config = Config.model_validate({"run": {"cpus_per_worker": 0.5}})
 job = {"config": config.tree(), "directory": sys.argv[1], "seeds": {}, "run_name": "group", "ray_directory": sys.argv[1],
        "worker_retries": 0}
 with cluster(lambda text: None):
-    print(json.dumps(run_group(job, Interruptible(print), loop)))
+    print(json.dumps(run_worker_group(job, GracefulShutdown(print), loop)))
 """
 NEEDED = 6 * 2**30
 pytestmark = [pytest.mark.ray, pytest.mark.faults]

@@ -11,9 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import end_session
-from faulty_study import RUN, STUDY, TRAINING, alone, images_seen, metric_rows, records, values, wait_until
-from mlflow_server import MLflow, query
+
+from tests.helpers.commands import end_session
+from tests.helpers.faulty_study import (
+    RUN,
+    STUDY,
+    TRAINING,
+    alone,
+    images_seen,
+    metric_rows,
+    records,
+    values,
+    wait_until,
+)
+from tests.helpers.mlflow_server import MLflow, query
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -29,14 +40,14 @@ def left_alone(root):
 
 
 @pytest.fixture
-def study(root, doors, space, tmp_path):
+def study(root, cli, space, tmp_path):
     """Starts the study under a name, told to a server; (process, its directory, the server)."""
     server, begun = MLflow(tmp_path), []
 
     def start(name: str):
         server.start()
         path = space(study={**LONGER, "name": name}, training=TRAINING, run=RUN)
-        begun.append(doors.start("sweep", path, MLFLOW_TRACKING_URI=server.uri))
+        begun.append(cli.start("sweep", path, MLFLOW_TRACKING_URI=server.uri))
         return begun[-1], root / name, server
 
     yield start
@@ -47,26 +58,26 @@ def study(root, doors, space, tmp_path):
     server.kill()
 
 
-def test_killed_for_a_minute(study, root, doors, left_alone):
+def test_killed_for_a_minute(study, root, cli, left_alone):
     process, directory, server = study("server-killed")
     wait_until(lambda: images_seen(directory, 0) >= 1000, process)
     server.kill()
     span = outage(process, directory, least_sec=60)
     server.start()
-    text = ended(process, doors, root, server)
+    text = ended(process, cli, root, server)
     assert "does not answer" in text and text.count("does not answer") == 1
     assert values(root, "server-killed", TRIALS) == left_alone
     assert_nobody_waited(directory, *span)
     assert_all_there_once(directory, server)
 
 
-def test_hung_for_half_a_minute(study, root, doors, left_alone):
+def test_hung_for_half_a_minute(study, root, cli, left_alone):
     process, directory, server = study("server-hung")
     wait_until(lambda: images_seen(directory, 0) >= 1000, process)
     server.signal(signal.SIGSTOP)
     span = outage(process, directory, least_sec=30)
     server.signal(signal.SIGCONT)
-    text = ended(process, doors, root, server)
+    text = ended(process, cli, root, server)
     assert "does not answer (timed out)" in text
     assert values(root, "server-hung", TRIALS) == left_alone
     assert_nobody_waited(directory, *span)
@@ -90,12 +101,12 @@ def within(directory: Path, began: float, ended: float) -> list[int]:
     return found
 
 
-def ended(process, doors, root: Path, server) -> str:
+def ended(process, cli, root: Path, server) -> str:
     """What the sweep said; what it left is sent by the door that it names, where the study was over before the server was back."""
     text, _ = process.communicate(timeout=600)
     assert process.returncode == 0, text
     if "are kept and not sent" in text:
-        synced = doors("sync", "--study", Path(text.split("--study ")[1].split()[0]).name, "--root", root,
+        synced = cli("sync", "--study", Path(text.split("--study ")[1].split()[0]).name, "--root", root,
                        MLFLOW_TRACKING_URI=server.uri)
         assert synced.returncode == 0, synced.stdout + synced.stderr
     else:

@@ -11,17 +11,17 @@ import yaml
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from uvar_tune.config import Config
+from uvar_tune.config.schema import Config
 from uvar_tune.model.scales import split
-from uvar_tune.orchestration.build import new_var
 from uvar_tune.training import load_tokenizer
+from uvar_tune.trial.factory import new_var
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 SPACE = {
     "training.learning_rate": {"role": "nuisance", "type": "categorical", "choices": [2e-3, 1e30]},
     "model.width": {"role": "nuisance", "type": "categorical", "choices": [32, 2**16]},
-    "objective.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 1e36]}}
+    "loss.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 1e36]}}
 STUDY = {"name": "numbers", "trials": 6, "startup_trials": 6, "seed": 2}  # each comes, and the last is fine
 FINE, NO_MEMORY, NO_NUMBER, STEEP = "complete", "allocate memory", "loss is not a finite number", "grad_norm is inf"
 
@@ -32,7 +32,7 @@ def expected(params: dict) -> str:
         return NO_MEMORY
     if params.get("training.learning_rate", 2e-3) > 1:
         return NO_NUMBER
-    return STEEP if params.get("objective.lambda_1", 0) > 0 else FINE
+    return STEEP if params.get("loss.lambda_1", 0) > 0 else FINE
 
 
 def overcommits() -> bool:
@@ -41,11 +41,11 @@ def overcommits() -> bool:
 
 
 @pytest.mark.skipif(overcommits(), reason="this system promises any amount of memory (vm.overcommit_memory is 1)")
-def test_each_is_an_outcome_of_its_own_and_the_study_goes_on(root, doors, space):
+def test_each_is_an_outcome_of_its_own_and_the_study_goes_on(root, cli, space):
     path = space(study=STUDY, training={"images": 640}, run={"workers": 2, "max_concurrent": 1})
     tree = {**yaml.safe_load(path.read_text()), "space": SPACE}
     path.write_text(yaml.safe_dump(tree))
-    done = doors("sweep", path, timeout=1800)
+    done = cli("sweep", path, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "out of memory" in done.stdout and "Traceback" not in done.stdout + done.stderr
     check(root / "numbers")
@@ -93,8 +93,8 @@ def again(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
         return var.train()(batch["labels_B"], vqvae.teacher_input(split(tokens_BL, vqvae.scales)), **noise), tokens_BL
 
 
-def test_a_tokenizer_that_diverges_ends_the_study_with_one_line(doors, space):
+def test_a_tokenizer_that_diverges_ends_the_study_with_one_line(cli, space):
     path = space(study={"name": "burst"}, tokenizer={"learning_rate": 1e30})
-    done = doors("sweep", path, timeout=1800)
+    done = cli("sweep", path, timeout=1800)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.strip().startswith("error: training diverged after") and len(done.stderr.strip().splitlines()) == 1

@@ -10,11 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 import optuna
-import postgresql_server
 import pytest
-from faulty_study import images_seen, kill_group, records, values, wait_until
-from small_disk import fill, mounted
 
+from tests.helpers import postgresql_server
+from tests.helpers.faulty_study import images_seen, kill_group, records, values, wait_until
+from tests.helpers.small_disk import fill, mounted
 from uvar_tune.training import latest_valid
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
@@ -30,7 +30,7 @@ def disk(tmp_path, root):
 
 
 @pytest.mark.parametrize("at", ["a checkpoint", "every write"])
-def test_the_disk_is_full(begin, doors, disk, undisturbed, cost, at):
+def test_the_disk_is_full(begin, cli, disk, undisturbed, cost, at):
     """Room for records and not for a checkpoint; then none at all."""
     process, path, directory = begin("full", root=str(disk))
     wait_until(lambda: images_seen(directory, 1) >= 2000, process)
@@ -47,7 +47,7 @@ def test_the_disk_is_full(begin, doors, disk, undisturbed, cost, at):
     latest_valid(checkpoints, on_skip=lambda path, why: damaged.append((path, why)))
     assert not damaged
     filler.unlink()
-    again = doors("sweep", path)
+    again = cli("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(disk, "full") == undisturbed
     cost(f"the disk full at {at}", directory, 1, began, "the sweep ends; with room, the same command continues")
@@ -55,7 +55,7 @@ def test_the_disk_is_full(begin, doors, disk, undisturbed, cost, at):
 
 @pytest.mark.parametrize("case", ["a file in the way of run.root", "a file in the way of the study",
                                   "a file in the way of the cache", "a disk mounted read-only"])
-def test_a_directory_that_cannot_be_written(doors, space, tmp_path, case):
+def test_a_directory_that_cannot_be_written(cli, space, tmp_path, case):
     place = tmp_path / "place"
     with contextlib.ExitStack() as stack:
         if case == "a disk mounted read-only":
@@ -65,12 +65,12 @@ def test_a_directory_that_cannot_be_written(doors, space, tmp_path, case):
                        "a file in the way of the cache": place / "cache"}[case]
             blocked.parent.mkdir(exist_ok=True)
             blocked.write_text("")
-        done = doors("sweep", space(study={"name": "blocked"}, run={"root": str(place)}), timeout=120)
+        done = cli("sweep", space(study={"name": "blocked"}, run={"root": str(place)}), timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: run.root: ") and str(place) in done.stderr
 
 
-def test_the_newest_checkpoint_is_truncated(begin, root, doors, undisturbed, cost):
+def test_the_newest_checkpoint_is_truncated(begin, root, cli, undisturbed, cost):
     process, path, directory = begin("truncated")
     wait_until(lambda: images_seen(directory, 1) >= 2000, process)
     began = time.time()
@@ -80,7 +80,7 @@ def test_the_newest_checkpoint_is_truncated(begin, root, doors, undisturbed, cos
     weights = newest / "var.safetensors"
     with weights.open("r+b") as handle:
         handle.truncate(weights.stat().st_size // 2)
-    again = doors("sweep", path)
+    again = cli("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"checkpoint {newest.name} is not used: var.safetensors has" in again.stdout
     assert [record["images"] for record in records(directory, 1) if record["kind"] == "resumed"] == [int(sound.name)]
@@ -102,12 +102,12 @@ def test_two_sweeps_are_started_on_one_study(begin, root, undisturbed):
     assert values(root, "twice") == undisturbed
 
 
-def test_one_storage_and_another_directory(begin, doors, space, root, tmp_path, postgresql):
+def test_one_storage_and_another_directory(begin, cli, space, root, tmp_path, postgresql):
     """Two machines that share a database, and have each a disk of their own."""
     shared = {"UVAR_STORAGE": postgresql_server.new_database(postgresql, "elsewhere")}
     first, path, directory = begin("elsewhere", variables=shared)
     wait_until(lambda: images_seen(directory, 0) > 0, first)
-    second = doors("sweep", path, f"run.root={tmp_path / 'second'}", **shared)
+    second = cli("sweep", path, f"run.root={tmp_path / 'second'}", **shared)
     assert second.returncode == 2, second.stdout + second.stderr
     assert second.stderr.startswith("error: run.root: the storage knows a study 'elsewhere' whose files lie in ")
     assert str(directory) in second.stderr and len(second.stderr.splitlines()) == 1

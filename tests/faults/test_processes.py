@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import environment
-from faulty_study import (
+
+from tests.helpers.commands import environment
+from tests.helpers.faulty_study import (
     RUN,
     STUDY,
     alone,
@@ -24,7 +25,7 @@ from faulty_study import (
     values,
     wait_until,
 )
-from ray_head import free_ports, running
+from tests.helpers.ray_head import free_ports, running
 
 # `ray job stop` as its command does it, which itself takes as long to start as half a trial trains
 STOP = """
@@ -56,7 +57,7 @@ def test_what_drives_a_trial_is_killed(begin, root, undisturbed, cost, title, fa
     cost(fault, directory, 0, began)
 
 
-def test_the_whole_ray_head_is_killed(begin, root, doors, undisturbed, cost):
+def test_the_whole_ray_head_is_killed(begin, root, cli, undisturbed, cost):
     process, path, directory = begin("head-killed")
     wait_until(lambda: images_seen(directory, 1) >= 2000, process)
     everything = psutil.Process(process.pid).children(recursive=True)
@@ -66,13 +67,13 @@ def test_the_whole_ray_head_is_killed(begin, root, doors, undisturbed, cost):
     assert process.returncode == 1, text
     assert "error: Ray" in text and "the same command continues" in text and "Traceback" not in text
     assert not living(everything, timeout=120)  # Ray's own agents look for a lost head for 60 s
-    again = doors("sweep", path)
+    again = cli("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(root, "head-killed") == undisturbed
     cost("the Ray head killed", directory, 1, began, "the sweep ends, the same command continues")
 
 
-def test_the_raylet_of_the_driver_is_killed(begin, root, doors, undisturbed, cost):
+def test_the_raylet_of_the_driver_is_killed(begin, root, cli, undisturbed, cost):
     """Ray's head still answers, and no answer of a task comes any more."""
     process, path, directory = begin("raylet-killed")
     wait_until(lambda: images_seen(directory, 1) >= 2000, process)
@@ -83,19 +84,19 @@ def test_the_raylet_of_the_driver_is_killed(begin, root, doors, undisturbed, cos
     assert process.returncode == 1, text
     assert "error: Ray's raylet on this node at " in text and "the same command continues" in text and "Traceback" not in text
     assert not living(everything, timeout=120)
-    again = doors("sweep", path)
+    again = cli("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(root, "raylet-killed") == undisturbed
     cost("the raylet of the driver's node killed", directory, 1, began, "the sweep ends, the same command continues")
 
 
 @pytest.fixture
-def nodes(doors, tmp_path_factory):
+def nodes(cli, tmp_path_factory):
     """Three nodes: what `three_nodes` prints."""
-    directory, script = tmp_path_factory.mktemp("n"), Path(__file__).parent.parent / "three_nodes.py"
+    directory, script = tmp_path_factory.mktemp("n"), Path(__file__).parent.parent / "helpers" / "three_nodes.py"
     with (directory / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, script, directory / "ray", *map(str, free_ports(2))], text=True,
-                                   env=environment(**doors.changes, RAY_AUTH_MODE="disabled"), cwd=directory,
+                                   env=environment(**cli.changes, RAY_AUTH_MODE="disabled"), cwd=directory,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
     everything: list[psutil.Process] = []
     try:
@@ -125,7 +126,7 @@ def test_a_node_is_lost(begin, nodes, root, undisturbed_pair, cost):
     cost("a node of a trial's two lost", directory, 0, began)
 
 
-def test_more_nodes_are_lost_than_a_trial_can_do_without(begin, nodes, root, doors, undisturbed_pair, cost):
+def test_more_nodes_are_lost_than_a_trial_can_do_without(begin, nodes, root, cli, undisturbed_pair, cost):
     """Of three nodes one is left, for trials of two ranks: it is said, waited for a while, and then left to the next time."""
     on_it = {"RAY_ADDRESS": nodes["address"], "RAY_AUTH_MODE": "disabled"}
     process, path, directory = begin("nodes-lost", workers=2, wait_resources_sec=20, variables=on_it)
@@ -138,7 +139,7 @@ def test_more_nodes_are_lost_than_a_trial_can_do_without(begin, nodes, root, doo
     assert text.count(f"waiting for nodes, 20 s at most: {needs}") == 1, text
     assert text.rstrip().splitlines()[-1] == (f"error: {needs}, and no more came in 20 s (run.wait_resources_sec). "
                                               "The same command continues")
-    again = doors("sweep", path)
+    again = cli("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(root, "nodes-lost") == undisturbed_pair
     cost("nodes lost, too few left", directory, 0, began, "it ends when none came; with nodes, it continues")

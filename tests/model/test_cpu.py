@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from uvar_tune.model import VAR
-from uvar_tune.model.cpu import by_hand, plus_scaled
+from uvar_tune.model.cpu import plus_scaled, use_fused_cpu_kernels
 from uvar_tune.model.transformer import MLP
 
 
@@ -34,7 +34,7 @@ def test_the_mlp_is_the_plain_one(shape, frozen):
         parameter.requires_grad_(name not in frozen)
     x, upstream = (4 * torch.randn(shape)).requires_grad_(), torch.randn(shape)
     x64 = x.detach().double().requires_grad_()
-    assert by_hand(x) and not by_hand(x64)
+    assert use_fused_cpu_kernels(x) and not use_fused_cpu_kernels(x64)
     out, out64 = mlp(x), exact(x64)
     assert "FeedForward" in type(out.grad_fn).__name__
     assert_close([out], [out64])
@@ -70,7 +70,7 @@ def test_a_network_has_the_gradients_of_the_plain_chain(shared_aln, checkpointin
 
     by_hand_too = found()
     for module in ("cpu", "transformer"):
-        monkeypatch.setattr(f"uvar_tune.model.{module}.by_hand", lambda x: False)
+        monkeypatch.setattr(f"uvar_tune.model.{module}.use_fused_cpu_kernels", lambda x: False)
     plain = found()
     assert any(not torch.equal(*pair) for pair in zip(by_hand_too, plain, strict=True))
     for one, other in zip(by_hand_too, plain, strict=True):
@@ -79,9 +79,9 @@ def test_a_network_has_the_gradients_of_the_plain_chain(shared_aln, checkpointin
 
 def test_without_gradients_under_autocast_and_in_float64_the_plain_chain_is_kept():
     x = torch.randn(2, 3, 4)
-    assert by_hand(x)
+    assert use_fused_cpu_kernels(x)
     with torch.no_grad():
-        assert not by_hand(x)
+        assert not use_fused_cpu_kernels(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not by_hand(x)
-    assert not by_hand(x.double()) and not by_hand(x.to("meta"))
+        assert not use_fused_cpu_kernels(x)
+    assert not use_fused_cpu_kernels(x.double()) and not use_fused_cpu_kernels(x.to("meta"))

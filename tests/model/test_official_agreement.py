@@ -7,10 +7,10 @@ import copy
 import json
 import os
 
-import golden_cases as golden
 import pytest
 import torch
 
+from tests.helpers import golden_cases as golden
 from uvar_tune.model import VAR, VQVAE, filter_logits, generate, load_official, save_official
 
 RECORDED = json.loads(golden.GOLDEN.read_text())

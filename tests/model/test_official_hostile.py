@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from uvar_tune.data.plain import read_tensors
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.fidelity import _check_state_dict
+from uvar_tune.io.safe_load import read_tensors
+from uvar_tune.io.tensor_file import load_tensors
 from uvar_tune.model import VAR, VQVAE, load_official, save_official
-from uvar_tune.model.tensor_file import load_plain
 
 SCALES = (1, 2, 4)
 BOOK, LEVELS, MASK = "quantize.embedding.weight", "lvl_1L", "attn_bias_for_masking"
@@ -62,7 +62,7 @@ def test_tensors_that_share_what_they_hold_a_hundred_times(tmp_path):
     flat = torch.zeros(2**16)
     torch.save({str(i): flat.view(-1) for i in range(100)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="claim 26,214,400 bytes"):
-        load_plain(tmp_path / "x.pth")
+        load_tensors(tmp_path / "x.pth")
 
 
 class Claims(pickle.Pickler):
@@ -83,7 +83,7 @@ def test_an_old_file_whose_storages_never_come(tmp_path):
             Claims(handle, 2).dump(part)
     assert torch.load(tmp_path / "x.pth", weights_only=True)["w"].shape == (10**5,)
     with pytest.raises(ValueError, match="claim 400,000 bytes"):
-        load_plain(tmp_path / "x.pth")
+        load_tensors(tmp_path / "x.pth")
 
 
 def repacked(path, **options):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from uvar_tune import door
+from uvar_tune.cli import common as door
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import CFG_CONVENTION, filter_logits, generate
 from uvar_tune.model.filtering import draw, guidance

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import objective_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from objective_cases import COMBINATIONS, PREDICTIONS, SCALES, exact, problem, reference
 
+from tests.helpers import objective_oracle as oracle
+from tests.helpers.objective_cases import COMBINATIONS, PREDICTIONS, SCALES, exact, problem, reference
 from uvar_tune.objective import FIRST_ORDER, composite_loss
 
 

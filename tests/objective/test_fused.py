@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import objective_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from objective_cases import COMBINATIONS, PREDICTIONS, exact, head_of, problem, reference, settings_of
 
+from tests.helpers import objective_oracle as oracle
+from tests.helpers.objective_cases import COMBINATIONS, PREDICTIONS, exact, head_of, problem, reference, settings_of
 from uvar_tune.objective import FIRST_ORDER, composite_loss, fused, fused_composite_loss
 
 VALUES = ("total", "ce", "first_order", "second_order", "semantic_entropy")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from objective_cases import BATCH, LENGTH, head_of, problem, reference, settings_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers.objective_cases import BATCH, LENGTH, head_of, problem, reference, settings_of
 from uvar_tune.errors import ConfigError, Diverged
 from uvar_tune.objective import (
     CompositeLoss,
@@ -173,12 +173,12 @@ def test_logits_that_are_not_numbers_are_divergence(door, poison, weights):
 
 
 def test_combinations_that_mean_nothing_are_refused_with_the_reason():
-    check_combination(reference="dataset", given="class")
+    check_combination(reference="dataset", condition_on="class")
     check_combination(reference="uniform", dispersion="probability", discrepancy="wasserstein")
     check_combination(reference="uniform", dispersion="embedding", discrepancy="kl")
     with pytest.raises(ConfigError, match="no variance across the vocabulary.*did you mean 'wasserstein'"):
         check_combination(reference="uniform", dispersion="probability", discrepancy="kl")
     with pytest.raises(ConfigError, match="only the reference 'dataset' is estimated from labelled tokens"):
-        check_combination(reference="normal", given="class")
+        check_combination(reference="normal", condition_on="class")
     with pytest.raises(ConfigError, match="unknown condition 'klass'"):
-        check_combination(given="klass")
+        check_combination(condition_on="klass")

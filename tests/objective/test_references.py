@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import objective_oracle
 import pytest
-import reference_oracle as oracle
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import objective_oracle
+from tests.helpers import reference_oracle as oracle
 from uvar_tune.errors import ConfigError
 from uvar_tune.objective import DISPERSIONS, REFERENCES, build_reference
 from uvar_tune.objective import reference as reference_module
@@ -47,7 +47,7 @@ def exact(name, case, dispersion, **options):
 
 OPTIONS = {
     "uniform": [({}, {})],
-    "dataset": [({}, {}), ({"given": "class"}, {"given": "class"})],
+    "dataset": [({}, {}), ({"condition_on": "class"}, {"condition_on": "class"})],
     "semantic": [({}, {}), ({"neighbours": 3.5}, {"neighbours": 3.5}), ({"distance": "cosine"}, {"metric": "cosine"})],
     "normal": [({}, {}), ({"perplexity": 5}, {"perplexity": 5}), ({"distance": "cosine"}, {"metric": "cosine"})],
 }
@@ -75,7 +75,7 @@ def test_the_dataset_reference_keeps_the_entropy_of_positions():
 
 
 def test_given_the_class_less_is_uncertain():
-    by_scale, by_class = (build("dataset", source(images=300), given=given) for given in ("scale", "class"))
+    by_scale, by_class = (build("dataset", source(images=300), condition_on=condition_on) for condition_on in ("scale", "class"))
     assert (np.array(by_class.diagnostics["entropy"]) < by_scale.diagnostics["entropy"]).all()
 
 
@@ -155,7 +155,7 @@ BAD = {
     "name": ("semantc", {}, {}, "did you mean 'semantic'"),
     "distance": ("normal", {"distance": "manhattan"}, {}, "unknown distance"),
     "dispersion": ("normal", {"dispersion": "probabilty"}, {}, "did you mean 'probability'"),
-    "given": ("semantic", {"given": "class"}, {}, "only the reference 'dataset'"),
+    "condition_on": ("semantic", {"condition_on": "class"}, {}, "only the reference 'dataset'"),
     "neighbours": ("semantic", {"neighbours": 20}, {}, "1 < neighbours < 20"),
     "perplexity": ("normal", {"perplexity": 1.0}, {}, "1 < perplexity < 20"),
     "scales": ("uniform", {"scales": (1, 2)}, {}, "need \\(N > 0, 5\\)"),

@@ -6,9 +6,9 @@ import typing
 
 import pytest
 import torch
-from objective_cases import problem, reference, settings_of
 
-from uvar_tune.config import Objective
+from tests.helpers.objective_cases import problem, reference, settings_of
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.objective import (
     DISCREPANCIES,
     DISPERSIONS,
@@ -23,9 +23,9 @@ from uvar_tune.objective.dispersion import Dispersion
 
 @pytest.mark.parametrize("key, registry", [
     ("reference", REFERENCES), ("dispersion", DISPERSIONS), ("discrepancy", DISCREPANCIES), ("normalize", NORMALIZATIONS),
-    ("classes", PARTITIONS), ("first_order", FIRST_ORDER)])
+    ("partition", PARTITIONS), ("first_order", FIRST_ORDER)])
 def test_the_configuration_offers_what_the_registry_holds(key, registry):
-    assert set(typing.get_args(Objective.model_fields[key].annotation)) == set(registry)
+    assert set(typing.get_args(LossConfig.model_fields[key].annotation)) == set(registry)
 
 
 def terms(case, **settings):

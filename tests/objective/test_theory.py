@@ -20,8 +20,8 @@ from uvar_tune.objective import (
     total_variation,
     wasserstein_1,
 )
-from uvar_tune.objective.geometry import DISTANCES, distances
-from uvar_tune.objective.semantic import semantic_entropy
+from uvar_tune.objective.codebook import DISTANCES, distances
+from uvar_tune.objective.semantic_entropy import semantic_entropy
 
 DRAWS = 200_000
 

@@ -1,8 +1,8 @@
 import dataclasses
 
 import pytest
-from synthetic_study import study
 
+from tests.helpers.synthetic_study import study
 from uvar_tune.reporting.cautions import boundary_warnings, cautions, rung_warnings, share_warnings
 
 
@@ -12,22 +12,22 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "value", "end"), [
-    ("objective.lambda_1", 0.0105, "lower bound 0.01"), ("objective.lambda_1", 5.9, "upper bound 6"),
-    ("objective.lambda_2", 0.004, "lower bound 0.004"), ("objective.lambda_1", 0.012, None), ("objective.lambda_2", 0.8, None),
+    ("loss.lambda_1", 0.0105, "lower bound 0.01"), ("loss.lambda_1", 5.9, "upper bound 6"),
+    ("loss.lambda_2", 0.004, "lower bound 0.004"), ("loss.lambda_1", 0.012, None), ("loss.lambda_2", 0.8, None),
 ])
 def test_a_best_at_a_bound_is_warned_of(results, name, value, end):
-    best = dataclasses.replace(results.best, params={**results.best.params, "objective.lambda_1": 0.3, "objective.lambda_2": 0.05,
+    best = dataclasses.replace(results.best, params={**results.best.params, "loss.lambda_1": 0.3, "loss.lambda_2": 0.05,
                                                      name: value})
     trials = tuple(best if trial.number == best.number else trial for trial in results.trials)
     found = boundary_warnings(dataclasses.replace(results, trials=trials))
     assert [end in line for line in found] == ([True] if end else [])
 
 
-@pytest.mark.parametrize(("cfg", "mode", "warned"), [(4.0, "profile", True), (0.0, "profile", False), (2.0, "profile", False),
+@pytest.mark.parametrize(("cfg", "mode", "warned"), [(4.0, "per_checkpoint", True), (0.0, "per_checkpoint", False), (2.0, "per_checkpoint", False),
                                                      (0.0, "joint", True), (4.0, "joint", True)])
 def test_so_is_a_cfg_scale_at_an_end(results, cfg, mode, warned):
     best = dataclasses.replace(results.best, params={"inference.cfg_scale": cfg})
-    config = {**results.config, "inference": {**results.config["inference"], "mode": mode}}
+    config = {**results.config, "inference": {**results.config["inference"], "search": mode}}
     assert bool(boundary_warnings(dataclasses.replace(results, trials=(best,), config=config))) == warned
 
 
@@ -48,7 +48,7 @@ def test_a_weight_that_does_nothing_or_everything_is_warned_of(results, low, hig
 
 def test_a_weight_that_was_not_searched_is_not_warned_of(results):
     trials = tuple(dataclasses.replace(trial, scores={"grad_share/second_order": 1e-5}) for trial in results.trials)
-    fixed = {name: entry for name, entry in results.space.items() if name != "objective.lambda_1"}
+    fixed = {name: entry for name, entry in results.space.items() if name != "loss.lambda_1"}
     assert share_warnings(dataclasses.replace(results, trials=trials)) and not share_warnings(
         dataclasses.replace(results, trials=trials, space=fixed))
 

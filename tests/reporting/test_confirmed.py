@@ -2,8 +2,8 @@ import dataclasses
 import re
 
 import pytest
-from synthetic_study import whole_study
 
+from tests.helpers.synthetic_study import whole_study
 from uvar_tune.reporting import confirmed, facts
 
 

@@ -1,8 +1,8 @@
 import dataclasses
 
 import pytest
-from synthetic_study import study
 
+from tests.helpers.synthetic_study import study
 from uvar_tune.reporting.costs import ALL, EARLIER, IDLE, Row, costs
 
 

@@ -4,8 +4,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_study import study, whole_study
 
+from tests.helpers.synthetic_study import study, whole_study
 from uvar_tune.errors import ConfigError
 from uvar_tune.reporting import facts, write_report
 from uvar_tune.reporting.figures import Values, _profile, several_axes
@@ -85,9 +85,9 @@ def test_text_is_text_whatever_it_holds_and_passwords_stay_out(results, tmp_path
     hostile = '<script>alert("$x_{")</script>'
     config = {**results.config, "study": {"question": hostile}}
     reference = {"type": "categorical", "choices": [hostile, "normal", "uniform", "dataset", "semantic"]}
-    space = {**results.space, "objective.reference": reference}
+    space = {**results.space, "loss.reference": reference}
     last = results.trials[-1]
-    trials = (*results.trials[:-1], dataclasses.replace(last, params={**last.params, "objective.reference": hostile}))
+    trials = (*results.trials[:-1], dataclasses.replace(last, params={**last.params, "loss.reference": hostile}))
     page = read(write_report(dataclasses.replace(results, config=config, space=space, trials=trials), tmp_path))
     assert page.scripts == 1 and hostile in page.words
     text = write_report(results, tmp_path)["html"].read_text()
@@ -133,11 +133,11 @@ def test_a_profile_over_several_parameters_is_dots_of_the_best_at_each_scale(res
 
 
 def test_axes_place_values_as_they_are_searched(results):
-    axis = _axis(results, "objective.lambda_1", results.ranked())
-    middle = dataclasses.replace(results.best, params={"objective.lambda_1": (0.01 * 6.0) ** 0.5})
+    axis = _axis(results, "loss.lambda_1", results.ranked())
+    middle = dataclasses.replace(results.best, params={"loss.lambda_1": (0.01 * 6.0) ** 0.5})
     assert _height(results, axis, middle) == pytest.approx(0.5)
     assert _height(results, axis, results.baseline) == _OFF
-    assert _height(results, _axis(results, "objective.reference", results.ranked()), results.baseline) == _OFF
+    assert _height(results, _axis(results, "loss.reference", results.ranked()), results.baseline) == _OFF
     assert [label for _, label in axis.ticks] == ["0.01", "0.1", "1", "6"]
 
 

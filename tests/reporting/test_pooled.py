@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uvar_tune.config_file import validate
+from uvar_tune.analysis.pooled import mean_and_reach, pool
+from uvar_tune.config.loading import validate
 from uvar_tune.errors import ConfigError
 from uvar_tune.reporting.pooled import pooled_rows, pooled_table, write_pooled
-from uvar_tune.study.files import StudyFiles
-from uvar_tune.study.load import load_results
-from uvar_tune.study.pooled import mean_and_reach, pool
-from uvar_tune.study.search import Search
+from uvar_tune.search.load import load_results
+from uvar_tune.search.study import Search
+from uvar_tune.study_dir import StudyDirectory
 
 ARM = {"role": "scientific", "type": "categorical"}
-SPACE = {"objective.lambda_1": {**ARM, "role": "fixed", "choices": [0.05]},
-         "objective.reference": {**ARM, "choices": ["normal", "uniform"]},
-         "objective.discrepancy": {**ARM, "choices": ["wasserstein", "kl"]}}
+SPACE = {"loss.lambda_1": {**ARM, "role": "fixed", "choices": [0.05]},
+         "loss.reference": {**ARM, "choices": ["normal", "uniform"]},
+         "loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"]}}
 ARMS = ["normal, wasserstein", "normal, kl", "uniform, wasserstein", "uniform, kl"]
 EFFECT = {"normal": 1.0, "uniform": -0.5}  # planted, in FID over the baseline's
 
@@ -29,9 +29,9 @@ EFFECT = {"normal": 1.0, "uniform": -0.5}  # planted, in FID over the baseline's
 def grid(root, seed, *, trials=5, lost=(), protocol=None, name=None, **changes):
     """(configuration, results) of a study whose FID is a seed's own level, plus the effect of the reference, plus a little."""
     tree = {"study": {"name": name or f"grid-{seed}", "seed": seed, "sampler": "grid", "trials": 5},
-            "objective": {"lambda_unit": "share"}, "space": SPACE}
+            "loss": {"lambda_unit": "share"}, "space": SPACE}
     config = validate(tree, "grid.yaml").with_values(changes)
-    files = StudyFiles(root, config.study.name)
+    files = StudyDirectory(root, config.study.name)
     files.prepare()
     search, rng = Search(config, files.storage_url(config)), np.random.default_rng(seed)
     for _ in range(trials):
@@ -39,9 +39,9 @@ def grid(root, seed, *, trials=5, lost=(), protocol=None, name=None, **changes):
         if proposal.number in lost:
             search.prune(proposal.number, "diverged", {})
             continue
-        effect = EFFECT[proposal.values["objective.reference"]] if proposal.number else 0.0
+        effect = EFFECT[proposal.values["loss.reference"]] if proposal.number else 0.0
         fid = 5 + seed + effect + 0.01 * rng.standard_normal()
-        weight = {"objective.lambda_1": 0.5 + seed if proposal.number else 0.0}
+        weight = {"loss.lambda_1": 0.5 + seed if proposal.number else 0.0}
         scores = {"fid": fid, "entropy": 2.0 + effect, "ece_token": 0.01 * (1 + seed), "grad_share/second_order": 0.05}
         search.complete(proposal.number, fid, {"scores": scores, "ran": weight, "protocol": protocol or {"samples": 1000},
                                                "params": {"inference.cfg_scale": 0.5}})
@@ -111,7 +111,7 @@ def test_what_is_written(four, tmp_path):
     rows = list(csv.DictReader(pages["trials"].open()))
     assert [(row["arm"], int(row["seed"])) for row in rows] == list(itertools.product(["baseline", *ARMS], range(4)))
     assert all(math.isclose(float(row["ece_token"]), 0.01 * (1 + int(row["seed"]))) for row in rows)
-    assert [float(row["objective.lambda_1 that ran"]) for row in rows[4:8]] == [0.5, 1.5, 2.5, 3.5]
+    assert [float(row["loss.lambda_1 that ran"]) for row in rows[4:8]] == [0.5, 1.5, 2.5, 3.5]
     lines = pages["table"].read_text().splitlines()
     assert lines[0].startswith("| arm | FID | difference, 90 % interval | p (Holm) | verdict | λ₁ that ran | entropy | ECE")
     assert len({line.count("|") for line in lines[:7]}) == 1 and lines[2].startswith("| baseline | ")

@@ -2,7 +2,8 @@ import dataclasses
 import math
 
 import pytest
-from synthetic_study import study
+
+from tests.helpers.synthetic_study import study
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 from rich.console import Console
-from synthetic_study import study, whole_study
 
+from tests.helpers.synthetic_study import study, whole_study
 from uvar_tune.reporting import facts, ranked_table
 from uvar_tune.reporting.table import cell, columns, ordered
 
@@ -32,9 +32,9 @@ def test_the_columns_hold_what_ran(results):
     names = columns(results)
     assert names[:4] == ["rank", "trial", "kind", "fid"] and names[-3:] == ["outcome", "attempts", "seconds"]
     baseline, best = results.baseline, results.best
-    assert cell(results, baseline, 9, "objective.lambda_1") == 0.0
-    assert cell(results, baseline, 9, "objective.reference") is None  # it enters only where λ1 > 0
-    assert cell(results, best, 1, "objective.reference") == best.params["objective.reference"]
+    assert cell(results, baseline, 9, "loss.lambda_1") == 0.0
+    assert cell(results, baseline, 9, "loss.reference") is None  # it enters only where λ1 > 0
+    assert cell(results, best, 1, "loss.reference") == best.params["loss.reference"]
     unscored = next(trial for trial in results.trials if trial.state != "COMPLETE")
     assert cell(results, unscored, None, "inference.cfg_scale") is None  # a profile not taken has chosen nothing
 
@@ -65,32 +65,32 @@ def test_columns_appear_where_they_hold_something(results, tmp_path):
 
 
 def test_a_searched_share_is_told_beside_the_weight_that_ran(results):
-    config = {**results.config, "objective": {"lambda_unit": "share"}}
-    best = dataclasses.replace(results.best, ran={"objective.lambda_1": 0.25, "objective.lambda_2": 0.0})
+    config = {**results.config, "loss": {"lambda_unit": "share"}}
+    best = dataclasses.replace(results.best, ran={"loss.lambda_1": 0.25, "loss.lambda_2": 0.0})
     trials = tuple(best if trial.number == best.number else trial for trial in results.trials)
     shares = dataclasses.replace(results, config=config, trials=trials)
-    assert facts.label(shares, "objective.lambda_1") == "share of λ₁" and facts.label(results, "objective.lambda_1") == "λ₁"
-    name = "objective.lambda_1" + facts.RAN
-    assert name in columns(shares) and "objective.lambda_2" + facts.RAN not in columns(shares)
+    assert facts.label(shares, "loss.lambda_1") == "share of λ₁" and facts.label(results, "loss.lambda_1") == "λ₁"
+    name = "loss.lambda_1" + facts.RAN
+    assert name in columns(shares) and "loss.lambda_2" + facts.RAN not in columns(shares)
     assert cell(shares, best, 1, name) == 0.25 and facts.label(shares, name) == "λ₁ that ran"
 
 
 def test_what_lambda_1_weights_did_not_run_in_the_baseline(results):
     entry = {"role": "scientific", "type": "categorical", "choices": ["wasserstein", "kl"]}
-    named = {"objective.discrepancy": "kl", "objective.reference": "normal"}
+    named = {"loss.discrepancy": "kl", "loss.reference": "normal"}
     trials = tuple(dataclasses.replace(trial, params={**trial.params, **named}) for trial in results.trials)
-    searched = dataclasses.replace(results, space={**results.space, "objective.discrepancy": entry}, trials=trials)
+    searched = dataclasses.replace(results, space={**results.space, "loss.discrepancy": entry}, trials=trials)
     assert [cell(searched, searched.baseline, 1, name) for name in named] == [None, None]
     assert [cell(searched, trials[1], 1, name) for name in named] == ["kl", "normal"]
 
 
 def test_a_parameter_whose_condition_does_not_hold_did_not_run(results):
-    entry = {"type": "float", "low": 2.0, "high": 32.0, "log": True, "when": {"objective.reference": "semantic"}}
-    space = {**results.space, "objective.neighbours": entry}
-    trials = tuple(dataclasses.replace(trial, params={**trial.params, "objective.neighbours": 8.0}) for trial in results.trials)
+    entry = {"type": "float", "low": 2.0, "high": 32.0, "log": True, "when": {"loss.reference": "semantic"}}
+    space = {**results.space, "loss.neighbours": entry}
+    trials = tuple(dataclasses.replace(trial, params={**trial.params, "loss.neighbours": 8.0}) for trial in results.trials)
     conditional = dataclasses.replace(results, space=space, trials=trials)
-    shown = {trial.params["objective.reference"] for trial in trials[1:]
-             if cell(conditional, trial, 1, "objective.neighbours") == 8.0}
+    shown = {trial.params["loss.reference"] for trial in trials[1:]
+             if cell(conditional, trial, 1, "loss.neighbours") == 8.0}
     assert shown == {"semantic"}
 
 

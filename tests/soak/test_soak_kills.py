@@ -13,8 +13,9 @@ from collections import Counter
 
 import psutil
 import pytest
-from faulty_study import RUN, values
-from soaked_study import SEED, TITLES, SoakedStudy
+
+from tests.helpers.faulty_study import RUN, values
+from tests.helpers.soaked_study import SEED, TITLES, SoakedStudy
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 KILLS = 10
@@ -32,12 +33,12 @@ def tell(capsys):
 
 
 @pytest.fixture
-def study(doors, root, tmp_path):
+def study(cli, root, tmp_path):
     """Makes studies; whatever is left of them is killed at the end."""
     made: list[SoakedStudy] = []
 
     def make(name: str, **changes) -> SoakedStudy:
-        made.append(SoakedStudy(doors, root, tmp_path, name, **changes))
+        made.append(SoakedStudy(cli, root, tmp_path, name, **changes))
         return made[-1]
 
     yield make

@@ -1,5 +1,6 @@
 import pytest
-from mlflow_place import Place
+
+from tests.helpers.mlflow_place import Place
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,13 @@ import os
 
 import pytest
 
-from uvar_tune.tracking.record import Recorder, read_records
-from uvar_tune.tracking.sink.content import missing_points, new_pictures, new_points
+from uvar_tune.tracking.content import missing_points, new_pictures, new_points
+from uvar_tune.tracking.metrics_log import MetricsLog, read_records
 
 
 @pytest.fixture
 def recorder(tmp_path):
-    return Recorder(tmp_path / "metrics.jsonl")
+    return MetricsLog(tmp_path / "metrics.jsonl")
 
 
 def test_points_carry_value_time_and_images(tmp_path, recorder):

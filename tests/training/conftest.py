@@ -6,7 +6,8 @@ import itertools
 import multiprocessing
 
 import pytest
-from trainee import run_rank
+
+from tests.helpers.trainee import run_rank
 
 _meetings = itertools.count()
 

@@ -7,8 +7,8 @@ import os
 
 import pytest
 import torch
-from trainee import networks
 
+from tests.helpers.trainee import networks
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE
 from uvar_tune.training import (

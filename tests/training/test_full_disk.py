@@ -6,9 +6,9 @@ import errno
 
 import pytest
 import torch
-from small_disk import fill, mounted
 
-from uvar_tune.study.room import no_room
+from tests.helpers.small_disk import fill, mounted
+from uvar_tune.io.disk import no_room
 from uvar_tune.training import latest_valid, save_checkpoint
 
 

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 import torch
-from trainee import IMAGES, PLAN, curve, parameters, run_tokenizer_rank
+
+from tests.helpers.trainee import IMAGES, PLAN, curve, parameters, run_tokenizer_rank
 
 
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from trainee import IMAGES, PLAN, loss_with, networks, tokens
 
+from tests.helpers.trainee import IMAGES, PLAN, loss_with, networks, tokens
 from uvar_tune.errors import ConfigError, Diverged
-from uvar_tune.training import CheckpointDue, Progress, resolve_precision, train
+from uvar_tune.training import CheckpointEvent, Progress, resolve_precision, train
 
 
 def training(var=None, loss=None, start=None, **changes):
@@ -21,8 +21,8 @@ def training(var=None, loss=None, start=None, **changes):
 def test_events_of_a_training():
     events = list(training())
     assert [e.images for e in events if isinstance(e, Progress)] == [32, 64, 96, 128, 160, 192]
-    assert [e.images for e in events if isinstance(e, CheckpointDue)] == [48, 96, 144, 192]
-    assert [type(e) for e in events[-2:]] == [Progress, CheckpointDue]
+    assert [e.images for e in events if isinstance(e, CheckpointEvent)] == [48, 96, 144, 192]
+    assert [type(e) for e in events[-2:]] == [Progress, CheckpointEvent]
     values = events[0].values
     assert values["loss/total"] == pytest.approx(values["loss/ce"] + 0.5 * values["loss/second_order"]
                                                  + 0.1 * values["loss/semantic_entropy"], rel=1e-5)
@@ -33,12 +33,12 @@ def test_events_of_a_training():
 def test_the_last_events_come_where_the_end_is_no_multiple():
     events = list(training(log_images=80, checkpoint_images=128))
     assert [e.images for e in events if isinstance(e, Progress)] == [80, 160, 192]
-    assert [e.images for e in events if isinstance(e, CheckpointDue)] == [128, 192]
+    assert [e.images for e in events if isinstance(e, CheckpointEvent)] == [128, 192]
 
 
 def test_checkpoints_at_further_places_change_nothing_else():
     plain, more = list(training()), list(training(also_at=(80,)))
-    assert [e.images for e in more if isinstance(e, CheckpointDue)] == [48, 80, 96, 144, 192]
+    assert [e.images for e in more if isinstance(e, CheckpointEvent)] == [48, 80, 96, 144, 192]
     curves = [[{**e.values, "images_per_sec": 0} for e in events if isinstance(e, Progress)] for events in (plain, more)]
     assert curves[0] == curves[1]
 
@@ -46,7 +46,7 @@ def test_checkpoints_at_further_places_change_nothing_else():
 def test_a_training_that_is_stopped_ends_with_a_checkpoint():
     asked = iter([False] * 6 + [True] * 9)
     events = list(training(stop=lambda: next(asked)))
-    assert [(type(e), e.images) for e in events[-2:]] == [(CheckpointDue, 96), (CheckpointDue, 112)]
+    assert [(type(e), e.images) for e in events[-2:]] == [(CheckpointEvent, 96), (CheckpointEvent, 112)]
     assert [e.images for e in events if isinstance(e, Progress)] == [32, 64, 96]
 
 
@@ -74,7 +74,7 @@ def test_averaged_parameters_follow_the_formula_and_survive_an_interruption():
     states = {}
     start = {name: p.detach().double().clone() for name, p in var.named_parameters()}
     for event in training(var, ema=40, checkpoint_images=16):
-        if isinstance(event, CheckpointDue):
+        if isinstance(event, CheckpointEvent):
             now = {name: p.detach().double() for name, p in var.named_parameters()}
             expected = {name: keep * (expected or start)[name] + (1 - keep) * now[name] for name in now}
             states[event.images] = copy.deepcopy({"var": var.state_dict(), "start": event.state()})
@@ -165,7 +165,7 @@ def test_precision_of_a_cpu():
 
 
 def test_resume_under_another_configuration_shows_the_difference():
-    state = next(e for e in training() if isinstance(e, CheckpointDue)).state()
+    state = next(e for e in training() if isinstance(e, CheckpointEvent)).state()
     with pytest.raises(ConfigError) as refused:
         training(start=state, learning_rate=1e-3, schedule="cos", seed=12)
     for part in ("learning_rate was 0.003, now 0.001", "schedule was 'lin0', now 'cos'", "seed was 11, now 12", "48 images"):

@@ -10,7 +10,7 @@ from uvar_tune.data import load_images
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE
-from uvar_tune.training import CheckpointDue, Progress, open_lpips, train_tokenizer
+from uvar_tune.training import CheckpointEvent, Progress, open_lpips, train_tokenizer
 from uvar_tune.training.perceptual import NETWORKS, weights_place
 
 PLAN = dict(images_total=32, batch_size=16, learning_rate=1e-3, seed=1, log_images=16)
@@ -78,7 +78,7 @@ def test_the_term_enters_the_loss_and_its_gradient(weights, digits):
         vqvae = small()
         events = train_tokenizer(vqvae, digits, **PLAN, lpips_weight=weight, lpips_network="squeeze")
         first[weight] = next(event for event in events if isinstance(event, Progress)).values
-        states[weight] = next(event for event in events if isinstance(event, CheckpointDue)).state()
+        states[weight] = next(event for event in events if isinstance(event, CheckpointEvent)).state()
     plain, with_term = first[0.0], first[3.0]
     assert "loss/lpips" not in plain and with_term["loss/lpips"] > 0
     for name in ("loss/vq", "reconstruction_mse"):

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from commands import environment
+
+from tests.helpers.commands import environment
 
 STEPS = """
 import resource

@@ -23,7 +23,7 @@ from uvar_tune.bench.train import configuration, random_images
 from uvar_tune.data import Order, TokenCache, build_token_cache
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.model.scales import split
-from uvar_tune.orchestration.build import new_vqvae
+from uvar_tune.trial.factory import new_vqvae
 
 _IMAGES_A_BATCH, _READS = 16, 20  # batches in the set; a reading is too short for the clock alone
 

@@ -1,6 +1,6 @@
 """The table that the replays of `bench profile` draw from: made of a finished study, written, read and checked.
 
-A study in `inference.mode: profile` keeps each trial's score at every CFG scale on sampling seeds A, and on seeds B the one
+A study in `inference.search: profile` keeps each trial's score at every CFG scale on sampling seeds A, and on seeds B the one
 at the scale that it chose. What is missing, seeds B at the other scales, is scored here on the trials' own checkpoints, as
 the trials scored them. The score on seeds B that the study does know is made again as well: were it another, so were the rest.
 
@@ -51,14 +51,14 @@ def make_table(study: str, root: str | None, path: Path | str, say: Callable[[st
         ConfigError: no such study, one that does not profile the CFG scale by itself, a trial without a score, a checkpoint
             that is gone or does not give the score that the study told, or a place that cannot be written.
     """
-    from uvar_tune.orchestration.prepare import prepare
-    from uvar_tune.study.files import StudyFiles, resolve_root
-    from uvar_tune.study.load import load_results
+    from uvar_tune.search.load import load_results
+    from uvar_tune.study_dir import StudyDirectory, resolve_root
+    from uvar_tune.trial.assets import prepare
 
-    files = StudyFiles(resolve_root(root), study)
+    files = StudyDirectory(resolve_root(root), study)
     config, where = files.stored(), f"study {study!r}"
-    if config.inference.mode != "profile" or config.inference.profile_axes != ("cfg_scale",) or config.study.objective != "fid":
-        raise ConfigError("is no table of FID(CFG): it needs inference.mode 'profile' over cfg_scale alone and objective fid",
+    if config.inference.search != "per_checkpoint" or config.inference.search_axes != ("cfg_scale",) or config.study.metric != "fid":
+        raise ConfigError("is no table of FID(CFG): it needs inference.search 'per_checkpoint' over cfg_scale alone and objective fid",
                           where=where)
     results = load_results(config, files)
     trials = [trial for trial in results.trials if trial.kind != "baseline"]
@@ -81,16 +81,16 @@ def make_table(study: str, root: str | None, path: Path | str, say: Callable[[st
 
 def _row(config, trial, assets: dict[str, Any], cache: Path) -> dict[str, Any]:
     """One trial's scores at the CFG scales of the configuration: A as stored, B from its checkpoint."""
-    from uvar_tune.orchestration.judge import Judge, Sampler
-    from uvar_tune.orchestration.restore import restore
-    from uvar_tune.space import searched
+    from uvar_tune.config.space import searched
+    from uvar_tune.pipeline import restore
+    from uvar_tune.trial.sample_scorer import Sampler, SampleScorer
 
     var, vqvae, _ = restore(trial.directory)
     draw = Sampler(config, var, vqvae, samples=config.evaluation.samples, seeds=trial.seeds)
-    judge = Judge(config, assets, cache=cache, seed=trial.seeds["sampling-b"])
+    judge = SampleScorer(config, assets, cache=cache, seed=trial.seeds["sampling-b"])
     stored_a = {point["cfg_scale"]: point["fid"] for point in trial.profile if point["seeds"] == "a"}
     scores = [[scale, stored_a[scale], judge(draw({"cfg_scale": scale}, "sampling-b"))["fid"]]
-              for scale in config.inference.profile_cfg_scales]
+              for scale in config.inference.search_cfg_scales]
     told = next(point for point in trial.profile if point["seeds"] == "b")
     again = next((fid_b for scale, _, fid_b in scores if scale == told["cfg_scale"]), None)
     if again is not None and not math.isclose(again, told["fid"], rel_tol=_AGREE):

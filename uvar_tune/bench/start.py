@@ -23,9 +23,9 @@ _TRIALS = 3
 _SPACE = {
     "study": {"name": "start", "trials": _TRIALS}, "data": {"name": "digits"},
     "tokenizer": {"vocab_size": 64, "channels": 16, "images": 640}, "model": {"depth": 1, "width": 32, "heads": 2},
-    "training": {"images": 96000, "warmup_images": 64}, "inference": {"profile_cfg_scales": [0, 2], "profile_refinements": 0},
+    "training": {"images": 96000, "warmup_images": 64}, "inference": {"search_cfg_scales": [0, 2], "search_refinements": 0},
     "evaluation": {"extractor": "digits", "samples": 100}, "run": {"max_concurrent": 1},
-    "space": {"objective.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 1, "baseline": 0}},
+    "space": {"loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 1, "baseline": 0}},
 }
 _PLAIN = '''
 import json, sys, time
@@ -105,12 +105,12 @@ def _study(folder: Path, name: str, trials: int = _TRIALS) -> list[dict[str, flo
     path.write_text(yaml.safe_dump({**_SPACE, "study": {"name": name, "trials": trials},
                                     "run": {**_SPACE["run"], "root": str(folder / "runs")}}))
     _output("-m", "uvar_tune.sweep", str(path))
-    from uvar_tune.config_file import read_config
-    from uvar_tune.study.files import StudyFiles
-    from uvar_tune.study.search import Search
+    from uvar_tune.config.loading import read_config
+    from uvar_tune.search.study import Search
+    from uvar_tune.study_dir import StudyDirectory
 
     config = read_config(path)
-    search = Search(config, StudyFiles(folder / "runs", name).storage_url(config))
+    search = Search(config, StudyDirectory(folder / "runs", name).storage_url(config))
     told = [trial.user_attrs for trial in search.study.trials]
     return [{"start_sec": one["start_up_seconds"], **{f"{part}_sec": sec for part, sec in one["start_up_parts"].items()}}
             for one in told]

@@ -26,11 +26,11 @@ from typing import Any
 
 import optuna
 
-from uvar_tune.config import Config
-from uvar_tune.config_file import validate
-from uvar_tune.study import search as search_module
-from uvar_tune.study.budget import Ledger
-from uvar_tune.study.search import Search
+from uvar_tune.config.loading import validate
+from uvar_tune.config.schema import Config
+from uvar_tune.search import study as search_module
+from uvar_tune.search.budget import Ledger
+from uvar_tune.search.study import Search
 
 TRIALS, FLYING, WINDOW = {"journal": 1000, "sqlite": 150}, 50, 50  # a database takes minutes for what a journal does in seconds
 PARTIES = ("own", "sampler", "pruner", "storage")
@@ -79,11 +79,11 @@ def _config(sampler: str, trials: int) -> Config:
     entry = {"role": "scientific", "type": "float", "log": True, "baseline": 0}
     return validate({
         "study": {"name": "bench", "trials": trials, "sampler": sampler, "pruner": "median", "rungs": [8000, 16000]},
-        "space": {"objective.lambda_1": {**entry, "low": 0.01, "high": 6},
-                  "objective.lambda_2": {**entry, "low": 0.004, "high": 0.9},
-                  "objective.reference": {"role": "scientific", "type": "categorical", "choices": ["normal", "semantic"]},
-                  "objective.neighbours": {"role": "nuisance", "type": "float", "low": 2, "high": 32, "log": True,
-                                           "when": {"objective.reference": "semantic"}}}}, "bench")
+        "space": {"loss.lambda_1": {**entry, "low": 0.01, "high": 6},
+                  "loss.lambda_2": {**entry, "low": 0.004, "high": 0.9},
+                  "loss.reference": {"role": "scientific", "type": "categorical", "choices": ["normal", "semantic"]},
+                  "loss.neighbours": {"role": "nuisance", "type": "float", "low": 2, "high": 32, "log": True,
+                                           "when": {"loss.reference": "semantic"}}}}, "bench")
 
 
 def _details(value: float, draw: random.Random) -> dict:
@@ -128,7 +128,7 @@ def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], d
                 before = dict(account.spent)
                 continue
             ended = flying.popleft()
-            value = draw.random() + abs(ended.values["objective.lambda_1"] - 1)
+            value = draw.random() + abs(ended.values["loss.lambda_1"] - 1)
             with account.of("own"):
                 if any(search.report(ended.number, rung, value * 2) for rung in search.config.study.rungs):
                     search.prune(ended.number, "stopped", _details(value, draw))

@@ -30,19 +30,19 @@ import torch
 import torch.nn.functional as F
 
 from uvar_tune.bench.model import FULL, SMALL, _official_networks
-from uvar_tune.config import Config
+from uvar_tune.config.schema import Config
 from uvar_tune.data import ImageSet, build_token_cache
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE
-from uvar_tune.orchestration.build import batch_loss, new_vqvae
-from uvar_tune.orchestration.prepare import Assets
-from uvar_tune.orchestration.step_cost import WARM, step_memory, step_of, wait
+from uvar_tune.paper.step_cost import WARM, step_memory, step_of, wait
 from uvar_tune.training import save_tokenizer
 from uvar_tune.training.memory import keep_freed_memory
+from uvar_tune.trial.assets import Assets
+from uvar_tune.trial.factory import batch_loss, new_vqvae
 
 EPOCH_IMAGES = 1_281_167
-WEIGHTS = {"objective.lambda_1": 0.1, "objective.lambda_2": 0.1}
+WEIGHTS = {"loss.lambda_1": 0.1, "loss.lambda_2": 0.1}
 SIDES = {"baseline": {}, "ours": {**WEIGHTS, "training.fused": "off"}, "ours, fused": {**WEIGHTS, "training.fused": "on"}}
 TOKENS = ("cached", "each step")
 Step = tuple[torch.nn.Module, Callable[[], Any]]  # the model, and what runs its next step

@@ -6,8 +6,7 @@
 
 from uvar_tune.data.image_set import ImageSet
 from uvar_tune.data.images import load_images
-from uvar_tune.data.manifest import locked
 from uvar_tune.data.order import Order, epoch_order
 from uvar_tune.data.token_cache import TokenCache, build_token_cache
 
-__all__ = ["ImageSet", "Order", "TokenCache", "build_token_cache", "epoch_order", "load_images", "locked"]
+__all__ = ["ImageSet", "Order", "TokenCache", "build_token_cache", "epoch_order", "load_images"]

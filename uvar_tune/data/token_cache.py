@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from uvar_tune.data.image_set import ImageSet, to_unit
-from uvar_tune.data.manifest import check_directory, locked, write_directory
 from uvar_tune.errors import ConfigError, first_line
+from uvar_tune.io.manifest import check_directory, locked, write_directory
 from uvar_tune.model.scales import positions
 
 Progress = Callable[[int, int], None]

@@ -26,10 +26,9 @@ from uvar_tune.evaluation.fidelity import (
     reference_features,
     scores_from_features,
 )
-from uvar_tune.evaluation.image_folders import class_folders, imagenet_c
+from uvar_tune.evaluation.image_grid import grid, save_grid
 from uvar_tune.evaluation.likelihood import class_log_likelihoods, likelihood, token_scores
 from uvar_tune.evaluation.metrics import FAMILIES, Context, evaluate
-from uvar_tune.evaluation.pictures import grid, save_grid
 from uvar_tune.evaluation.protocol import (
     Origin,
     Protocol,
@@ -38,19 +37,20 @@ from uvar_tune.evaluation.protocol import (
     held_out_protocol,
     require_equal,
 )
-from uvar_tune.evaluation.published import PUBLISHED, Published
 from uvar_tune.evaluation.robustness import (
     Corrupted,
     corrupted_sets,
     corruption_errors,
-    foreign_sets,
     mean_error,
     ood_detection,
+    out_of_distribution_sets,
     read_out,
     tokenize,
 )
 from uvar_tune.evaluation.scorecard import scorecard
-from uvar_tune.evaluation.tables import Column, Number, Table, write_tables
+from uvar_tune.evaluation.test_folders import class_folders, imagenet_c
+from uvar_tune.paper.published import PUBLISHED, Published
+from uvar_tune.paper.tables import Column, Number, Table, write_tables
 
 __all__ = [
     "EXTRACTORS",
@@ -84,7 +84,7 @@ __all__ = [
     "expected_calibration_error",
     "fidelity_protocol",
     "fidelity_scores",
-    "foreign_sets",
+    "out_of_distribution_sets",
     "grid",
     "held_out_protocol",
     "imagenet_c",

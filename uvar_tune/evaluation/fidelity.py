@@ -22,7 +22,7 @@ from torch import Tensor
 
 from uvar_tune.errors import ConfigError, choose, first_line
 from uvar_tune.evaluation.features import check_images, content_hash, load_classifier, write_atomic
-from uvar_tune.model.tensor_file import load_plain
+from uvar_tune.io.tensor_file import load_tensors
 
 FIDELITY_METRICS = ("fid", "kid", "is", "precision", "recall")
 INCEPTION = "inception-v3-compat"
@@ -177,7 +177,7 @@ def _inception_weights() -> Path:
 def _check_state_dict(path: Path) -> None:
     """torch-fidelity unpickles whatever the file holds: make sure beforehand that it holds plain tensors only."""
     try:
-        load_plain(path, device="meta")
+        load_tensors(path, device="meta")
     except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
         raise ConfigError(f"{path} is not a file of weights ({first_line(error)})",
                           where="evaluation.weights") from error

@@ -1,6 +1,6 @@
 """Metric families as plug-ins: each is a function from a `Context` to named values of the metric registry.
 
-A new family is one function and one line in `FAMILIES`; its names stand in ``uvar_tune.tracking.registry`` with unit
+A new family is one function and one line in `FAMILIES`; its names stand in ``uvar_tune.metrics`` with unit
 and direction. What several families need (features of the generated images) the context computes once.
 """
 
@@ -27,7 +27,7 @@ from uvar_tune.evaluation.fidelity import (
 )
 from uvar_tune.evaluation.likelihood import likelihood
 from uvar_tune.evaluation.scorecard import scorecard
-from uvar_tune.tracking.registry import metric
+from uvar_tune.metrics import metric
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def corrupted_sets(images, labels_N: Tensor, *, kinds: Iterable[str] = tuple(COR
     return [Corrupted(kind, severity, under(kind, severity), labels_N) for kind in kinds for severity in severities]
 
 
-def foreign_sets(images, *, seed: int = 0) -> dict[str, Changed]:
+def out_of_distribution_sets(images, *, seed: int = 0) -> dict[str, Changed]:
     """`noise` and `inverted`: as many foreign images as there are ``images``, made of them."""
     def turned(kind: str) -> Changed:
         return Changed(images, lambda part, start: foreign(part, kind, seed=seed, start=start))

@@ -18,7 +18,7 @@ _PIECE = 1 << 17  # hidden units at a time: what is written is read again from t
 _TWICE, _CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # GELU by tanh: x·σ(2·√(2/π)·(x + 0.044715·x³))
 
 
-def by_hand(x: torch.Tensor) -> bool:
+def use_fused_cpu_kernels(x: torch.Tensor) -> bool:
     """Whether this pays: in a training in float32. Under autocast and in a compiled graph PyTorch's own chain is kept."""
     return (x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
@@ -26,7 +26,7 @@ def by_hand(x: torch.Tensor) -> bool:
 
 def plus_scaled(base: torch.Tensor, x_BLC: torch.Tensor, gain_B1C: torch.Tensor) -> torch.Tensor:
     """base + x·gain, (B, L, C); ``base`` is (B, L, C) or (B, 1, C)."""
-    return PlusScaled.apply(base, x_BLC, gain_B1C) if by_hand(x_BLC) else torch.addcmul(base, x_BLC, gain_B1C)
+    return PlusScaled.apply(base, x_BLC, gain_B1C) if use_fused_cpu_kernels(x_BLC) else torch.addcmul(base, x_BLC, gain_B1C)
 
 
 class PlusScaled(torch.autograd.Function):

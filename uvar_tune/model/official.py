@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from uvar_tune.errors import ConfigError, first_line
+from uvar_tune.io.tensor_file import load_tensors
 from uvar_tune.model.attention import prefix_mask
 from uvar_tune.model.scales import OFFICIAL_SCALES, level_L, positions
-from uvar_tune.model.tensor_file import load_plain
 from uvar_tune.model.var import VAR
 from uvar_tune.model.vqvae import VQVAE
 
@@ -99,7 +99,7 @@ def _read(source: str | Path | State, which: str, name: str | None = None) -> tu
     else:
         where = name or str(source)
         try:
-            tree = load_plain(source)
+            tree = load_tensors(source)
         except FileNotFoundError:
             raise ConfigError("there is no such file", where=where) from None
         except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from uvar_tune.model.attention import Attend, SelfAttention
-from uvar_tune.model.cpu import FeedForward, by_hand, plus_scaled
+from uvar_tune.model.cpu import FeedForward, plus_scaled, use_fused_cpu_kernels
 
 EPS = 1e-6
 Modulation = tuple[torch.Tensor, ...]  # gamma1, gamma2, scale1, scale2, shift1, shift2, each (B, 1, C)
@@ -38,7 +38,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BLC: torch.Tensor) -> torch.Tensor:
-        if by_hand(x_BLC):
+        if use_fused_cpu_kernels(x_BLC):
             return FeedForward.apply(x_BLC, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         return self.fc2(F.gelu(self.fc1(x_BLC), approximate="tanh"))
 

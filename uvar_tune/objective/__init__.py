@@ -3,11 +3,11 @@
 from uvar_tune.objective.discrepancy import DISCREPANCIES
 from uvar_tune.objective.dispersion import DISPERSIONS
 from uvar_tune.objective.first_order import FIRST_ORDER
+from uvar_tune.objective.gradient_shares import gradient_shares, lambda_for_share
 from uvar_tune.objective.loss import CompositeLoss, composite_loss, fused_composite_loss
 from uvar_tune.objective.prepared import Objective, prepare_objective
 from uvar_tune.objective.reference import REFERENCES, Reference, build_reference
-from uvar_tune.objective.semantic import PARTITIONS, build_classes
-from uvar_tune.objective.shares import gradient_shares, lambda_for_share
+from uvar_tune.objective.semantic_entropy import PARTITIONS, build_classes
 from uvar_tune.objective.terms import LossTerms
 from uvar_tune.objective.theory import (
     dirichlet_expected_entropy,

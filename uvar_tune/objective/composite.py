@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from uvar_tune.objective import validate
 from uvar_tune.objective.moments import moments
 from uvar_tune.objective.prepared import Objective
-from uvar_tune.objective.semantic import semantic_entropy
-from uvar_tune.objective.terms import LossTerms, refuse_nonsense, weighted_total
+from uvar_tune.objective.semantic_entropy import semantic_entropy
+from uvar_tune.objective.terms import LossTerms, validate_loss, weighted_total
 
 
 def composite_terms(objective: Objective, logits_BLV: torch.Tensor, targets_BL: torch.Tensor) -> LossTerms:
@@ -23,7 +23,7 @@ def composite_terms(objective: Objective, logits_BLV: torch.Tensor, targets_BL: 
         codes_N = targets_N.clamp(0, objective.vocabulary - 1)
         found = _terms(logits_BLV.to(objective.dtype).flatten(0, 1), codes_N, objective)
         stray = (codes_N != targets_N).any()
-        refuse_nonsense(
+        validate_loss(
             found.total, found.ce, stray, lambda: validate.check_targets(targets_BL, objective.vocabulary)
         )
     return found

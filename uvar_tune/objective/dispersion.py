@@ -47,13 +47,13 @@ DISPERSIONS = {
 
 def dispersion_of(name: str, probabilities_NV: torch.Tensor, codes: Codes) -> torch.Tensor:
     """σ²_N of given distributions, in the precision of the arguments."""
-    entry = DISPERSIONS[choose(name, DISPERSIONS, "dispersion", "objective.dispersion")]
+    entry = DISPERSIONS[choose(name, DISPERSIONS, "dispersion", "loss.dispersion")]
     return entry.of_moments(moments(probabilities_NV, codes, entry.needs))
 
 
 def anchor_of(name: str, codes: Codes) -> float:
     """The dispersion at the anchor distribution: one-hot for ``probability``, uniform for ``embedding``."""
-    entry = DISPERSIONS[choose(name, DISPERSIONS, "dispersion", "objective.dispersion")]
+    entry = DISPERSIONS[choose(name, DISPERSIONS, "dispersion", "loss.dispersion")]
     vocabulary = len(codes.centred_VC)
     if entry.anchor_at == "uniform":
         p_1V = codes.centred_VC.new_full((1, vocabulary), 1.0 / vocabulary)

@@ -27,8 +27,8 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.objective import validate
 from uvar_tune.objective.moments import Moments
 from uvar_tune.objective.prepared import Objective
-from uvar_tune.objective.semantic import semantic_entropy
-from uvar_tune.objective.terms import TERMS, LossTerms, refuse_nonsense, weighted_total
+from uvar_tune.objective.semantic_entropy import semantic_entropy
+from uvar_tune.objective.terms import TERMS, LossTerms, validate_loss, weighted_total
 
 BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**22}
 """Logits held at once, by device: on a CPU what stays in its last cache, on a GPU what fills it."""
@@ -244,5 +244,5 @@ def fused_terms(
         rows = dict(zip(TERMS, joined, strict=True))
         means = {name: rows[name].mean() for name in ("ce", "first_order", "second_order", "semantic_entropy")}
         stray = (codes_N != targets_N).any()
-        refuse_nonsense(total, means["ce"], stray, lambda: validate.check_targets(targets_BL, objective.vocabulary))
+        validate_loss(total, means["ce"], stray, lambda: validate.check_targets(targets_BL, objective.vocabulary))
     return LossTerms(total, **means, by_position=rows, scales=objective.scales, weights=objective.weights)

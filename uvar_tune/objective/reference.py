@@ -22,9 +22,9 @@ import torch
 
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.objective import validate
+from uvar_tune.objective.codebook import DISTANCES, distances
+from uvar_tune.objective.codebook_kernel import kernel, rows_of_perplexity, width_of_perplexity
 from uvar_tune.objective.dispersion import anchor_of, dispersion_of
-from uvar_tune.objective.geometry import DISTANCES, distances
-from uvar_tune.objective.kernel import kernel, rows_of_perplexity, width_of_perplexity
 from uvar_tune.objective.moments import Codes, prepare_codes
 from uvar_tune.objective.tempering import temper_to_position_entropy
 
@@ -45,7 +45,7 @@ class Reference:
 class Options:
     neighbours: float
     perplexity: float
-    given: str
+    condition_on: str
     distance: str
 
 
@@ -109,7 +109,7 @@ def _dataset(source: Source, options: Options):
     mean of σ²_⋆(k | label) over the labels by their frequency: what a model that knows the label shows on average.
     """
     labels, weights = [None], np.ones(1)
-    if options.given == "class":
+    if options.condition_on == "class":
         labels, images = np.unique(source.labels_N, return_counts=True)
         weights = images / images.sum()
     variance_K = torch.zeros(len(source.scales), dtype=torch.float64)
@@ -121,7 +121,7 @@ def _dataset(source: Source, options: Options):
             report["entropy"][k] += weight * tempered.entropy
             report["asked_entropy"][k] += weight * tempered.asked_entropy
             report["capped_share"][k] += weight * tempered.capped
-    return variance_K, {"given": options.given, **{key: values.tolist() for key, values in report.items()}}
+    return variance_K, {"condition_on": options.condition_on, **{key: values.tolist() for key, values in report.items()}}
 
 
 def _semantic(source: Source, options: Options):
@@ -183,7 +183,7 @@ def build_reference(
     num_classes: int,
     neighbours: float = 8,
     perplexity: float = 2.0,
-    given: str = "scale",
+    condition_on: str = "scale",
     distance: str = "euclidean",
 ) -> Reference:
     """σ²_⋆(k) of a reference, from the tokens of the training split.
@@ -196,16 +196,16 @@ def build_reference(
         dispersion: ``probability`` or ``embedding``, the unit of the result (before normalisation).
         neighbours: perplexity of each code's kernel in ``semantic``, 1 < neighbours < V.
         perplexity: mean perplexity of the kernels in ``normal``, 1 < perplexity < V.
-        given: ``scale``, or ``class`` to condition the histograms of ``dataset`` on the label too.
+        condition_on: ``scale``, or ``class`` to condition the histograms of ``dataset`` on the label too.
         distance: d0 of the kernels, ``euclidean`` or ``cosine`` (Eq. 7).
 
     Raises:
-        ConfigError: unknown names, numbers out of range, tokens that do not fit scales or codebook, ``given: class``
+        ConfigError: unknown names, numbers out of range, tokens that do not fit scales or codebook, ``condition_on: class``
             with another reference than ``dataset``, a perplexity that no width reaches.
     """
-    choose(name, REFERENCES, "reference", "objective.reference")
-    choose(distance, DISTANCES, "distance", "objective.distance")
-    validate.check_combination(reference=name, dispersion=dispersion, given=given)
+    choose(name, REFERENCES, "reference", "loss.reference")
+    choose(distance, DISTANCES, "distance", "loss.distance")
+    validate.check_combination(reference=name, dispersion=dispersion, condition_on=condition_on)
     codebook_VC = codebook.detach().double().cpu()
     validate.check_codebook(codebook_VC)
     codes = prepare_codes(codebook_VC)
@@ -214,6 +214,6 @@ def build_reference(
     tokens_NL, labels_N = (x.cpu().numpy() if torch.is_tensor(x) else np.asanyarray(x) for x in (tokens_NL, labels_N))
     _check_tokens(tokens_NL, labels_N, scales, len(codebook_VC), num_classes)
     source = Source(codebook_VC, codes, tokens_NL, labels_N, tuple(scales), dispersion)
-    variance_K, found = REFERENCES[name](source, Options(neighbours, perplexity, given, distance))
+    variance_K, found = REFERENCES[name](source, Options(neighbours, perplexity, condition_on, distance))
     found |= {"anchor": anchor, "relative_variance": (variance_K / anchor).tolist()}
     return Reference(name, dispersion, variance_K.float(), found)

@@ -61,7 +61,7 @@ class LossTerms:
         }
 
 
-def refuse_nonsense(total: torch.Tensor, ce: torch.Tensor, stray: torch.Tensor, explain: Callable[[], None]) -> None:
+def validate_loss(total: torch.Tensor, ce: torch.Tensor, stray: torch.Tensor, explain: Callable[[], None]) -> None:
     """The one look at the device in a step: are all targets codes, and is the loss a number?
 
     Args:

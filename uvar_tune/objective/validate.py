@@ -22,7 +22,7 @@ def check_combination(
     dispersion: str = "embedding",
     discrepancy: str = "wasserstein",
     normalize: str = "relative",
-    given: str = "scale",
+    condition_on: str = "scale",
     first_order: str = "ce",
 ) -> None:
     """Refuse names that do not exist and combinations that mean nothing, with the reason.
@@ -30,15 +30,15 @@ def check_combination(
     Raises:
         ConfigError: the value, the rule and the nearest valid name.
     """
-    choose(dispersion, DISPERSIONS, "dispersion", "objective.dispersion")
-    choose(discrepancy, DISCREPANCIES, "discrepancy", "objective.discrepancy")
-    choose(normalize, NORMALIZATIONS, "normalization", "objective.normalize")
-    choose(first_order, FIRST_ORDER, "first-order term", "objective.first_order")
-    choose(given, ("scale", "class"), "condition", "objective.given")
-    if given == "class" and reference not in (None, "dataset"):
+    choose(dispersion, DISPERSIONS, "dispersion", "loss.dispersion")
+    choose(discrepancy, DISCREPANCIES, "discrepancy", "loss.discrepancy")
+    choose(normalize, NORMALIZATIONS, "normalization", "loss.normalize")
+    choose(first_order, FIRST_ORDER, "first-order term", "loss.first_order")
+    choose(condition_on, ("scale", "class"), "condition", "loss.condition_on")
+    if condition_on == "class" and reference not in (None, "dataset"):
         rule = "only the reference 'dataset' is estimated from labelled tokens"
         raise ConfigError(
-            f"given 'class' with reference {reference!r}: {rule}", where="objective.given", nearest="scale"
+            f"condition_on 'class' with reference {reference!r}: {rule}", where="loss.condition_on", nearest="scale"
         )
     if (reference, dispersion, discrepancy) == ("uniform", "probability", "kl"):
         reason = (
@@ -46,7 +46,7 @@ def check_combination(
         )
         raise ConfigError(
             f"discrepancy 'kl' with reference 'uniform' and dispersion 'probability': {reason}",
-            where="objective.discrepancy",
+            where="loss.discrepancy",
             nearest="wasserstein",
         )
 
@@ -54,11 +54,11 @@ def check_combination(
 def check_weights(lambda_1: float, lambda_2: float, kl_smoothing: float, epsilon: float, alpha: float) -> None:
     """Ranges of the numbers; λ2 < 1 because from 1 on the minimiser of CE + λ2·H breaks ties arbitrarily."""
     rules = (
-        ("objective.lambda_1", lambda_1, 0.0 <= lambda_1 < math.inf, "0 <= lambda_1 < infinity"),
-        ("objective.lambda_2", lambda_2, 0.0 <= lambda_2 < 1.0, "0 <= lambda_2 < 1"),
-        ("objective.kl_smoothing", kl_smoothing, 0.0 <= kl_smoothing < math.inf, "0 <= kl_smoothing < infinity"),
-        ("objective.epsilon", epsilon, 0.0 <= epsilon <= 1.0, "0 <= epsilon <= 1"),
-        ("objective.alpha", alpha, 0.0 <= alpha < 1.0, "0 <= alpha < 1"),
+        ("loss.lambda_1", lambda_1, 0.0 <= lambda_1 < math.inf, "0 <= lambda_1 < infinity"),
+        ("loss.lambda_2", lambda_2, 0.0 <= lambda_2 < 1.0, "0 <= lambda_2 < 1"),
+        ("loss.kl_smoothing", kl_smoothing, 0.0 <= kl_smoothing < math.inf, "0 <= kl_smoothing < infinity"),
+        ("loss.epsilon", epsilon, 0.0 <= epsilon <= 1.0, "0 <= epsilon <= 1"),
+        ("loss.alpha", alpha, 0.0 <= alpha < 1.0, "0 <= alpha < 1"),
     )
     for where, value, holds, rule in rules:
         if not holds:
@@ -135,7 +135,7 @@ def check_reference(variance_K: torch.Tensor, scales: Sequence[int], anchor: flo
             raise ConfigError(
                 f"{value:.3g} at scale {k} is below {KL_LEAST_REFERENCE} of the anchor ({anchor:.3g}): "
                 "the KL to a normal of (nearly) no variance has no useful gradient",
-                where="objective.discrepancy",
+                where="loss.discrepancy",
                 nearest="wasserstein",
             )
 

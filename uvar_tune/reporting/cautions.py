@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.reporting import facts
-from uvar_tune.study.results import StudyResults, TrialResult
 
 _EDGE = 0.02  # of a range: nearer to its end than this, the optimum may lie outside
 _NOTHING, _EVERYTHING = 0.001, 0.5  # of the CE's gradient
@@ -25,7 +25,7 @@ def boundary_warnings(results: StudyResults) -> list[str]:
     if best is None:
         return []
     lines = [line for name, entry in results.space.items() if (line := _at_edge(best, name, entry, results))]
-    points = results.config.get("inference", {}).get("profile_cfg_scales", []) if facts.profiled(results) else []
+    points = results.config.get("inference", {}).get("search_cfg_scales", []) if facts.profiled(results) else []
     if points and best.params.get(facts.CFG) == max(points):
         lines.append(f"the best CFG {facts.text(best.params[facts.CFG])} is the largest that the profile looks at: a larger one "
                      "may be better")

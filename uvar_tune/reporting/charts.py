@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.reporting import facts
 from uvar_tune.reporting.figures import BASELINE, BEST, FAINT, INK, Values, canvas, save, styled
-from uvar_tune.study.results import StudyResults, TrialResult
 
 VERDICT_COLOURS = {"better": BEST, "worse": "#a40e26", "not distinguishable": FAINT}
 _LIGHT = "#9db8da"

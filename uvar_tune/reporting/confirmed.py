@@ -6,9 +6,9 @@ import math
 from html import escape
 from typing import Any
 
+from uvar_tune.analysis.results import StudyResults
 from uvar_tune.reporting import facts
 from uvar_tune.reporting.sections import Raw, grid
-from uvar_tune.study.results import StudyResults
 
 _BASELINE = "baseline"
 _DOUBT = ("is a candidate, not a result: it is the luckiest as well as the best, and another training seed alone moves such a "

@@ -6,7 +6,7 @@ import json
 import statistics
 from typing import NamedTuple
 
-from uvar_tune.study.results import StudyResults
+from uvar_tune.analysis.results import StudyResults
 
 
 class Row(NamedTuple):

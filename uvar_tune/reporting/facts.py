@@ -6,10 +6,10 @@ import math
 from collections import Counter
 from typing import Any
 
-from uvar_tune.study.results import OF_LAMBDA_1, StudyResults, TrialResult
-from uvar_tune.tracking.registry import metric
+from uvar_tune.analysis.results import OF_LAMBDA_1, StudyResults, TrialResult
+from uvar_tune.metrics import metric
 
-LAMBDA_1, LAMBDA_2, REFERENCE = "objective.lambda_1", "objective.lambda_2", "objective.reference"
+LAMBDA_1, LAMBDA_2, REFERENCE = "loss.lambda_1", "loss.lambda_2", "loss.reference"
 CFG = "inference.cfg_scale"
 RAN = " that ran"  # behind a λ whose share was searched: the λ itself
 _SHORT = {LAMBDA_1: "λ₁", LAMBDA_2: "λ₂", CFG: "CFG", "fid": "FID", "kid": "KID", "is": "IS", "conditional_accuracy": "recognised",
@@ -26,8 +26,8 @@ def short(name: str) -> str:
 
 
 def label(results: StudyResults, name: str) -> str:
-    """`short`, and of a λ that is searched as a share of the gradient (`objective.lambda_unit`) that it is one."""
-    share = name in (LAMBDA_1, LAMBDA_2) and results.config.get("objective", {}).get("lambda_unit") == "share"
+    """`short`, and of a λ that is searched as a share of the gradient (`loss.lambda_unit`) that it is one."""
+    share = name in (LAMBDA_1, LAMBDA_2) and results.config.get("loss", {}).get("lambda_unit") == "share"
     return f"share of {short(name)}" if share else short(name)
 
 
@@ -112,7 +112,7 @@ def judged(results: StudyResults) -> list[dict[str, Any]]:
 
 def profiled(results: StudyResults) -> bool:
     """Whether each trial chose its CFG scale by itself."""
-    return results.config.get("inference", {}).get("mode") == "profile"
+    return results.config.get("inference", {}).get("search") == "per_checkpoint"
 
 
 def direction_word(name: str) -> str:

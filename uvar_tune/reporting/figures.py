@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
+from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.reporting import facts
-from uvar_tune.study.results import StudyResults, TrialResult
-from uvar_tune.tracking.record import AXES, read_records
+from uvar_tune.tracking.metrics_log import AXES, read_records
 
 INK, FAINT, BEST, BASELINE = "#24292f", "#8c959f", "#0b3d91", "#c2410c"
 _SCALE = LinearSegmentedColormap.from_list("value", ["#d3dbe6", "#7fa3d1", BEST])  # worst … best

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from uvar_tune.analysis.results import StudyResults
 from uvar_tune.errors import ConfigError
 from uvar_tune.reporting import confirmed, facts, searched, sections
 from uvar_tune.reporting.cautions import cautions
@@ -12,7 +13,6 @@ from uvar_tune.reporting.charts import importance_chart, pareto_chart, verdict_c
 from uvar_tune.reporting.figures import profile_curves, several_axes, training_curves
 from uvar_tune.reporting.page_style import CSS, SCRIPT
 from uvar_tune.reporting.study_figure import study_figure
-from uvar_tune.study.results import StudyResults
 
 _STUDY = ("Each line is a trial, coloured by its {objective}; the baseline (λ₁ = λ₂ = 0) is dashed. Lines through one category, or "
           "one CFG scale of several trials, are spread a little.")

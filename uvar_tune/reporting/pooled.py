@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from uvar_tune.analysis.pooled import Pooled, mean_and_reach
+from uvar_tune.analysis.results import BASELINE, TrialResult
 from uvar_tune.reporting import facts
 from uvar_tune.reporting.charts import VERDICT_COLOURS
 from uvar_tune.reporting.figures import BASELINE as BASELINE_COLOUR
 from uvar_tune.reporting.figures import FAINT, canvas, save, styled
-from uvar_tune.study.pooled import Pooled, mean_and_reach
-from uvar_tune.study.results import BASELINE, TrialResult
 
 # What is shown of each arm beside the objective, the first ones at the terminal too; the CSV has all.
 SHOWN = ("entropy", "ece_token", "code_usage", "code_entropy", "grad_share/second_order", "grad_share/second_order_cosine",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from uvar_tune.analysis.results import StudyResults
 from uvar_tune.reporting import facts
 from uvar_tune.reporting.sections import grid
 from uvar_tune.reporting.table import worded
-from uvar_tune.study.results import StudyResults
 
 
 def front(results: StudyResults) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult
+from uvar_tune.io.uri import shown
 from uvar_tune.reporting import cautions, facts
 from uvar_tune.reporting import costs as spent
 from uvar_tune.reporting.table import cell, columns, ordered, worded
-from uvar_tune.study.results import BASELINE, StudyResults, TrialResult
-from uvar_tune.tracking.uri import shown
 
 _WIDEST_PIXELS = 1400  # a grid of samples wider than this is made smaller for the page
 

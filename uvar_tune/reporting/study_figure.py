@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.lines import Line2D
 
+from uvar_tune.analysis.results import OF_LAMBDA_1, StudyResults, TrialResult
 from uvar_tune.reporting import facts
 from uvar_tune.reporting.figures import BASELINE, BEST, FAINT, INK, Values, canvas, save, styled
-from uvar_tune.study.results import OF_LAMBDA_1, StudyResults, TrialResult
 
 _OFF = -0.14
 _JITTER = 0.035  # lines through one category are drawn side by side

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult
 from uvar_tune.reporting import facts
-from uvar_tune.study.results import BASELINE, StudyResults, TrialResult
 
 _ROWS, _WIDTH = 30, 138  # of the terminal's table; the page has all rows
 _FIXED = ("rank", "trial", "kind")

@@ -1,1 +1,7 @@
-"""What is recorded: the metric registry, the write-ahead record, and MLflow as a view of it (imports nothing heavy)."""
+"""MLflow as a view of a study: the sink, its spool on disk, and the delivery to a server."""
+
+from uvar_tune.tracking.outbox import Outbox, known_runs
+from uvar_tune.tracking.run_logger import BufferedRunLogger, RunLogger
+from uvar_tune.tracking.tracker import CLOSE_SEC, STOPPED_SEC, MLflowTracker
+
+__all__ = ["CLOSE_SEC", "STOPPED_SEC", "MLflowTracker", "Outbox", "RunLogger", "BufferedRunLogger", "known_runs"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from uvar_tune.tracking.uri import shown
+from uvar_tune.io.uri import shown
 
 
 def study_parameters(config) -> dict[str, Any]:
@@ -27,13 +27,13 @@ def run_parameters(config, values: dict[str, Any]) -> dict[str, Any]:
 
 def profiled(config) -> set[str]:
     """The dotted names whose values each trial decides by scoring its checkpoint at several."""
-    if config.inference.mode != "profile":
+    if config.inference.search != "per_checkpoint":
         return set()
     return {"inference.cfg_scale"} | {name for name, entry in config.space.items() if entry.role == "inference"}
 
 
 def that_ran(ran: dict[str, float]) -> dict[str, float]:
-    """Parameters `ran.objective.lambda_1`, …: the λ behind the shares of the gradient that were asked for, which stand under the
+    """Parameters `ran.loss.lambda_1`, …: the λ behind the shares of the gradient that were asked for, which stand under the
     plain names and cannot change any more when these are known."""
     return {f"ran.{name}": value for name, value in ran.items()}
 

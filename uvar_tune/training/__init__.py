@@ -1,27 +1,27 @@
 """Training: one loop for both stages, its checkpoints, and the tokenizer that VAR never published the training of.
 
-    train, train_tokenizer ─► Progress, CheckpointDue, Alarm
+    train, train_tokenizer ─► Progress, CheckpointEvent, TrainingWarning
     save_checkpoint, latest_valid, load_checkpoint ─► start of the next attempt
 """
 
 from uvar_tune.training.checkpoint import Checkpoint, latest_valid, load_checkpoint, retain, save_checkpoint
-from uvar_tune.training.events import Alarm, CheckpointDue, Progress
-from uvar_tune.training.failed_step import save_failed_step
+from uvar_tune.training.config import differences, require_same, resolve_precision
+from uvar_tune.training.debug_dump import dump_failed_batch
+from uvar_tune.training.events import CheckpointEvent, Progress, TrainingWarning
 from uvar_tune.training.memory import out_of_memory
 from uvar_tune.training.optim import SCHEDULES, parameter_groups, rate_factor
 from uvar_tune.training.perceptual import open_lpips
-from uvar_tune.training.plan import differences, require_same, resolve_precision
-from uvar_tune.training.tokenizer import train_tokenizer
-from uvar_tune.training.tokenizer_files import (
+from uvar_tune.training.tokenizer_io import (
     check_tokenizer,
     load_tokenizer,
     load_training_state,
     save_tokenizer,
     tokenizer_hash,
 )
-from uvar_tune.training.transformer import train
+from uvar_tune.training.tokenizer_stage import train_tokenizer
+from uvar_tune.training.var_stage import train
 
-__all__ = ["SCHEDULES", "Alarm", "Checkpoint", "CheckpointDue", "Progress", "check_tokenizer", "differences", "latest_valid",
+__all__ = ["SCHEDULES", "TrainingWarning", "Checkpoint", "CheckpointEvent", "Progress", "check_tokenizer", "differences", "latest_valid",
            "load_checkpoint", "load_tokenizer", "load_training_state", "open_lpips", "out_of_memory", "parameter_groups",
-           "rate_factor", "require_same", "resolve_precision", "retain", "save_checkpoint", "save_failed_step", "save_tokenizer",
+           "rate_factor", "require_same", "resolve_precision", "retain", "save_checkpoint", "dump_failed_batch", "save_tokenizer",
            "tokenizer_hash", "train", "train_tokenizer"]

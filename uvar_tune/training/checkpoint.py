@@ -16,10 +16,10 @@ from typing import Any
 import torch
 import yaml
 
-from uvar_tune.data.manifest import check_directory, remove_directory, remove_leftovers, write_directory
-from uvar_tune.data.plain import read_json, read_tensors, read_weights, read_yaml
 from uvar_tune.errors import ConfigError
-from uvar_tune.training.tokenizer_files import tokenizer_hash
+from uvar_tune.io.manifest import check_directory, remove_directory, remove_leftovers, write_directory
+from uvar_tune.io.safe_load import read_json, read_tensors, read_weights, read_yaml
+from uvar_tune.training.tokenizer_io import tokenizer_hash
 
 _NEEDED = ("var.safetensors", "config.yaml", "tokenizer.json")
 _EMA, _TRAINING = "ema.safetensors", "training.pt"
@@ -48,7 +48,7 @@ def save_checkpoint(directory: str | Path, *, var_state: _Weights, config: dict[
 
     Args:
         config: plain data. tokenizer: {path: where it is}; its hash is added.
-        training_state: of a CheckpointDue; its ``ema`` is what ``ema_state`` is when not given.
+        training_state: of a CheckpointEvent; its ``ema`` is what ``ema_state`` is when not given.
     """
     from safetensors.torch import save_file
 

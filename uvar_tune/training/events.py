@@ -21,7 +21,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class CheckpointDue:
+class CheckpointEvent:
     """A moment at which the state is whole.
 
     Attributes:
@@ -37,7 +37,7 @@ class CheckpointDue:
 
 
 @dataclass(frozen=True)
-class Alarm:
+class TrainingWarning:
     """Something that a person should know and that does not end the training."""
 
     images: int

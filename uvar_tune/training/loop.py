@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from uvar_tune.errors import ConfigError, Diverged, OutOfMemory, first_line
-from uvar_tune.training.events import Alarm, CheckpointDue, Progress
+from uvar_tune.training.config import Place, Plan, require_same
+from uvar_tune.training.events import CheckpointEvent, Progress, TrainingWarning
 from uvar_tune.training.memory import out_of_memory
 from uvar_tune.training.optim import Average, adamw, rate_factor
-from uvar_tune.training.plan import Place, Plan, require_same
 from uvar_tune.training.window import Window, on_all_ranks
 
-Event = Progress | CheckpointDue | Alarm
+Event = Progress | CheckpointEvent | TrainingWarning
 
 
 class Task(Protocol):
@@ -39,7 +39,7 @@ class Task(Protocol):
     def losses(self, positions: range) -> Mapping[str, torch.Tensor]:
         """Scalars (means over these positions of the data order) under ``names``."""
 
-    def after_step(self, seen: int, optimizer: torch.optim.Optimizer) -> Iterator[Alarm]:
+    def after_step(self, seen: int, optimizer: torch.optim.Optimizer) -> Iterator[TrainingWarning]:
         """What else happens when ``seen`` images have been seen, on every rank."""
 
     def settle(self) -> None:
@@ -59,7 +59,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def run(task: Task, plan: Plan, place: Place, start: dict[str, Any] | None = None) -> Iterator[Event]:
-    """Train ``task`` as planned, from the beginning or from a state that a CheckpointDue gave.
+    """Train ``task`` as planned, from the beginning or from a state that a CheckpointEvent gave.
 
     Raises:
         ConfigError: ``start`` is the state of another training.
@@ -111,7 +111,7 @@ class _Training:
                                            "images_per_sec": (self.seen - counted) / busy_sec})
                 counted, busy_sec = self.seen, 0.0
             if due:
-                yield CheckpointDue(self.seen, self.state, stopped=self.stops and not last)
+                yield CheckpointEvent(self.seen, self.state, stopped=self.stops and not last)
             if self.stops:
                 return
 

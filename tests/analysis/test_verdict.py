@@ -1,0 +1,188 @@
+"""Verdicts on synthetic studies whose truth is planted, and against independent oracles."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from uvar_tune.analysis.noise import power
+from uvar_tune.analysis.verdict import BETTER, UNDECIDED, WORSE, Arm, Verdict, decide, holm, judge, paired_tests
+from uvar_tune.errors import ConfigError
+
+REPEATS = 2000
+PROTOCOL = {"samples": 1000, "reference": "abc"}
+
+
+def simulate(effects: list[float], pairs: int, seed: int, repeats: int = REPEATS) -> tuple[np.ndarray, np.ndarray]:
+    """Scores to minimise: baseline (repeats, pairs), candidates (repeats, M, pairs); a positive effect lowers the score.
+    Each replicate moves all arms (it cancels), the baseline's own noise correlates all differences."""
+    rng = np.random.default_rng(seed)
+    replicate_RN = 40 + 2.0 * rng.standard_normal((repeats, pairs))
+    base_RN = replicate_RN + rng.standard_normal((repeats, pairs))
+    own_RMN = 0.8 * rng.standard_normal((repeats, len(effects), pairs))
+    return base_RN, replicate_RN[:, None] + own_RMN - np.array(effects)[:, None]
+
+
+def words(base_RN: np.ndarray, scores_RMN: np.ndarray) -> np.ndarray:
+    """The verdicts (repeats, M) by the tests that `judge` uses."""
+    tests = paired_tests(base_RN[:, None] - scores_RMN)
+    pairs = base_RN.shape[-1]
+    return np.vectorize(lambda better, worse: decide(better, worse, pairs))(tests["better_adjusted"], tests["worse_adjusted"])
+
+
+def arms(base_N, scores_MN) -> tuple[Arm, list[Arm]]:
+    def arm(name, scores):
+        return Arm(name, dict(enumerate(map(float, scores))), PROTOCOL)
+
+    return arm("baseline", base_N), [arm(f"candidate {i}", row) for i, row in enumerate(scores_MN)]
+
+
+@pytest.mark.parametrize("effects", [[0.0] * 3, [0.0] * 8, [2.0, 2.0, 0.0, 0.0, 0.0, -1.0]], ids=["3 null", "8 null", "mixed"])
+@pytest.mark.parametrize("pairs", [4, 8])
+def test_family_wise_false_claims_stay_below_six_percent(effects, pairs):
+    said = words(*simulate(effects, pairs, seed=7))
+    not_better, not_worse = np.array(effects) <= 0, np.array(effects) >= 0
+    assert (said[:, not_better] == BETTER).any(1).mean() <= 0.06
+    assert (said[:, not_worse] == WORSE).any(1).mean() <= 0.06
+
+
+def test_without_the_correction_they_would_not():
+    base_RN, scores_RMN = simulate([0.0] * 8, 8, seed=7)
+    assert (paired_tests(base_RN[:, None] - scores_RMN)["better"] <= 0.05).any(1).mean() > 0.12
+
+
+def test_power_at_three_standard_errors():
+    pairs, sd = 10, math.sqrt(1 + 0.8**2)
+    said = words(*simulate([3 * sd / math.sqrt(pairs)], pairs, seed=3))
+    found = (said == BETTER).mean()
+    exact = power(3 / math.sqrt(pairs), pairs)
+    assert found >= 0.8 and exact >= 0.8
+    assert abs(found - exact) < 4 * math.sqrt(exact * (1 - exact) / REPEATS)
+
+
+def test_judge_says_what_the_simulated_tests_say():
+    base_RN, scores_RMN = simulate([1.5, 0.0, -1.5, 0.7], 6, seed=1, repeats=40)
+    said = words(base_RN, scores_RMN)
+    judged = [[v.verdict for v in judge(*arms(b, s), direction="minimize")] for b, s in zip(base_RN, scores_RMN, strict=True)]
+    assert said.tolist() == judged
+    assert {BETTER, WORSE, UNDECIDED} == set(said.ravel())
+
+
+def test_numbers_against_scipys_paired_test():
+    base_RN, scores_RMN = simulate([0.8, 0.0], 7, seed=4, repeats=1)
+    base_N, scores_MN = base_RN[0], scores_RMN[0]
+    for verdict, scores_N in zip(judge(*arms(base_N, scores_MN), direction="minimize"), scores_MN, strict=True):
+        oracle = stats.ttest_rel(scores_N, base_N, alternative="less")
+        interval = stats.ttest_rel(scores_N, base_N).confidence_interval(0.9)
+        together = stats.ttest_rel(scores_N, base_N).confidence_interval(0.95)  # two candidates
+        assert verdict.p_value == pytest.approx(oracle.pvalue)
+        assert verdict.p_worse == pytest.approx(1 - oracle.pvalue)
+        assert (verdict.low, verdict.high) == pytest.approx((interval.low, interval.high))
+        assert (verdict.simultaneous_low, verdict.simultaneous_high) == pytest.approx((together.low, together.high))
+        assert verdict.difference == pytest.approx(np.mean(scores_N) - np.mean(base_N))
+        assert verdict.sd == pytest.approx(np.std(scores_N - base_N, ddof=1))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_holm_is_closed_testing_with_bonferroni(p):
+    subsets = [s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size)]
+    oracle = [max(min(1.0, len(s) * min(p[j] for j in s)) for s in subsets if i in s) for i in range(len(p))]
+    assert holm(np.array(p)) == pytest.approx(oracle)
+
+
+def test_to_maximise_mirrors_to_minimise():
+    base_RN, scores_RMN = simulate([1.5, -1.5, 0.0], 8, seed=2, repeats=1)
+    less = judge(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
+    more = judge(*arms(-base_RN[0], -scores_RMN[0]), direction="maximize")
+    assert [v.verdict for v in less] == [v.verdict for v in more] == [BETTER, WORSE, UNDECIDED]
+    for a, b in zip(less, more, strict=True):
+        assert (a.low, a.high, a.difference) == pytest.approx((-b.high, -b.low, -b.difference))
+        assert (a.p_value, a.seeds_needed) == (pytest.approx(b.p_value), b.seeds_needed)
+
+
+def test_claims_lie_outside_their_intervals():
+    base_RN, scores_RMN = simulate([1.0, 0.5, 0.0, -1.0], 6, seed=9, repeats=50)
+    for base_N, scores_MN in zip(base_RN, scores_RMN, strict=True):
+        for v in judge(*arms(base_N, scores_MN), direction="minimize"):
+            assert v.verdict == UNDECIDED or not v.low <= 0 <= v.high
+            assert (v.p_value <= 0.05) == (v.high < 0) and (v.p_worse <= 0.05) == (v.low > 0)
+            assert v.simultaneous_low <= v.low <= v.high <= v.simultaneous_high
+            assert v.simultaneous_high >= 0 or v.verdict == BETTER
+
+
+@pytest.mark.parametrize(("direction", "search_value", "optimism"), [
+    ("minimize", 8.0, 2.0), ("minimize", 11.0, -1.0), ("maximize", 12.5, 2.5), ("maximize", 9.0, -1.0)])
+def test_optimism_is_positive_where_the_search_flattered(direction, search_value, optimism):
+    candidate = Arm("candidate", {0: 9.0, 1: 11.0, 2: 10.5, 3: 9.5}, PROTOCOL, search_value=search_value)
+    baseline = Arm("baseline", {0: 10.0, 1: 10.0, 2: 12.0, 3: 9.0}, PROTOCOL)
+    assert judge(baseline, [candidate], direction=direction)[0].optimism == pytest.approx(optimism)
+
+
+def test_seeds_needed_only_towards_better():
+    base_RN, scores_RMN = simulate([0.6, -0.6], 12, seed=6, repeats=1)
+    up, down = judge(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
+    assert down.difference > 0 and down.seeds_needed is None
+    assert up.difference < 0 and power(-up.difference / up.sd, up.seeds_needed) >= 0.8
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+def test_too_few_pairs_decide_nothing(pairs):
+    base_N = [10.0, 10.1, 9.9][:pairs]
+    scores_N = [1.0, 1.2, 0.9][:pairs]
+    (verdict,) = judge(*arms(base_N, [scores_N]), direction="minimize")
+    assert verdict.verdict == UNDECIDED and "at least 4" in verdict.note and verdict.pairs == pairs
+    assert (verdict.p_value is None) == (pairs == 1)
+    json.dumps(verdict.as_dict(), allow_nan=False)
+
+
+def test_equal_differences_fall_to_the_sign_test():
+    """A coarse metric may show the same difference four times, which has no spread and must not pass for certainty."""
+    baseline, (four,) = arms([0.1, 0.2, 0.3, 0.7], [[0.3, 0.4, 0.5, 0.9]])
+    (verdict,) = judge(baseline, [four], direction="maximize")
+    assert (verdict.verdict, verdict.p_value, verdict.low) == (UNDECIDED, 2**-4, None) and "sign test" in verdict.note
+    assert judge(*arms([0.1, 0.2, 0.3, 0.7, 0.5], [[0.3, 0.4, 0.5, 0.9, 0.7]]), direction="maximize")[0].verdict == BETTER
+    (same,) = judge(baseline, [dataclasses.replace(baseline, name="copy")], direction="minimize")
+    assert (same.verdict, same.p_value, same.p_worse, same.difference) == (UNDECIDED, 1.0, 1.0, 0.0)
+
+
+def test_verdicts_survive_json_in_the_order_of_the_candidates():
+    base_RN, scores_RMN = simulate([1.5, 0.0], 8, seed=2, repeats=1)
+    verdicts = judge(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
+    assert [v.arm for v in verdicts] == ["candidate 0", "candidate 1"]
+    assert [Verdict(**json.loads(json.dumps(v.as_dict(), allow_nan=False))) for v in verdicts] == verdicts
+
+
+def _arm(name="lambda", scores=None, **rest):
+    return Arm(name, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0} if scores is None else scores, rest.pop("protocol", PROTOCOL), **rest)
+
+
+@pytest.mark.parametrize(("candidates", "message"), [
+    ([], "no candidate"),
+    ([_arm(scores={0: 1.0, 1: math.nan, 2: 1.0, 3: 1.0})], r"arm 'lambda', replicate 1: nan is not a score"),
+    ([_arm(scores={0: 1.0, 1: 1.0, 2: 1.0})], r"arm 'lambda', replicate 3: no score, and 'baseline' has one"),
+    ([_arm(scores={0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 7: 1.0})], r"arm 'baseline', replicate 7: no score, and 'lambda' has one"),
+    ([_arm(), _arm()], "arm 'lambda': two arms"),
+    ([_arm(name="baseline")], "arm 'baseline': two arms"),
+    ([_arm(protocol={**PROTOCOL, "samples": 500})], r"arm 'lambda': protocol.samples is 500, and 1000 in 'baseline'"),
+    ([_arm(protocol={})], "arm 'lambda': protocol.samples is None"),
+    ([_arm(search_value=math.inf)], "arm 'lambda': search value inf"),
+])
+def test_what_cannot_be_compared_is_refused_by_name(candidates, message):
+    with pytest.raises(ConfigError, match=message):
+        judge(_arm(name="baseline"), candidates, direction="minimize")
+
+
+def test_a_study_without_replicates_or_direction_is_refused():
+    with pytest.raises(ConfigError, match="arm 'baseline': no replicate has a score"):
+        judge(_arm(name="baseline", scores={}), [_arm(scores={})], direction="minimize")
+    with pytest.raises(ConfigError, match="unknown direction 'down'"):
+        judge(_arm(name="baseline"), [_arm()], direction="down")

@@ -1,0 +1,69 @@
+"""A signal while `confirm` tunes the baseline: nothing is confirmed on a baseline that was tuned in part."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from tests.helpers.search_cases import NARROW, details, run_to_end, study_config
+from uvar_tune.commands.phases import Phases
+from uvar_tune.ray_backend.searcher import StudySearcher
+from uvar_tune.study_dir import StudyDirectory
+
+RATE = "training.learning_rate"
+SPACE = {**NARROW, RATE: {"role": "nuisance", "type": "float", "low": 1e-4, "high": 1e-2, "log": True, "baseline": 1e-3}}
+
+
+class TrialCallbacks:
+    """Training simulated: each trial is told a score; after so many of the baseline's tuning a signal comes."""
+
+    def __init__(self, until: int | None):
+        self.signals, self.ran, self._until = SimpleNamespace(asked=threading.Event()), [], until
+
+    def run(self, work, concurrent):
+        count = 0
+        while not self.signals.asked.is_set() and (proposal := work.ask()) is not None:
+            value = 5 + abs(proposal.values.get(RATE, 1e-3) - 5e-3)
+            work.complete(proposal.number, value, {**details(fid=value), "protocol": {"samples": 1}})
+            self.ran.append((work.phase, proposal.number))
+            count += 1
+            if work.phase == "baseline" and count == self._until:
+                self.signals.asked.set()
+
+
+@pytest.mark.parametrize("until", [1, 2, 3])
+def test_the_same_command_continues(tmp_path, until):
+    config = study_config(space=SPACE, trials=5, confirm_replicates=4, run={"root": str(tmp_path)})
+    files, said = StudyDirectory(tmp_path, "study"), []
+    files.prepare()
+    run_to_end(Phases(config, files, said.append).search())
+    stopped, again = TrialCallbacks(until), TrialCallbacks(None)
+    Phases(config, files, said.append).run("confirm", stopped, 1)
+    assert stopped.ran == [("baseline", number) for number in range(until)]
+    Phases(config, files, said.append).run("confirm", again, 1)
+    assert again.ran[:5 - until] == [("baseline", number) for number in range(until, 5)]
+    assert {phase for phase, _ in again.ran[5 - until:]} == {"confirm"} and not any("other arms" in text for text in said)
+
+
+def test_a_study_that_was_made_longer_is_confirmed_anew(tmp_path):
+    config = study_config(space=SPACE, trials=3, confirm_replicates=4, run={"root": str(tmp_path)})
+    files, said = StudyDirectory(tmp_path, "study"), []
+    files.prepare()
+    run_to_end(Phases(config, files, said.append).search())
+    Phases(config, files, said.append).run("confirm", TrialCallbacks(None), 1)
+    longer = config.with_values({"study.trials": 6})
+    run_to_end(Phases(longer, files, said.append).search(), lambda proposal: 1.0 - proposal.number)
+    hands = TrialCallbacks(None)
+    Phases(longer, files, said.append).run("confirm", hands, 1)
+    assert any("confirmed on fresh seeds, as confirm-2" in text for text in said)
+    assert {phase for phase, _ in hands.ran} == {"baseline", "confirm-2"}
+
+
+def test_nothing_begins_after_a_signal():
+    asked = threading.Event()
+    work = SimpleNamespace(ask=lambda: pytest.fail("it was asked"))
+    searcher = StudySearcher(work, 2, dict, print, print, lambda proposal: None, asked.is_set)
+    asked.set()
+    assert searcher.suggest("a") == searcher.FINISHED

@@ -1,0 +1,88 @@
+"""A whole study as the driver runs it, what a server shows of it, and the door that sends it again."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+import uvar_tune.sync
+from tests.helpers.mlflow_place import record
+from uvar_tune.cli import common as door
+from uvar_tune.config.schema import Config
+from uvar_tune.search.replicates import Replicates
+from uvar_tune.search.study import Search
+from uvar_tune.study_dir import StudyDirectory
+from uvar_tune.tracking.metrics_log import MetricsLog
+from uvar_tune.tracking.parameters import run_parameters, scored_under, study_parameters, that_ran
+from uvar_tune.trial.trial import write_config
+
+CONFIG = Config.model_validate({
+    "study": {"name": "whole", "trials": 3}, "training": {"images": 640, "warmup_images": 0}, "space": {
+        "loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 1.0, "log": True},
+        "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4}}})
+
+
+def sync(place, *options, study="whole", **variables):
+    """`python -m uvar_tune.sync` on a study, with these environment variables; in this process, which has loaded MLflow."""
+    command = ["sync", "--study", study, "--root", str(place.root), *options]
+    out, err = io.StringIO(), io.StringIO()
+    environment = {"MLFLOW_TRACKING_URI": place.uri, **variables}
+    with (mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", command), contextlib.redirect_stdout(out),
+          contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end):
+        door.run(uvar_tune.sync.sync)
+    return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), err.getvalue())
+
+
+def run_study(place):
+    """Three trials as the driver runs them, the second stopped at a rung and the last one diverging, and a replicate of one."""
+    files = StudyDirectory(place.root, "whole")
+    files.prepare()
+    files.claim(CONFIG)
+    search, sink = Search(CONFIG, files.storage_url(CONFIG)), place.sink("whole")
+    sink.start_study(study_parameters(CONFIG), {"uvar.commit": "abc"})
+    sink.artifact(None, files.config, "")
+    MetricsLog(files.directory / "prepare.jsonl").event("prepared", reconstruction_mse=0.02)
+    sink.study_metrics({"prepare/reconstruction_mse": 0.02})
+    for work, phase in ((search, "trial"), (Replicates(CONFIG, files.storage_url(CONFIG), "noise", {"baseline": {}}, 1), "noise")):
+        while (proposal := work.ask()) is not None:
+            _run(files, work, phase, proposal, sink)
+    sink.study_metrics({"best/fid": 2.0, "best/f1": 0.5})
+    sink.finish_study("FINISHED")
+    return sink
+
+
+def _run(files, work, phase, proposal, sink):
+    number = proposal.number
+    searched = phase == "trial"
+    key, directory = (number, files.trial(number)) if searched else (f"{phase}/{number}", files.directory / phase / "00000")
+    write_config(directory, CONFIG.with_values(proposal.values))
+    tags = {"uvar.kind": proposal.kind, "uvar.phase": phase, "uvar.attempt": "1"}
+    sink.watch_trial(key, directory, run_parameters(CONFIG, proposal.values), tags)
+    recorder = record(directory, range(10), proposal.attempt)
+    if number in (1, 2):
+        outcome = {1: "stopped", 2: "diverged"}[number]
+        work.prune(number, outcome, {"made_by": {"commit": "abc"}})
+        sink.finish_trial(key, "KILLED" if outcome == "stopped" else "FAILED")
+        return
+    recorder.event("score", images=640, cfg_scale=1.5, seeds="a", fid=2.0)
+    recorder.metrics(640, {"fid": 2.0})
+    scores, params = {"fid": 2.0, "f1": 0.5}, {"inference.cfg_scale": 1.5}
+    protocol, ran = {"samples": 1000, "reference": "4677e795", "divisor": ""}, {"loss.lambda_1": 0.25}
+    work.complete(number, 2.0, {"scores": scores, "params": params, "protocol": protocol, "ran": ran, "made_by": {"commit": "abc"}})
+    sink.finish_trial(key, "FINISHED", scores, {**params, **that_ran(ran), **scored_under(protocol, proposal.seeds)})
+
+
+def content(place):
+    """Everything that the database shows of the study, run by run, ids and the clock set aside."""
+    found = {}
+    for name, run_id, status in place.query("select name, run_uuid, status from runs where lifecycle_stage = 'active'"):
+        assert name not in found
+        tags = {key: value for key, value in place.tags(run_id).items() if key != "mlflow.parentRunId"}
+        rows = place.query("select key, step, value, case when key like 'best/%' or key like 'prepare/%' then 0 else timestamp "
+                           "end from metrics where run_uuid = ?", run_id)
+        found[name] = (status, sorted(rows), place.params(run_id), tags, place.artifacts(run_id))
+    return found

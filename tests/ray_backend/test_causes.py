@@ -1,0 +1,59 @@
+"""Of what several ranks raised, and of files that a power failure left empty, what a trial is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from uvar_tune.errors import ConfigError
+from uvar_tune.ray_backend.cluster import cluster
+from uvar_tune.ray_backend.trainer import root_cause
+from uvar_tune.trial.assets import _facts
+from uvar_tune.trial.outcome_file import read_crash, read_outcome, write_crash, write_outcome
+
+GLOO = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
+LOW = RuntimeError("2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 8b39) "
+                   "was 12.97GB used / 23.54GB limit (0.55)\nOOM kill reason: …")
+FULL = OSError(28, "No space left on device", "/runs/study/trials/00001")
+
+
+class Group(Exception):
+    """As Ray Train raises it: rank → what it raised."""
+
+    def __init__(self, **failures):
+        super().__init__("training failed")
+        self.worker_failures = {int(rank[1:]): failure for rank, failure in failures.items()}
+
+
+@pytest.mark.parametrize(("failures", "said"), [
+    ({"r0": GLOO, "r1": LOW}, "low memory: Ray ended it, its node was low on memory (12.97GB used / 23.54GB limit)"),
+    ({"r0": GLOO, "r1": FULL}, "OSError: [Errno 28] No space left on device: '/runs/study/trials/00001'"),
+    ({"r0": GLOO, "r1": ValueError("label 12\nis none")}, "ValueError: label 12 is none"),
+    ({"r0": ValueError("first"), "r1": ValueError("second")}, "ValueError: first"),
+    ({"r0": GLOO}, f"RuntimeError: {GLOO}")])
+def test_the_failure_from_which_the_others_follow(failures, said):
+    assert root_cause(Group(**failures)) == said
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", "7"])
+def test_a_damaged_end_is_none(tmp_path, left):
+    """The attempt is then made again from its last checkpoint."""
+    write_outcome(tmp_path, {"training": 1}, {"outcome": "complete"})
+    write_crash(tmp_path, 1, "worker lost")
+    assert read_outcome(tmp_path, {"training": 1}) == {"outcome": "complete"} and read_crash(tmp_path, 1)
+    for name in ("ended.json", "crashed.json"):
+        (tmp_path / name).write_text(left)
+    assert read_outcome(tmp_path, {"training": 1}) is None and read_crash(tmp_path, 1) is None
+
+
+def test_a_tokenizer_whose_facts_were_not_written_is_trained_again(tmp_path):
+    assert _facts(tmp_path) is None
+    (tmp_path / "facts.json").write_text("")
+    assert _facts(tmp_path) is None
+    (tmp_path / "facts.json").write_text('{"codes_in_use": 64}')
+    assert _facts(tmp_path) == {"codes_in_use": 64}
+
+
+def test_a_client_of_ray_is_told_to_submit(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://headnode:10001")
+    with pytest.raises(ConfigError, match="'ray://headnode:10001' is a client's address.*ray job submit"), cluster(print):
+        pass

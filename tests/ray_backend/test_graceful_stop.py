@@ -1,0 +1,72 @@
+"""What asks a study to end, and an attempt that was asked to: saved, not scored, gone on with as if nothing had been."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.helpers.faulty_study import attempt, in_this_process, records
+from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
+
+RUNG = 640
+STUDY = {"trials": 1, "rungs": [RUNG], "rung_samples": 32, "pruner": "median"}
+
+
+@pytest.fixture
+def signals():
+    said: list[str] = []
+    made = GracefulShutdown(said.append)  # not entered: no Ray runs here
+    before = signal.signal(signal.SIGTERM, made._stop)
+    yield made, said
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_what_runs_is_asked_and_one_stop_that_comes_twice_is_one(signals):
+    """`timeout` signals its child and then the child's group."""
+    made, said = signals
+
+    def run() -> str:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        return "saved"
+
+    assert made.running(run) == "saved" and made.asked.is_set()
+    assert len(said) == 1 and "saves a checkpoint" in said[0]
+
+
+def test_a_second_stop_does_not_wait(signals):
+    made, _ = signals
+
+    def run() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1.2)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        made.running(run)
+
+
+def test_where_nothing_runs_the_program_ends_at_once(signals):
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_rung_whose_score_was_not_told_is_scored_when_the_trial_goes_on(root):
+    """Asked to end in the very step of a rung, it saves and is gone; the rung is told first of all the next time, once, and the
+    trial ends with the value of one that was left alone."""
+    told: dict[str, list] = {"left": [], "asked": []}
+    work, hands = in_this_process(root, {**STUDY, "name": "left"}, {}, {})
+    left = attempt(hands.job(work.ask()), report=told["left"].append)
+    work, hands = in_this_process(root, {**STUDY, "name": "asked"}, {}, {})
+    job, steps = hands.job(work.ask()), iter(range(1, 100))
+    asked = attempt(job, report=told["asked"].append, stop=lambda: next(steps) >= RUNG // 64)
+    assert (asked["outcome"], asked["images"]) == ("interrupted", RUNG) and not told["asked"]
+    assert [record["text"] for record in records(root / "asked") if record["kind"] == "say"] == [f"saved at {RUNG} images"]
+    again = attempt({**job, "attempt": 2}, report=told["asked"].append)
+    assert told["asked"] == told["left"] and [rung["images"] for rung in told["left"]] == [RUNG]
+    assert (again["outcome"], again["value"]) == ("complete", left["value"])
+    story = [record for record in records(root / "asked") if record["kind"] == "metrics"]
+    assert [record["images"] for record in story if "rung/fid" in record["values"]] == [RUNG]

@@ -1,0 +1,86 @@
+"""optuna-dashboard, started as the end of a study says, on the storage of a search that goes on meanwhile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.postgresql_server import free_port
+from tests.helpers.search_cases import NARROW, details, study_config
+from uvar_tune.search.study import Search
+
+pytestmark = pytest.mark.server
+STATES = {"COMPLETE": "Complete", "PRUNED": "Pruned", "RUNNING": "Running", "FAIL": "Fail"}
+
+
+class Dashboard:
+    """The real program on the loopback interface."""
+
+    def __init__(self, storage: str, log: Path):
+        self._port, self._log = free_port(), log
+        program = Path(sys.executable).parent / "optuna-dashboard"
+        with log.open("w") as output:
+            self._process = subprocess.Popen([program, storage, "--host", "127.0.0.1", "--port", str(self._port)],
+                                             stdout=output, stderr=subprocess.STDOUT)
+
+    def __enter__(self) -> Dashboard:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def get(self, path: str) -> dict:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/api/{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def shows(self, wanted, deadline_sec: float = 120) -> list[dict]:
+        """The trials of the only study, as soon as they are as ``wanted``."""
+        deadline, trials = time.monotonic() + deadline_sec, None
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, self._log.read_text()
+            try:
+                (study,) = self.get("studies")["study_summaries"]
+                trials = self.get(f"studies/{study['study_id']}")["trials"]
+            except ConnectionError:
+                trials = None
+            except OSError as error:  # urllib's own wrapping of a refused connection, before the server listens
+                assert isinstance(getattr(error, "reason", None), ConnectionError), error
+            if trials is not None and wanted(trials):
+                return trials
+            time.sleep(0.1)
+        raise AssertionError(f"the dashboard never showed it: {trials}\n{self._log.read_text()}")
+
+
+@pytest.mark.parametrize("kind", ["journal", pytest.param("sqlite", marks=pytest.mark.slow)])
+def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
+    path = tmp_path / "optuna.journal"
+    url, shown = (f"journal:{path}", str(path)) if kind == "journal" else (f"sqlite:///{path}", f"sqlite:///{path}")
+    search = Search(study_config(space=NARROW, trials=4, pruner="successive_halving", rungs=[8000, 16000]), url)
+    with Dashboard(shown, tmp_path / "dashboard.log") as dashboard:
+        told: list[tuple] = []
+        for number in range(4):
+            proposal = search.ask()
+            dashboard.shows(lambda trials, before=number: [t["state"] for t in trials[before:]] == [STATES["RUNNING"]])
+            search.report(number, 8000, 9.0 - number)
+            if number == 2:
+                search.prune(2, "diverged", {"reason": "the loss is nan"})
+            else:
+                search.complete(number, 5.0 - number, details(fid=5.0 - number))
+            value = 9.0 - number if number == 2 else 5.0 - number  # of what ended early its last rung's
+            told.append((number, STATES["PRUNED" if number == 2 else "COMPLETE"], [value],
+                         {name: drawn for name, drawn in proposal.values.items() if number}))
+            seen = dashboard.shows(lambda trials, after=number + 1: sum(t["state"] != STATES["RUNNING"] for t in trials) == after)
+            assert [(t["number"], t["state"], t.get("values"), _parameters(t)) for t in seen] == told
+            assert seen[-1]["intermediate_values"] == [{"step": 8000, "value": 9.0 - number}]
+    assert search.done()
+
+
+def _parameters(trial: dict) -> dict[str, float]:
+    return {one["name"]: one["param_internal_value"] for one in trial["params"]}

@@ -1,0 +1,79 @@
+"""The record of a trial: it raises nothing into a training, loses nothing that the disk refuses for a while, and is bounded."""
+
+import contextlib
+import json
+import resource
+import shutil
+
+import pytest
+
+from uvar_tune.tracking.metrics_log import MetricsLog, read_records
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """The system refuses to let any file of this process grow beyond this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def points(path) -> list[tuple[int, float]]:
+    return [(record["images"], record["values"]["loss/total"]) for record in read_records(path)[0] if record["kind"] == "metrics"]
+
+
+def test_what_the_disk_refuses_comes_later_in_order_and_no_line_is_torn(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    recorder = MetricsLog(path)
+    with files_of_at_most(1000):
+        for i in range(50):
+            recorder.metrics(64 * i, {"loss/total": 1.0 * i})
+        recorder.event("say", text="something")
+        assert 0 < len(points(path)) < 50 and path.read_bytes().endswith(b"\n") and path.stat().st_size <= 1000
+        with pytest.raises(OSError):
+            recorder.settle()
+        assert path.read_bytes().endswith(b"\n")
+    recorder.settle()
+    assert points(path) == [(64 * i, 1.0 * i) for i in range(50)]
+    assert [record["kind"] for record in read_records(path)[0]][-1] == "say"
+    recorder.metrics(64 * 50, {"loss/total": 50.0})
+    assert len(points(path)) == 51
+
+
+def test_a_directory_that_is_away_for_a_while(tmp_path):
+    path = tmp_path / "trial" / "metrics.jsonl"
+    recorder = MetricsLog(path)
+    shutil.rmtree(path.parent)
+    for i in range(20):
+        recorder.metrics(64 * i, {"loss/total": 1.0 * i})
+    path.parent.mkdir()
+    recorder.metrics(64 * 20, {"loss/total": 20.0})
+    assert points(path) == [(64 * i, 1.0 * i) for i in range(21)]
+
+
+def test_what_waits_is_bounded_and_the_newest_is_kept(tmp_path):
+    path = tmp_path / "trial" / "metrics.jsonl"
+    recorder = MetricsLog(path)
+    shutil.rmtree(path.parent)
+    for i in range(10_500):
+        recorder.metrics(64 * i, {"loss/total": 1.0 * i})
+    path.parent.mkdir()
+    recorder.settle()
+    assert points(path) == [(64 * i, 1.0 * i) for i in range(500, 10_500)]
+
+
+def test_a_torn_last_line_is_mended_and_steps_computed_again_are_not_recorded_twice(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsLog(path)
+    for i in range(5):
+        first.metrics(64 * i, {"loss/total": 1.0 * i})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    second = MetricsLog(path, attempt=2)
+    for i in range(2, 7):
+        second.metrics(64 * i, {"loss/total": 1.0 * i})
+    assert points(path) == [(64 * i, 1.0 * i) for i in range(7)]
+    assert [json.loads(line)["attempt"] for line in path.read_text().splitlines()] == [1] * 4 + [2] * 3

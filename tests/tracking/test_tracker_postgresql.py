@@ -1,0 +1,40 @@
+"""MLflow on PostgreSQL: a server that is absent at first, told all, told again; a database told from the files; each row once."""
+
+import pytest
+
+from tests.helpers.mlflow_place import PostgresqlPlace
+from tests.helpers.mlflow_server import MLflow
+from tests.helpers.postgresql_server import new_database
+from tests.helpers.whole_study import content, run_study, sync
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def place(tmp_path, postgresql):
+    """A study told to a server that is not yet there, whose store is an empty database."""
+    (tmp_path / "server").mkdir()
+    database = new_database(postgresql, "mlflow_served")
+    server = MLflow(tmp_path / "server", store=database)
+    yield PostgresqlPlace(tmp_path, database, server)
+    server.kill()
+
+
+def test_a_study_on_postgresql_is_kept_sent_sent_again_and_made_anew(place, tmp_path, postgresql):
+    assert not run_study(place).close(30)
+    place.server.start()
+    told = {"MLFLOW_TRACKING_URI": place.uri}
+    done = sync(place, **told)
+    assert done.returncode == 0 and "MLflow has all" in done.stdout, done.stdout + done.stderr
+    before = content(place)
+    assert sorted(before) == ["noise/0", "trial 0", "trial 1", "trial 2", "whole"] and before["trial 2"][0] == "FAILED"
+    assert len(before["trial 0"][1]) == len(set(before["trial 0"][1])) == 10 * 2 + 3
+    assert "config.yaml" in before["trial 0"][-1]
+    assert sync(place, "--rebuild", **told).returncode == 0
+    assert content(place) == before
+    place.server.kill()
+    other = PostgresqlPlace(tmp_path, new_database(postgresql, "mlflow_direct"))
+    done = sync(other, "--rebuild", MLFLOW_TRACKING_URI=other.uri)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert content(other) == before
+    assert "s3cret" not in done.stdout + str(before)

@@ -1,0 +1,70 @@
+"""The sink against a real `mlflow server`: not there at the start, hung, killed, started again."""
+
+import signal
+import time
+
+import pytest
+
+from tests.helpers.mlflow_place import Place, expected, query
+from tests.helpers.mlflow_server import MLflow
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "server").mkdir()
+    server = MLflow(tmp_path / "server")
+    yield server
+    server.kill()
+
+
+def until(condition):
+    while not condition():
+        time.sleep(0.1)
+
+
+def test_absent_hung_and_killed_nothing_is_missing_and_nothing_twice(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    place = Place(tmp_path)
+    sink, directory = place.sink("away", server.uri), place.trial("away", 0)
+    sink.start_study({"study.trials": 2}, {})
+    sink.watch_trial(0, directory, {"loss.lambda_1": 0.5}, {})
+    place.write("away", 0, range(10))
+    until(lambda: place.said)
+    assert len(place.said) == 1 and "does not answer" in place.said[0] and sink.run_id(0) is None
+
+    server.start()
+    until(lambda: len(place.said) == 2)  # it has caught up, and says so once
+    server.signal(signal.SIGSTOP)
+    place.write("away", 1, range(4))
+    sink.watch_trial(1, place.trial("away", 1), {}, {})  # its run is asked for from a server that does not answer
+    place.write("away", 0, range(10, 20))
+    until(lambda: len(place.said) == 3)
+    time.sleep(3)  # a further try runs into the hung server
+    server.signal(signal.SIGCONT)
+    until(lambda: len(place.said) == 4)
+    server.kill()
+    place.write("away", 0, range(20, 30))
+    (directory / "samples" / "001920.png").write_bytes(b"png")
+    sink.finish_trial(0, "FINISHED", {"fid": 1.0})
+    sink.finish_trial(1, "FAILED")
+    sink.finish_study("FINISHED")
+    assert not sink.close(30)
+    assert "uvar_tune.sync --study away" in place.said[-1]
+
+    server.start()
+    assert place.sink("away", server.uri).close(60)
+    server.kill()
+    database = server.directory / "mlflow.db"
+    runs = dict(query(database, "select t.value, r.run_uuid from runs r join tags t on r.run_uuid = t.run_uuid where "
+                      "t.key = 'uvar.trial' and r.lifecycle_stage = 'active'"))
+    rows = {name: sorted(query(database, "select key, step, value from metrics where run_uuid = ?", run_id))
+            for name, run_id in runs.items()}
+    assert rows == {"away/0": sorted([*expected(range(30)), ("fid", 64 * 29, 1.0)]), "away/1": expected(range(4))}
+    active = query(database, "select name, status from runs where lifecycle_stage = 'active' order by name")
+    assert active == [("away", "FINISHED"), ("trial 0", "FINISHED"), ("trial 1", "FAILED")]
+    assert [path.name for path in (server.directory / "artifacts").rglob("*.png")] == ["001920.png"]
+    kept = "".join(path.read_text() for path in (tmp_path / "away" / "mlflow").iterdir())
+    shown = query(database, "select value from tags") + query(database, "select value from params")
+    assert "s3cret" not in kept + "\n".join(place.said) + str(shown)

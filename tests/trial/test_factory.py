@@ -1,0 +1,91 @@
+"""A tokenizer that a study is given: a directory of ours or an official file, whose scales are not in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from uvar_tune.config.schema import Config
+from uvar_tune.data import TokenCache
+from uvar_tune.errors import ConfigError
+from uvar_tune.model import VQVAE, save_official
+from uvar_tune.model.scales import OFFICIAL_SCALES
+from uvar_tune.tracking.metrics_log import MetricsLog
+from uvar_tune.training import save_tokenizer
+from uvar_tune.trial.assets import _tokens
+from uvar_tune.trial.factory import calibration, load_split, tokenizer_at
+
+
+def wanting(image_size: int, scales=(1, 2, 3, 4)) -> Config:
+    """A study that is given its tokenizer."""
+    return Config.model_validate({"data": {"image_size": image_size}, "tokenizer": {"path": "given", "scales": scales}})
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Number of scales → (network, official file, directory)."""
+    folder, found = tmp_path_factory.mktemp("tokenizers"), {}
+    for scales, levels in (((1, 2, 3, 4), 3), (OFFICIAL_SCALES[10], 2)):
+        torch.manual_seed(len(scales))
+        vqvae = VQVAE(vocab_size=16, code_dim=8, channels=8, scales=scales, channel_multipliers=(1,) * levels).eval()
+        file, directory = folder / f"{len(scales)}.pth", folder / str(len(scales))
+        save_official(vqvae, vae_path=file)
+        save_tokenizer(directory, vqvae)
+        found[len(scales)] = vqvae, file, directory
+    return found
+
+
+@pytest.mark.parametrize(("count", "size", "scales"), [(4, 16, (1, 2, 3, 4)), (10, 32, (1, 2, 3, 4))])
+def test_a_file_and_a_directory_are_the_same_tokenizer(places, count, size, scales):
+    vqvae, *both = places[count]
+    images = torch.rand(2, 3, size, size) * 2 - 1
+    for place in both:
+        found = tokenizer_at(place, wanting(size, scales)).eval()
+        assert found.scales == vqvae.scales and found.settings() == vqvae.settings()
+        assert all(torch.equal(*pair) for pair in zip(found.encode(images), vqvae.encode(images), strict=True))
+
+
+def test_a_file_with_weights_of_each_scale_has_the_official_list(tmp_path):
+    """phi of its own for each of 10 scales: with the 4 that are the default it has too many."""
+    vqvae = VQVAE(vocab_size=16, code_dim=8, channels=8, scales=OFFICIAL_SCALES[10], channel_multipliers=(1, 1), share_quant_resi=0)
+    save_official(vqvae, vae_path=tmp_path / "own.pth")
+    assert tokenizer_at(tmp_path / "own.pth", wanting(32)).scales == OFFICIAL_SCALES[10]
+    with pytest.raises(ConfigError, match="data.image_size 64"):
+        tokenizer_at(tmp_path / "own.pth", wanting(64))
+
+
+def test_a_share_of_phi_that_no_official_file_tells_is_not_written(tmp_path):
+    vqvae = VQVAE(vocab_size=16, code_dim=8, channels=8, scales=(1, 2), channel_multipliers=(1,), quant_resi=0.9)
+    with pytest.raises(ConfigError, match="quant_resi 0.9 is not in an official file"):
+        save_official(vqvae, vae_path=tmp_path / "other.pth")
+    assert not (tmp_path / "other.pth").exists()
+
+
+def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
+    """One file, two lists of scales: tokens and classes of each."""
+    vqvae, file, _ = places[4]
+    found = []
+    for size, scales in ((8, (1, 2)), (16, (1, 2, 3, 4)), (16, (1, 3, 4))):
+        config = wanting(size, scales).with_values({"tokenizer.path": str(file), "loss.partition": "reconstruction",
+                                                    "loss.class_count": 3, "evaluation.extractor": "digits"})
+        images, given = load_split(config, "validation"), tokenizer_at(file, config)
+        place = _tokens(config, tmp_path, file, "validation", images, given, MetricsLog(tmp_path / "record.jsonl"))
+        assert TokenCache.open(place).scales == scales == given.scales
+        assets = {"tokens": {"train": str(place)}, "tokenizer": str(file), "cache": str(tmp_path), "num_classes": 10}
+        alone = calibration(config, {**assets, "cache": str(tmp_path / str(scales))}, given)[1]
+        assert torch.equal(calibration(config, assets, given)[1], alone)
+        found.append(place)
+    assert len(set(found)) == 3
+
+
+def test_one_file_serves_images_of_another_size_where_their_scales_are_told(places):
+    longer = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+    assert tokenizer_at(places[10][1], wanting(64, longer)).scales == longer
+
+
+@pytest.mark.parametrize(("count", "kind", "size", "said"), [
+    (4, 1, 32, "data.image_size 32 is 8 codes wide with this tokenizer, and its scales end at 4 .tokenizer.scales."),
+    (10, 1, 64, "data.image_size 64 is 32 codes wide"), (4, 2, 32, "its scales end at 4$")])
+def test_images_of_another_size_are_refused(places, count, kind, size, said):
+    with pytest.raises(ConfigError, match=said):
+        tokenizer_at(places[count][kind], wanting(size))

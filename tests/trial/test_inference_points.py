@@ -1,0 +1,57 @@
+"""Which inference points a checkpoint is scored at: `inference.search_axes`, and what else the space names."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from uvar_tune.config.loading import validate
+from uvar_tune.config.space import searched, searched_inference_entries
+from uvar_tune.trial.scoring import InferencePointSearch
+
+LAMBDA = {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0}
+TOP_K = {"role": "inference", "type": "categorical", "choices": [0, 16, 32]}
+
+
+def config_of(space, **inference):
+    return validate({"inference": {"search_cfg_scales": [0, 0.5, 2], "search_refinements": 8, **inference},
+                     "space": {"loss.lambda_1": LAMBDA, **space}}, "space.yaml")
+
+
+def asked(config, fid=lambda point: 1.0):
+    """All points of one checkpoint whose FID follows from the point."""
+    axes = {name: entry.model_dump(mode="json") for name, entry in searched_inference_entries(config).items()}
+    search, points = InferencePointSearch(config, "fid", axes), []
+    while (point := search.ask()) is not None:
+        points.append(point)
+        search.tell(point, {"fid": fid(point)})
+    return points
+
+
+def test_the_space_alone_decides_over_truncation():
+    plain, named = config_of({}), config_of({"inference.top_k": TOP_K})
+    assert {frozenset(point) for point in asked(plain)} == {frozenset({"cfg_scale", "seeds"})}
+    assert list(searched(named)) == ["loss.lambda_1"]  # it costs no trial
+    points = asked(named, lambda point: 2.0 + (point["top_k"] != 16) + abs(math.log1p(point["cfg_scale"]) - 0.4))
+    assert {frozenset(point) for point in points} == {frozenset({"cfg_scale", "top_k", "seeds"})}
+    assert {point["top_k"] for point in points} == {0, 16, 32} and len(points) <= 3 + 8 + 1
+    assert points[-1]["seeds"] == "b" and points[-1]["top_k"] == 16
+
+
+def test_a_named_range_takes_the_place_of_the_usual_one():
+    space = {"inference.temperature": {"role": "inference", "type": "float", "low": 0.9, "high": 1.1},
+             "inference.top_p": {"role": "inference", "type": "float", "low": 0.8, "high": 1.0}}
+    points = asked(config_of(space, search_axes=["cfg_scale", "temperature", "cfg_ramp"]))
+    assert all(0.9 <= point["temperature"] <= 1.1 and 0.8 <= point["top_p"] <= 1.0 for point in points)
+    assert len({point["temperature"] for point in points}) > 2 and len({point["cfg_ramp"] for point in points}) > 2
+    start = {"cfg_scale": 2.0, "temperature": 1.0, "cfg_ramp": 1.0, "top_p": 0.8, "seeds": "a"}  # top_p 0 is outside: its end
+    assert points[0] == start
+
+
+@pytest.mark.parametrize("values", [{"inference.top_k": 16, "inference.cfg_ramp": 0.5, "inference.temperature": 0.9}])
+def test_a_joint_score_is_at_the_point_that_was_chosen(values):
+    """What a replay does: one score on seeds B, everything else from the configuration."""
+    config = config_of({}).with_values({**values, "inference.cfg_scale": 0.28, "inference.search": "joint"})
+    assert asked(config) == [{"cfg_scale": 0.28, "seeds": "b"}]
+    assert {name: config.get(name) for name in values} == values

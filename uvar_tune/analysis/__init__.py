@@ -1,0 +1,1 @@
+"""What a study's results mean: noise, confirmation, verdicts. Pure functions."""

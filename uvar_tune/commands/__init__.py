@@ -1,0 +1,1 @@
+"""One use case per module: what the command line and the Python API call."""

@@ -1,0 +1,116 @@
+"""One configuration on its own: a final run, or the replay of a trial that must give its numbers again."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from typing import Any
+
+from uvar_tune import provenance, seeds
+from uvar_tune.commands.checks import check_weights
+from uvar_tune.commands.session import prepare_assets
+from uvar_tune.config.schema import NAME_PATTERN, Config
+from uvar_tune.console import LogFollower
+from uvar_tune.errors import ConfigError
+from uvar_tune.io.disk import raise_on_disk_full
+from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
+from uvar_tune.search.objectives import check_objective
+from uvar_tune.study_dir import StudyDirectory, resolve_root
+from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
+from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_under
+from uvar_tune.trial.outcome_file import read_outcome
+from uvar_tune.trial.trial import write_config
+
+PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
+
+
+def run_final(config: Config, name: str, *, replay: bool, say) -> int:
+    """Train and score ``config`` below ``run.root/NAME``; exit code 0 when it has a score (and, replayed, the same)."""
+    check_objective(config)
+    config = config.with_values({"inference.search": "joint"} if replay else config.final)  # at the point that the trial chose
+    if not re.match(NAME_PATTERN, name):
+        raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
+    check_weights(config)
+    files = StudyDirectory(resolve_root(config.run.root), f"{name}-replay" if replay else f"{name}-final")
+    files.prepare()
+    with files.lock(), raise_on_disk_full(files.directory):
+        files.claim(config)
+        sink = files.sink(say)
+        sink.start_study(params={"verdict": config.verdict or "none"},
+                         tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"})
+        status, close_sec = "KILLED", STOPPED_SEC
+        try:
+            result = _run(config, files, sink, say, replay)
+            status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
+            close_sec = CLOSE_SEC
+        except KeyboardInterrupt:
+            say("stopped; its checkpoints are kept. The same command continues.")
+            raise
+        finally:
+            sink.finish_study(status)
+            sink.close(close_sec)
+    if result["outcome"] != "complete":
+        say(f"{result['outcome']}: {result.get('reason', '')}")
+        return 1
+    say(f"{config.study.metric} {result['value']:.4g} at CFG {result['params']['inference.cfg_scale']:g}; "
+        f"checkpoints in {files.trial(0) / 'checkpoints'}")
+    return _compare(config, result, say) if replay else 0
+
+
+def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, say, replay: bool) -> dict[str, Any]:
+    from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
+    from uvar_tune.ray_backend.cluster import capacity, cluster
+    from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
+    from uvar_tune.ray_backend.trainer import run_worker_group
+
+    directory, follower = files.trial(0), LogFollower(say)
+    with cluster(say), GracefulShutdown(say) as signals, CapacityMonitor(config, say):
+        capacity(config, say)
+        check_shared_filesystem(files.root)
+        assets = prepare_assets(config, files, follower)
+        if replay and read_outcome(directory, _seeds(config, replay)):
+            shutil.rmtree(directory)  # a replay that has ended is made anew
+        write_config(directory, config)
+        sink.watch_trial(0, directory, params=run_parameters(config, {"verdict": config.verdict or "none"}),
+                         tags=origin_tags(provenance.origin()))
+        job = {"config": config.tree(exclude=("space", "provenance")), "number": 0,
+               "attempt": 1, "seeds": _seeds(config, replay), "assets": assets, "started": time.time(),
+               "directory": str(directory), "baseline": str(directory), "cache": str(files.cache),
+               "run_name": f"train-{time.time_ns()}", "ray_directory": str(files.directory / "ray"),
+               "worker_retries": config.run.max_attempts - 1}
+        with follower.following("training", directory / "metrics.jsonl", config.training.images):
+            result = run_worker_group(job, signals)
+        if result["outcome"] == "complete":
+            about = {**result["params"], **scored_under(result["protocol"], job["seeds"])}
+            sink.finish_trial(0, status="FINISHED", metrics=result["scores"], params=about)
+        else:
+            sink.finish_trial(0, status="FAILED")
+        return result
+
+
+def _seeds(config: Config, replay: bool) -> dict[str, int]:
+    """A replay takes the trial's own seeds; a final run fresh ones, so that it is no second look at a lucky draw."""
+    if replay:
+        return config.provenance["seeds"]
+    return {purpose: seeds.derive(config.study.seed, "final", 0, purpose) for purpose in PURPOSES}
+
+
+def _compare(config: Config, result: dict[str, Any], say) -> int:
+    """Say for each score whether it came again, bit for bit; else what differs between then and now."""
+    then, now = config.provenance["scores"], result["scores"]
+    equal = True
+    for name in sorted(then):
+        same = now.get(name) == then[name]
+        equal = equal and same
+        say(f"  {name:24} then {then[name]!r:24} now {now.get(name)!r:24} {'equal' if same else 'DIFFERS'}")
+    if equal:
+        say("replay: every number is the same, bit for bit")
+        return 0
+    here = provenance.origin()
+    for key in ("commit", "source", "versions", "machine"):
+        before = config.provenance.get(key)
+        if before != here[key]:
+            say(f"  {key} was {before}, is {here[key]}")
+    say("replay: the numbers differ")
+    return 1

@@ -1,0 +1,93 @@
+"""The end of a study: table, export, report, costs, and where to look next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from uvar_tune.analysis.results import StudyResults
+from uvar_tune.commands.export import UNCONFIRMED, export_trial
+from uvar_tune.config.schema import Config
+from uvar_tune.errors import FAILED
+from uvar_tune.io.uri import shown
+from uvar_tune.reporting import ranked_table, write_report
+from uvar_tune.reporting.costs import costs
+from uvar_tune.search.load import load_results
+from uvar_tune.study_dir import StudyDirectory
+from uvar_tune.tracking import MLflowTracker, RunLogger
+from uvar_tune.training import latest_valid
+
+
+def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, say, cpu_sec: dict[str, float]) -> int:
+    """Print and write what the study found. Exit code 1 where no trial has a score."""
+    results = load_results(config, files)
+    Console(width=None if Console().is_terminal else 140).print(ranked_table(results))
+    if results.best is None:
+        say("no trial has a score")
+        if sink:
+            sink.finish_study("FAILED")
+        return FAILED
+    run_id = sink.run_id(results.best.number) if sink else None
+    export = export_trial(results, results.best, config, files.export, mlflow_run=run_id, unconfirmed=True)
+    _note_costs(files, cpu_sec)
+    pages = write_report(results, files.report)
+    if sink:
+        track(results, sink, [export, *map(Path, pages.values())])
+    _say_costs(results, cpu_sec, say)
+    best, verdict = results.best, results.verdict(results.best)
+    word = verdict["verdict"] if verdict else UNCONFIRMED
+    say(f"best: trial {best.number}, {results.objective} {best.value:.4g}, exported to {export} (verdict: {word})")
+    say(f"report: {pages['html']}\npicture: {pages['png']}")
+    uri = files.tracking_uri()
+    local = uri.startswith("sqlite") and f"{_python()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    say(f"MLflow UI:        {local or shown(uri)}")
+    storage = shown(files.storage_url(config).removeprefix("journal:"))
+    say(f"Optuna dashboard: {Path(_python()).parent / 'optuna-dashboard'} {shlex.quote(storage)}")
+    say(f"final run:        {_python()} -m uvar_tune.train {export}")
+    return 0
+
+
+def track(results: StudyResults, told: RunLogger, pages: Iterable[Path], at: float | None = None) -> None:
+    """Tell MLflow the end of a study: the best trial's checkpoint and scores, exports and reports."""
+    best = results.best
+    checkpoint = latest_valid(best.directory / "checkpoints", on_skip=lambda path, why: None)
+    if checkpoint is not None:
+        told.artifact(best.number, checkpoint, "checkpoint")
+    for path in pages:
+        told.artifact(None, path, "report")
+    told.study_metrics({f"best/{name}": value for name, value in best.scores.items()})
+    told.finish_study("FINISHED", at=at)
+
+
+def _note_costs(files: StudyDirectory, cpu_sec: dict[str, float]) -> None:
+    """One line for each driver that worked at the study."""
+    if cpu_sec:
+        with (files.directory / "cost.jsonl").open("a") as handle:
+            handle.write(json.dumps({"time": time.time(), **cpu_sec}) + "\n")
+
+
+def _say_costs(results: StudyResults, cpu_sec: dict[str, float], say) -> None:
+    """Where the time went, over all commands that worked at the study."""
+    for row in costs(results):
+        parts = [f"{seconds:,.0f} {kind} s" for seconds, kind in ((row.wall_sec, "wall"), (row.cpu_sec, "CPU")) if seconds]
+        if parts:
+            say(f"time, {row.phase}: {', '.join(parts)}")
+    for name, seconds in cpu_sec.items():
+        say(f"CPU seconds of this command, {name}: {seconds:.0f} ({seconds / 60:.1f} minutes)")
+
+
+def _python() -> str:
+    import os
+    import sys
+
+    try:
+        return str(Path(sys.executable).relative_to(os.getcwd()))
+    except ValueError:
+        return sys.executable
+
+

@@ -1,0 +1,1 @@
+"""Configuration schema, search space and loading."""

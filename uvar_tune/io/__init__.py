@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, safe loading, hashes, disk space."""

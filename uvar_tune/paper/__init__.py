@@ -1,0 +1,1 @@
+"""What exists because the paper has it: its tables, its published figures, the cost of a step."""

@@ -1,0 +1,109 @@
+"""What the two terms cost: the same training step with λ as configured and with λ = 0, measured in turns.
+
+The steps are those of `uvar_tune.training.train` on the checkpoint's own tokens, from fresh weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from uvar_tune.config.schema import Config
+from uvar_tune.data import TokenCache
+from uvar_tune.training import Progress, train
+from uvar_tune.trial.assets import Assets
+from uvar_tune.trial.factory import new_var, training_loss
+
+STEPS, LEAST_STEPS, MOST_SEC, WARM = 24, 3, 20.0, 2  # measured steps of each arm, fewer when they take longer
+_GIB = 2**30
+
+
+def step_cost(config: Config, assets: Assets, vqvae, device: str,
+              progress: Callable[[int, int], None]) -> dict[str, dict[str, float]]:
+    """`baseline` (λ = 0) and `ours` (as configured): parameters, batch_size, memory_gib, epoch_sec (median step × steps).
+
+    Memory on a GPU is the allocator's peak; on a CPU parameters, gradients, moments and what is kept for the backward pass.
+    """
+    config = config.with_values({"loss.lambda_unit": "raw"})  # what a step costs does not depend on the value of λ
+    arms = {"baseline": config.with_values({"loss.lambda_1": 0.0, "loss.lambda_2": 0.0}), "ours": config}
+    memory = {name: step_memory(partial(step_of, arm, assets, vqvae, device), device) for name, arm in arms.items()}
+    steps = {name: step_of(arm, assets, vqvae, device) for name, arm in arms.items()}
+    took: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(WARM + STEPS):
+        for name in sorted(arms, reverse=bool(turn % 2)):
+            began = time.perf_counter()
+            steps[name][1]()
+            wait(device)
+            took[name].append(time.perf_counter() - began)
+        progress(turn + 1, WARM + STEPS)
+        if turn + 1 >= WARM + LEAST_STEPS and sum(map(sum, took.values())) > 2 * MOST_SEC:
+            progress(WARM + STEPS, WARM + STEPS)
+            break
+    batch = config.training.batch_size
+    epoch = len(TokenCache.open(assets.tokens["train"]).labels_N) / batch
+    return {name: {"parameters": float(sum(p.numel() for p in steps[name][0].parameters())), "batch_size": float(batch),
+                   "memory_gib": memory[name] / _GIB, "epoch_sec": statistics.median(took[name][WARM:]) * epoch} for name in arms}
+
+
+def hardware(device: str) -> str:
+    """What a time or a memory figure belongs to."""
+    if torch.device(device).type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def step_of(config: Config, assets: Assets, vqvae, device: str,
+            loss: Callable[..., Any] | None = None) -> tuple[torch.nn.Module, Callable[[], Any]]:
+    """(fresh VAR, what runs its next training step).
+
+    Args:
+        loss: (var) → what `train` takes as its loss; by default the configuration's, on cached tokens.
+    """
+    t = config.training
+    var = new_var(config, vqvae, assets.num_classes, seed=0).to(device)
+    chosen = loss(var) if loss else training_loss(config, dataclasses.asdict(assets), vqvae, var, device)
+    images = max(t.images, (WARM + STEPS + 1) * t.batch_size)
+    events = train(var, vqvae, TokenCache.open(assets.tokens["train"]), loss=chosen, images=images, batch_size=t.batch_size,
+                   learning_rate=t.learning_rate, schedule=t.schedule, warmup_images=t.warmup_images,
+                   final_ratio=t.final_ratio, weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=0, rank=0,
+                   world_size=1, device=torch.device(device), precision=t.precision, accumulate=t.accumulate,
+                   log_images=t.batch_size, checkpoint_images=images, compile=t.compile)
+    return var, partial(next, (event for event in events if isinstance(event, Progress)))
+
+
+def step_memory(make: Callable[[], tuple[torch.nn.Module, Callable[[], Any]]], device: str) -> float:
+    """Bytes of a training step in the steady state, of the model and step that ``make`` gives."""
+    on_gpu = torch.device(device).type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    var, step = make()
+    step()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    kept: dict[tuple[int, int], int] = {}
+    known = {p.untyped_storage().data_ptr() for p in var.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr(), storage.nbytes()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    state = 4 * sum(p.numel() * p.element_size() for p in var.parameters())  # weights, gradients, two moments
+    return state + sum(kept.values())
+
+
+def wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

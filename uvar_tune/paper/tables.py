@@ -1,0 +1,162 @@
+"""A table of measured numbers beside the paper's: as data (JSON), as Markdown, and on the terminal.
+
+Every number carries its protocol and its origin, and a table whose methods were measured under unequal protocols cannot
+be made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uvar_tune.errors import ConfigError
+from uvar_tune.evaluation.features import write_atomic
+from uvar_tune.evaluation.protocol import Origin, Protocol, require_equal
+from uvar_tune.metrics import metric
+from uvar_tune.paper.published import Published
+
+_ARROWS = {"minimize": " ↓", "maximize": " ↑", None: ""}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured value, its ± where one is known, under which rules it was made and of what."""
+
+    value: float
+    protocol: Protocol
+    origin: Origin
+    spread: float | None = None
+
+    def as_dict(self, name: str) -> dict[str, Any]:
+        known = metric(name)
+        return {"value": self.value, "spread": self.spread, "unit": known.unit, "direction": known.direction,
+                "protocol": self.protocol.as_dict(), "origin": self.origin.as_dict()}
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one metric is shown: its heading, the factor to the heading's unit, digits behind the point."""
+
+    metric: str
+    title: str
+    factor: float = 1.0
+    digits: int = 2
+
+    def heading(self) -> str:
+        return f"{self.title}{_ARROWS[metric(self.metric).direction]}"
+
+    def text(self, number: Number | None) -> str:
+        if number is None:
+            return "–"
+        spread = "" if number.spread is None else f" ± {number.spread * self.factor:.{self.digits}f}"
+        return f"{number.value * self.factor:.{self.digits}f}{spread}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables with our numbers in it.
+
+    Attributes:
+        columns: the metrics, in the paper's order, then our own.
+        rows: method → metric → number; where a method lacks a metric it is shown as –.
+        published: the paper's figures; notes: what a reader must know to read the numbers.
+        transposed: one line a metric and one column a method (Table 7), else the other way round.
+
+    Raises ProtocolMismatch where two methods' numbers of one metric are not comparable, ConfigError for NaN.
+    """
+
+    suite: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: dict[str, dict[str, Number]]
+    published: tuple[Published, ...] = ()
+    notes: tuple[str, ...] = ()
+    transposed: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)  # further data for the JSON, e.g. the errors of each corruption
+
+    def __post_init__(self):
+        for column in self.columns:
+            known = [numbers[column.metric] for numbers in self.rows.values() if column.metric in numbers]
+            for number in known:
+                require_equal(known[0].protocol, number.protocol)
+                if not math.isfinite(number.value):
+                    raise ConfigError(f"{column.metric} is {number.value}: it is no number to be shown", where=self.suite)
+
+    def as_dict(self) -> dict[str, Any]:
+        rows = {method: {name: number.as_dict(name) for name, number in numbers.items()}
+                for method, numbers in self.rows.items()}
+        return {"suite": self.suite, "title": self.title, "rows": rows, "published": [one.as_dict() for one in self.published],
+                "notes": list(self.notes), **self.facts}
+
+    def grid(self) -> tuple[list[str], list[list[str]]]:
+        """(headings, lines of cells) as they are shown."""
+        if self.transposed:
+            methods = list(self.rows)
+            headings = ["Metric", *methods] + (["published"] if self.published else [])
+            lines = []
+            for column in self.columns:
+                cells = [column.heading(), *(column.text(self.rows[method].get(column.metric)) for method in methods)]
+                lines.append(cells + ([self._published_metric(column.metric)] if self.published else []))
+            return headings, lines
+        headings = ["Method", *(column.heading() for column in self.columns)] + (["published"] if self.published else [])
+        methods = dict.fromkeys([*(one.method for one in self.published), *self.rows])
+        lines = [[method, *(column.text(self.rows.get(method, {}).get(column.metric)) for column in self.columns)]
+                 + ([self._published_method(method)] if self.published else []) for method in methods]
+        return headings, lines
+
+    def _published_metric(self, name: str) -> str:
+        return "; ".join(one.text() + (f" (good: {one.good_range})" if one.good_range else "")
+                         for one in self.published if one.metric == name) or "–"
+
+    def _published_method(self, method: str) -> str:
+        """The paper's figures of this method, one line for each dataset and model."""
+        titles = {column.metric: column.title.split(" (")[0] for column in self.columns}  # the paper's unit follows its figure
+        lines: dict[tuple[str, str], list[str]] = {}
+        for one in self.published:
+            if one.method == method:
+                lines.setdefault((one.dataset, one.model), []).append(f"{titles[one.metric]} {one.text()}")
+        return "; ".join(f"{' '.join(part for part in key if part != 'unstated')}{': ' if key != ('unstated',) * 2 else ''}"
+                         f"{', '.join(cells)}" for key, cells in lines.items())
+
+    def markdown(self) -> str:
+        headings, lines = self.grid()
+        rows = [headings, ["---"] * len(headings), *lines]
+        text = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+        notes = "".join(f"\n- {note}" for note in self.notes)
+        return f"## {self.title}\n\n{text}\n{notes}\n"
+
+    def rich(self):
+        """A rich Table; the published figures keep their own column."""
+        from rich.table import Table as RichTable
+
+        headings, lines = self.grid()
+        table = RichTable(title=self.title, caption="\n".join(self.notes), caption_justify="left", title_justify="left")
+        for heading in headings:
+            words = heading in (headings[0], "published")
+            table.add_column(heading, justify="left" if words else "right", style="dim" if heading == "published" else None)
+        for cells in lines:
+            table.add_row(*(cell.replace("; ", "\n") for cell in cells))
+        return table
+
+
+def write_tables(tables: list[Table], directory: Path, about: dict[str, Any]) -> list[Path]:
+    """One JSON and one Markdown file a table, below ``directory``; ``about`` says of what they were made.
+
+    Raises ConfigError where the directory cannot be written.
+    """
+    written = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for table in tables:
+            data = json.dumps({**table.as_dict(), "about": about}, indent=2, ensure_ascii=False, allow_nan=False)
+            lines = "".join(f"- {key}: {value}\n" for key, value in about.items())
+            for suffix, text in ((".json", data), (".md", f"{table.markdown()}\n{lines}")):
+                path = directory / f"{table.suite}{suffix}"
+                write_atomic(path, text.encode())
+                written.append(path)
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", where=str(directory)) from None
+    return written

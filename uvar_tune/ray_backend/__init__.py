@@ -1,0 +1,1 @@
+"""Everything that talks to Ray: cluster, capacity, workers, trials under Tune."""

@@ -1,0 +1,1 @@
+"""Everything that talks to Optuna: studies, storages, samplers, pruning, replicates."""

@@ -1,0 +1,176 @@
+"""Where things lie below `run.root`, whose study a directory holds, and that only one sweep writes it.
+
+    run.root/NAME/{study.yaml, optuna.journal, trials/00007/{config.yaml, metrics.jsonl, checkpoints/, samples/}, report/, export/}
+    run.root/cache/{tokenizers,tokens,references,features}/<hash>/      run.root/mlflow.db
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from pathlib import Path
+
+import yaml
+
+from uvar_tune.config.loading import parse_yaml, read_text, validate
+from uvar_tune.config.schema import Config
+from uvar_tune.errors import ConfigError, nearest
+from uvar_tune.io.atomic import write_text_atomic
+from uvar_tune.io.uri import shown
+
+# What may differ when a study is resumed: how much of it to run, and where and how fast.
+_FREE = {"study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
+         "run": None, "final": None, "verdict": None, "provenance": None}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # longer than the schema's: final runs and tokenizers add a word
+
+
+class StudyDirectory:
+    """The files of one study.
+
+    Raises:
+        ConfigError: a name that is more than one name, such as ``../x``: names never become paths outside `run.root`.
+    """
+
+    def __init__(self, root: Path, name: str):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is no name of a study (letters, digits, '.', '_', '-')", where="--study")
+        self.root, self.name = root, name
+        self.directory = root / name
+        self.config = self.directory / "study.yaml"
+        self.journal = self.directory / "optuna.journal"
+        self.report = self.directory / "report"
+        self.export = self.directory / "export"
+        self.cache = root / "cache"
+
+    def trial(self, number: int) -> Path:
+        return self.directory / "trials" / f"{number:05d}"
+
+    def storage_url(self, config: Config) -> str:
+        """The Optuna storage of the study: UVAR_STORAGE, `run.storage`, else the journal file beside the trials.
+
+        Files keep `run.storage` without user and password, so a URL that needs them belongs into the environment.
+        """
+        return os.environ.get("UVAR_STORAGE") or config.run.storage or f"journal:{self.journal}"
+
+    def tracking_uri(self) -> str:
+        """The MLflow server: MLFLOW_TRACKING_URI, else a SQLite file below `run.root`."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    def sink(self, say):
+        """The study as MLflow shows it: a `tracking.MLflowTracker` that tells ``say`` what becomes of the server."""
+        from uvar_tune.tracking import MLflowTracker
+
+        return MLflowTracker(tracking_uri=self.tracking_uri(), experiment="uvar_tune", study=self.name, say=say,
+                          artifact_root=self.root / "mlartifacts", spool_dir=self.directory / "mlflow")
+
+    def prepare(self) -> None:
+        """Make the directories; ConfigError where that is not possible."""
+        try:
+            for directory in (self.directory / "trials", self.cache):
+                directory.mkdir(parents=True, exist_ok=True)
+            probe = self.directory / ".writable"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"{error.filename or self.directory} cannot be written: {error.strerror}",
+                              where="run.root") from None
+
+    def full(self) -> str | None:
+        """Why nothing more can be written here; None where it can."""
+        probe = self.directory / ".writable"
+        try:
+            probe.write_bytes(bytes(1 << 20))
+        except OSError as error:
+            return error.strerror
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+        return None
+
+    @contextlib.contextmanager
+    def lock(self):
+        """Hold the study: a second sweep on it is refused."""
+        with open(self.directory / ".lock", "a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise ConfigError(f"study {self.name!r} is being run by {handle.read().strip() or 'another sweep'}; "
+                                  "wait for it or take another --study name", where=str(self.directory)) from None
+            except OSError as error:
+                raise ConfigError(f"{self.directory} lies on a file system without locks: {error.strerror}",
+                                  where="run.root") from None
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()}")
+            handle.flush()
+            yield
+
+    def claim(self, config: Config) -> None:
+        """Write study.yaml, or check that the study that lies here asks the same question.
+
+        Raises:
+            ConfigError: another configuration lies here; the first differences are shown.
+        """
+        self.require_same(config)
+        write_text_atomic(self.config, dump_yaml(config.tree(exclude=("verdict", "provenance"))))
+
+    def require_same(self, config: Config) -> None:
+        """ConfigError, with the first differences, where a study of another configuration lies here."""
+        if self.config.exists() and (difference := differences(self.stored(), config)):
+            raise ConfigError(f"study {self.name!r} exists with another configuration: {'; '.join(difference[:4])}; "
+                              "take another --study name", where=str(self.config))
+
+    def stored(self) -> Config:
+        """The configuration of the study that lies here."""
+        if not self.config.exists():
+            studies = [path.parent.name for path in self.root.glob("*/study.yaml")]
+            raise ConfigError(f"no study {self.name!r} below {self.root}", where="--study",
+                              nearest=nearest(self.name, studies))
+        return validate(parse_yaml(read_text(self.config), str(self.config)), str(self.config))
+
+
+def resolve_root(config_root: str | None) -> Path:
+    """`run.root` as an absolute path.
+
+    The default is ``runs/`` here; inside a Ray job, whose directory is a temporary copy, ``~/uvar_tune_runs``.
+    """
+    if config_root is None:
+        config_root = "~/uvar_tune_runs" if in_ray_job() else "runs"
+    elif "://" in config_root:
+        raise ConfigError(f"{shown(config_root)!r} is not a path: mount the bucket and give its directory", where="run.root")
+    elif in_ray_job() and not os.path.isabs(os.path.expanduser(config_root)):
+        raise ConfigError(f"{config_root!r} is relative, and a Ray job runs in a temporary copy: give an absolute path",
+                          where="run.root", nearest=f"~/{config_root}")
+    return Path(config_root).expanduser().absolute()
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the entrypoint of a submitted Ray job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One line for each setting that makes it another study."""
+    return [f"{name} was {before!r}, is {after!r}" for name, before, after in _walk(old.tree(), new.tree())]
+
+
+def _walk(old: dict, new: dict):
+    for section in old:
+        free = _FREE.get(section, ())
+        if free is None or old[section] == new[section]:
+            continue
+        for key in dict.fromkeys([*old[section], *new[section]]):
+            before, after = old[section].get(key), new[section].get(key)
+            if key in free or before == after:
+                continue
+            if isinstance(before, dict) and isinstance(after, dict):
+                yield from ((f"{section}.{key}.{part}", before.get(part), after.get(part))
+                            for part in dict.fromkeys([*before, *after]) if before.get(part) != after.get(part))
+            else:
+                yield f"{section}.{key}", before, after
+
+
+def dump_yaml(tree) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,1 @@
+"""What one rank of a trial does. Plain PyTorch: no Ray, no Optuna, no MLflow."""

@@ -1,0 +1,182 @@
+"""What all trials of a study share, made once and cached by content: tokenizer, tokens, references, classes, features.
+
+    images ─► tokenizer (trained, or given by tokenizer.path) ─► tokens of each split ─► σ²⋆ of every reference asked for
+    images ─► digit classifier (where evaluation.extractor is `digits`)
+
+Everything is below ``run.root/cache/<kind>/<hash>/``, the hash being that of the sources and settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uvar_tune.config.schema import Config, content_hash
+from uvar_tune.data import build_token_cache
+from uvar_tune.errors import ConfigError
+from uvar_tune.evaluation import load_classifier, open_extractor, save_classifier, train_classifier
+from uvar_tune.evaluation.reconstruction import reconstruction
+from uvar_tune.io.atomic import write_text_atomic
+from uvar_tune.io.manifest import locked
+from uvar_tune.objective.dispersion import anchor_of
+from uvar_tune.objective.moments import prepare_codes
+from uvar_tune.objective.validate import check_reference
+from uvar_tune.tracking.metrics_log import MetricsLog
+from uvar_tune.training import Progress, TrainingWarning, save_tokenizer, tokenizer_hash, train_tokenizer
+from uvar_tune.trial.factory import (
+    calibration,
+    load_split,
+    new_var,
+    new_vqvae,
+    tokenizer_at,
+    tokenizer_plan,
+    tokenizer_settings,
+)
+
+_FACTS = "facts.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Assets:
+    """Paths (as text, they travel through Ray) and facts of what was prepared."""
+
+    tokenizer: str
+    tokens: dict[str, str]  # split → token cache directory
+    cache: str  # root of all caches
+    num_classes: int
+    class_names: list[str]
+    data_sha256: dict[str, str]
+    classifier: str | None
+    facts: dict[str, Any]  # printed and tracked: reconstruction error, codes in use, classifier accuracy, CPU seconds
+
+
+def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
+    """Make or find all shared assets. Progress goes into ``record_path``, which the driver follows.
+
+    Raises:
+        ConfigError: images, tokenizer or extractor cannot be used.
+    """
+    torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
+    recorder, began = MetricsLog(record_path), time.process_time()
+    own_classifier = config.evaluation.extractor == "digits" and config.evaluation.weights is None
+    if not own_classifier:  # before anything is trained: weights that cannot be had or read end the study here
+        open_extractor(config.evaluation.extractor, weights=config.evaluation.weights)
+    images = {split: load_split(config, split) for split in ("train", "validation")}
+    tokenizer, facts = _tokenizer(config, cache, images, recorder)
+    vqvae = tokenizer_at(tokenizer, config).eval().requires_grad_(False)
+    tokens = {split: str(_tokens(config, cache, tokenizer, split, images[split], vqvae, recorder)) for split in images}
+    classifier = None
+    if own_classifier:
+        classifier, facts["classifier_accuracy"] = _classifier(images, cache, recorder)
+    names = list(images["train"].class_names)
+    assets = Assets(str(tokenizer), tokens, str(cache), len(names), names, {split: images[split].sha256 for split in images},
+                    classifier, facts)
+    if config.training.init_from is not None:
+        new_var(config, vqvae, len(names), seed=0)  # a file that does not fit ends the study here
+    facts["references"] = _references(config, dataclasses.asdict(assets), vqvae)
+    facts["cpu_sec"] = time.process_time() - began
+    recorder.event("prepared", **facts)
+    return assets
+
+
+def _tokenizer(config: Config, cache: Path, images, recorder: MetricsLog) -> tuple[Path, dict[str, Any]]:
+    """The directory of the tokenizer (or the file given) and what is known of it."""
+    if config.tokenizer.path is not None:
+        return Path(config.tokenizer.path), {}
+    settings, plan = tokenizer_settings(config), tokenizer_plan(config)
+    key = content_hash({"settings": settings, "plan": plan, "images": images["train"].sha256})
+    directory = cache / "tokenizers" / key
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with locked(directory.with_name(f".{key}.lock")):  # two studies that begin at once train one
+        if (facts := _facts(directory)) is None:
+            _say(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
+            vqvae = new_vqvae(config)
+            for event in train_tokenizer(vqvae, images["train"], **plan):
+                if isinstance(event, Progress):
+                    recorder.metrics(event.images, event.values)
+                elif isinstance(event, TrainingWarning):
+                    _say(recorder, f"tokenizer: {event.text}")
+            facts = reconstruction(vqvae.eval(), images["validation"])
+            save_tokenizer(directory, vqvae)
+            write_text_atomic(directory / _FACTS, json.dumps(facts))
+    _say(recorder, f"tokenizer: held-out reconstruction MSE {facts['reconstruction_mse']:.4f} (pixels in [-1, 1]), "
+                   f"{facts['codes_in_use']:.0f} of {config.tokenizer.vocab_size} codes in use")
+    return directory, facts
+
+
+def _facts(directory: Path) -> dict[str, Any] | None:
+    """What is known of a tokenizer that was trained here; None where none was, or not to the end."""
+    try:
+        return json.loads((directory / _FACTS).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vqvae, recorder: MetricsLog) -> Path:
+    crops = config.tokenizer.crops if split == "train" else 1
+    key = content_hash({"images": images.sha256, "tokenizer": tokenizer_hash(tokenizer), "scales": vqvae.scales,
+                        "crops": crops})
+    directory = cache / "tokens" / key
+    made = build_token_cache(directory, images, vqvae, batch=64, crops=crops)
+    _say(recorder, f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]} in {directory}")
+    return directory
+
+
+def _classifier(images, cache: Path, recorder: MetricsLog) -> tuple[str, float]:
+    key = content_hash({"images": images["train"].sha256, "held_out": images["validation"].sha256, "version": 1})
+    directory = cache / "features" / f"classifier-{key}"
+    if not (directory / "meta.json").exists():
+        save_classifier(train_classifier(images["train"], held_out=images["validation"]), directory)
+    accuracy = load_classifier(directory).accuracy
+    _say(recorder, f"feature network: digit classifier, held-out accuracy {accuracy:.2%}")
+    return str(directory), accuracy
+
+
+_OPTION = {"normal": "loss.perplexity", "semantic": "loss.neighbours"}  # what else a reference depends on
+
+
+def _references(config: Config, assets: dict[str, Any], vqvae) -> dict[str, list[float]]:
+    """Reference → σ²⋆ of each scale in units of the anchor. Every reference and partition that the space names must be
+    possible, at both ends of its option's range, and wide enough for the discrepancies, before the first trial is started."""
+    codes = prepare_codes(vqvae.codebook_VC.detach().double().cpu())
+    for name in ("loss.partition", "loss.condition_on"):
+        for choice in _choices(config, name):
+            calibration(config.with_values({name: choice}), assets, vqvae)
+    for dispersion in _choices(config, "loss.dispersion"):
+        chosen = {"loss.dispersion": dispersion}
+        for reference in _choices(config, "loss.reference", **chosen):
+            _check_reference(config, assets, vqvae, anchor_of(dispersion, codes), {**chosen, "loss.reference": reference})
+    anchor = anchor_of(config.loss.dispersion, codes)
+    return {choice: (calibration(config.with_values({"loss.reference": choice}), assets, vqvae)[0] / anchor).tolist()
+            for choice in _choices(config, "loss.reference")}
+
+
+def _check_reference(config: Config, assets: dict[str, Any], vqvae, anchor: float, values: dict[str, Any]) -> None:
+    option = _OPTION.get(values["loss.reference"])
+    for end in _choices(config, option, **values) if option else [None]:
+        variance_K, _ = calibration(config.with_values({**values, **({option: end} if option else {})}), assets, vqvae)
+        for discrepancy in _choices(config, "loss.discrepancy", **values):
+            try:
+                check_reference(variance_K, vqvae.scales, anchor, discrepancy)
+            except ConfigError as error:
+                asked = ", ".join(f"{name} {value}" for name, value in [*values.items(), *([(option, end)] if option else [])])
+                raise ConfigError(f"{discrepancy!r} with {asked}: {error.message}", where=error.where,
+                                  nearest=error.nearest) from None
+
+
+def _choices(config: Config, name: str, **values: Any) -> list[Any]:
+    """What the space may set ``name`` to beside these values, of a range its ends; else the configuration's own value."""
+    entry = config.space.get(name)
+    if entry is None:
+        return [config.get(name)]
+    told = entry.model_copy(update={"when": {other: wanted for other, wanted in entry.when.items() if other in values}})
+    return entry.edges() if told.active(values) else [config.get(name)]
+
+
+def _say(recorder: MetricsLog, text: str) -> None:
+    recorder.event("say", text=text)

@@ -1,0 +1,176 @@
+"""Scoring one checkpoint in the trial's own worker group, sharded by image index.
+
+CFG needs no retraining: in `profile` mode the checkpoint is scored at several CFG scales on sampling seeds A, the best is
+taken and told on seeds B, so that the choice does not flatter the value. `joint` scores once, at the trial's own scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uvar_tune.config.schema import Config
+from uvar_tune.config.space_entry import SpaceEntry
+from uvar_tune.data import TokenCache
+from uvar_tune.evaluation import code_statistics, likelihood, save_grid, scorecard
+from uvar_tune.evaluation.axis import CFG_RAMP, TEMPERATURE, Axis
+from uvar_tune.evaluation.cfg_search import InferenceSearch
+from uvar_tune.metrics import metric
+from uvar_tune.model.scales import split
+from uvar_tune.objective import gradient_shares
+from uvar_tune.trial.factory import calibration, loss_arguments
+from uvar_tune.trial.sample_scorer import Sampler, SampleScorer, from_rank_0
+
+SHARE_IMAGES = 128  # held-out images on which gradient shares are measured
+
+
+class Scorer:
+    """Scores one network at inference points; every rank takes part, rank 0 judges.
+
+    Args:
+        job: assets, seeds, directory and cache of the trial.
+        recorder: rank 0's record of the trial, None on the others.
+    """
+
+    def __init__(self, config: Config, job: dict[str, Any], var, vqvae, *, rank: int, world_size: int, device, recorder):
+        self.config, self.job, self.var, self.vqvae = config, job, var, vqvae
+        self.rank, self.world_size, self.device, self.recorder = rank, world_size, device, recorder
+        self._judge: SampleScorer | None = None
+
+    @property
+    def judge(self) -> SampleScorer | None:
+        """LoadedCheckpoint when first needed: it reads the reference and the feature network."""
+        if self._judge is None and self.rank == 0:
+            self._judge = SampleScorer(self.config, self.job["assets"], cache=Path(self.job["cache"]),
+                                seed=self.job["seeds"]["sampling-b"], device=self.device)
+        return self._judge
+
+    def rung(self, images: int) -> float | None:
+        """The stop metric of `study.rung_samples` samples at this checkpoint's best coarse CFG scale; None off rank 0."""
+        study, mode = self.config.study, self.var.training
+        self.var.eval()
+        draw = self._sampler(study.rung_samples)
+        scores = []
+        for cfg_scale in self._coarse():
+            samples = draw({"cfg_scale": cfg_scale}, "sampling-a")
+            if self.judge:
+                scores.append(self.judge(samples)[study.rung_metric])
+        self.var.train(mode)
+        if not scores:
+            return None
+        value = min(scores) if metric(study.rung_metric).direction == "minimize" else max(scores)
+        self.recorder.metrics(images, {f"rung/{study.rung_metric}": value})
+        return value
+
+    def score(self, images: int) -> dict[str, Any]:
+        """The trained network; on rank 0 {value, scores, profile, params, protocol}, on the others {}.
+
+        Args:
+            images: training images seen, the step under which the scores are recorded.
+        """
+        self.var.eval()
+        draw, profile, features = self._sampler(self.config.evaluation.samples), [], None
+        search = InferencePointSearch(self.config, self.config.study.metric, self.job.get("axes", {})) if self.rank == 0 else None
+        while (point := from_rank_0(search.ask() if search else None, self.world_size)) is not None:
+            place = {name: value for name, value in point.items() if name != "seeds"}
+            samples = draw(place, f"sampling-{point['seeds']}")
+            if search:
+                features = self.judge.extractor(samples)
+                found = self.judge.scores(features)
+                search.tell(point, found)
+                profile.append({**point, **found})
+                self.recorder.event("score", images=images, **profile[-1])
+        tokens_NL = draw.tokens_NL
+        again = self._again(draw, place)
+        if not search:
+            return {}
+        scores = found | self.judge.details(features, draw.labels_N)
+        scores |= self._held_out()
+        scores |= code_statistics(tokens_NL, scales=self.vqvae.scales, vocab_size=self.vqvae.vocab_size)
+        self.recorder.metrics(images, scores)
+        picture = Path(self.job["directory"]) / "samples" / f"{images:012d}.png"
+        save_grid(_by_class(samples, draw.labels_N, 10), picture, columns=10)
+        return {"value": scores[self.config.study.metric], "scores": scores, "profile": profile,
+                "params": {f"inference.{name}": value for name, value in place.items()}, "again": again,
+                "protocol": self.judge.protocol(len(samples))}
+
+    def _again(self, draw: Sampler, place: dict[str, float]) -> list[float]:
+        """The objective at the chosen point on further sampling seeds, as many as the job names (phase `noise`)."""
+        values = []
+        for purpose in sorted(name for name in self.job["seeds"] if name.startswith("sampling-b") and name != "sampling-b"):
+            samples = draw(place, purpose)
+            if self.judge:
+                values.append(self.judge(samples)[self.config.study.metric])
+        return values
+
+    def _sampler(self, samples: int) -> Sampler:
+        return Sampler(self.config, self.var, self.vqvae, samples=samples, seeds=self.job["seeds"], rank=self.rank,
+                       world_size=self.world_size, device=self.device)
+
+    def _coarse(self) -> tuple[float, ...]:
+        inference = self.config.inference
+        return inference.search_cfg_scales if inference.search == "per_checkpoint" else (inference.cfg_scale,)
+
+    def _held_out(self) -> dict[str, float]:
+        """Of the validation split, every label kept: NLL, calibration and class accuracy; predictive entropy and the objective's
+        terms, unweighted, by scale; the share that each term has of the gradient."""
+        assets, objective = self.job["assets"], self.config.loss
+        held_out = TokenCache.open(assets["tokens"]["validation"])
+        about = {"chunk": self.config.evaluation.chunk, "device": self.device}
+        found = likelihood(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, **about)
+        variance_K, classes_V = calibration(self.config, assets, self.vqvae)
+        found |= scorecard(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, classes_V=classes_V,
+                           reference_variance_K=variance_K.tolist(), dispersion=objective.dispersion,
+                           discrepancy=objective.discrepancy, normalize=objective.normalize,
+                           kl_smoothing=objective.kl_smoothing, **about)
+        shares = shares_at(self.config, assets, self.var, self.vqvae, self.device)
+        names = {"second_order", "semantic_entropy", "second_order_cosine", "semantic_entropy_cosine"}
+        return found | {f"grad_share/{name}": shares[name] for name in sorted(names)}
+
+
+def shares_at(config: Config, assets: dict[str, Any], var, vqvae, device) -> dict[str, float]:
+    """`gradient_shares` of the configuration's terms on held-out tokens, at the predictions of ``var``."""
+    held_out = TokenCache.open(assets["tokens"]["validation"])
+    tokens_BL = torch.as_tensor(held_out.tokens_NL[:SHARE_IMAGES].astype("int64"), device=device)
+    labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"), device=device)
+    with torch.no_grad():
+        logits_BLV = var(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales)))
+    return gradient_shares(logits_BLV, tokens_BL, **loss_arguments(config, assets, vqvae, device))
+
+
+class InferencePointSearch:
+    """The inference points of a checkpoint: a search over `inference.search_axes` and what else the space names, or in
+    `joint` mode the trial's own.
+
+    Args:
+        named: what the space names beside the CFG scale (`space.searched_inference_entries`), as plain data. It begins at the
+            configuration's value, or where its range does not hold that at an end of the range.
+    """
+
+    def __init__(self, config: Config, objective: str, named: dict[str, dict[str, Any]]):
+        inference, self._objective = config.inference, objective
+        scales, joint = inference.search_cfg_scales, inference.search == "joint"
+        start = inference.cfg_scale if joint else min(scales, key=lambda scale: abs(scale - inference.cfg_scale))
+        axis = Axis("cfg_scale", low=min(scales[0], start), high=max(scales[-1], start), start=start, scale="log1p",
+                    coarse=() if joint else tuple(scales))
+        known = {"cfg_scale": axis, "temperature": replace(TEMPERATURE, start=inference.temperature),
+                 "cfg_ramp": replace(CFG_RAMP, start=inference.cfg_ramp)}
+        entries = {name: SpaceEntry(**entry) for name, entry in named.items()}
+        for name, entry in entries.items():
+            value = getattr(inference, name)
+            known[name] = Axis.of(name, entry, start=value if entry.holds(value) else entry.edges()[0])
+        axes = [axis] if joint else [known[name] for name in dict.fromkeys((*inference.search_axes, *entries))]
+        self._search = InferenceSearch(axes, direction=metric(objective).direction,
+                                     budget=1 if joint else len(scales) + inference.search_refinements + 1)
+        self.ask = self._search.ask
+
+    def tell(self, point: dict[str, Any], scores: dict[str, float]) -> None:
+        self._search.tell(point, scores[self._objective])
+
+
+def _by_class(samples_N3HW: torch.Tensor, labels_N: torch.Tensor, each: int) -> torch.Tensor:
+    """The first ``each`` samples of every class, class by class."""
+    return torch.cat([samples_N3HW[labels_N == label][:each] for label in labels_N.unique()])

@@ -1,0 +1,120 @@
+"""The training of a tokenizer on one rank: continue from the last valid checkpoint, train, judge on held-out images.
+
+Knows no Ray: rank, world size, device and the DDP wrapping are arguments. Rank 0 writes the run's directory: metrics.jsonl,
+checkpoints/<images>/, samples/reconstructions-<images>.png, and the tokenizer itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uvar_tune.config.schema import Config
+from uvar_tune.data import ImageSet
+from uvar_tune.errors import Diverged
+from uvar_tune.evaluation.reconstruction import picture, reconstruction
+from uvar_tune.tracking.metrics_log import MetricsLog
+from uvar_tune.tracking.writer_lock import open_metrics_log
+from uvar_tune.training import (
+    CheckpointEvent,
+    Progress,
+    TrainingWarning,
+    check_tokenizer,
+    latest_valid,
+    load_tokenizer,
+    load_training_state,
+    retain,
+    save_tokenizer,
+    train_tokenizer,
+)
+from uvar_tune.trial.factory import load_split, new_vqvae, tokenizer_plan
+from uvar_tune.trial.outcome_file import interrupted
+from uvar_tune.trial.resume import chosen, require_shapes
+
+
+def check_run(config: Config) -> dict[str, str]:
+    """Everything that a worker would refuse, before anything is trained; the hash of each split.
+
+    Raises:
+        ConfigError: images, sizes, lengths or LPIPS weights that cannot be used.
+    """
+    images = {split: load_split(config, split) for split in ("train", "validation")}
+    device = torch.device("cuda" if config.run.gpus_per_worker else "cpu")
+    _events(config, new_vqvae(config), images["train"], None, rank=0, world_size=config.run.workers, device=device)
+    return {split: found.sha256 for split, found in images.items()}
+
+
+def run_tokenizer_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torch.device,
+                          wrap: Callable[[torch.nn.Module], torch.nn.Module],
+                          stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """Train to the end and judge, or to where ``stop`` says so on any rank.
+
+    Returns:
+        {outcome: complete, images, scores} or {outcome: diverged | interrupted, reason, images}. Any other failure is raised.
+    """
+    with open_metrics_log(Path(job["directory"]), rank=rank) as recorder:
+        return _run(job, recorder, rank, world_size, device, wrap, stop)
+
+
+def _run(job, recorder: MetricsLog | None, rank: int, world_size: int, device, wrap, stop) -> dict[str, Any]:
+    config, directory = Config.model_validate(job["config"]), Path(job["directory"])
+    images = {split: load_split(config, split) for split in ("train", "validation")}
+    vqvae = new_vqvae(config)
+    state = _resume(directory / "checkpoints", vqvae, recorder, device)
+    model = wrap(vqvae.to(device))
+    try:
+        for event in _events(config, model, images["train"], state, rank=rank, world_size=world_size, device=device, stop=stop):
+            if recorder is not None:
+                _note(event, config, directory, vqvae, images["validation"], recorder)
+            if isinstance(event, CheckpointEvent) and event.stopped:
+                return interrupted(recorder, event.images)
+    except Diverged as error:
+        return {"outcome": "diverged", "reason": str(error), "images": error.images}
+    scores = reconstruction(vqvae.eval(), images["validation"], rank=rank, world_size=world_size)
+    if rank == 0:
+        save_tokenizer(job["tokenizer"], vqvae)
+    return {"outcome": "complete", "images": config.tokenizer.images, "scores": scores}
+
+
+def _events(config: Config, model: torch.nn.Module, images: ImageSet, start, *, rank: int, world_size: int, device: torch.device,
+            stop: Callable[[], bool] | None = None):
+    return train_tokenizer(model, images, **tokenizer_plan(config), rank=rank, world_size=world_size, device=device,
+                           log_images=config.run.log_images, checkpoint_images=config.run.checkpoint_images, start=start,
+                           stop=stop)
+
+
+def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, recorder: MetricsLog) -> None:
+    if isinstance(event, Progress):
+        recorder.metrics(event.images, event.values)
+    elif isinstance(event, TrainingWarning):
+        recorder.event("say", text=event.text)
+    elif isinstance(event, CheckpointEvent):
+        checkpoints = directory / "checkpoints"
+        save_tokenizer(checkpoints / f"{event.images:012d}", vqvae, training_state=event.state())
+        retain(checkpoints, max_bytes=config.run.checkpoint_bytes, check=check_tokenizer)
+        picture(vqvae, held_out, directory / "samples" / f"reconstructions-{event.images:012d}.png")
+
+
+def _resume(checkpoints: Path, vqvae, recorder: MetricsLog | None, device: torch.device) -> dict[str, Any] | None:
+    """Bring ``vqvae`` to the newest checkpoint that it can be brought to; its training state, None where there is none."""
+    def check(path: Path, *, training_state: bool) -> None:
+        check_tokenizer(path, training_state=training_state)
+        require_shapes(load_tokenizer(path).state_dict(), vqvae.state_dict(), str(path))
+        load_training_state(path)
+
+    def skipped(path: Path, why: str) -> None:
+        if recorder:
+            recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
+
+    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check), recorder,
+                   device)
+    if found is None:
+        return None
+    vqvae.load_state_dict(load_tokenizer(found).state_dict())
+    state = load_training_state(found)
+    if recorder:
+        recorder.event("say", text=f"continues at {state['images']:,} images")
+    return state
