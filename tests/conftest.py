@@ -51,6 +51,7 @@ def postgresql():
 @pytest.fixture
 def space(tmp_path, root):
     """Writes the small space with changes by section; the path of its file."""
+
     def write(**sections) -> Path:
         tree = {key: {**value} for key, value in TINY.items()}
         tree["run"]["root"] = str(root)
@@ -59,6 +60,7 @@ def space(tmp_path, root):
         path = tmp_path / "space.yaml"
         path.write_text(yaml.safe_dump(tree))
         return path
+
     return write
 
 

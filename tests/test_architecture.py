@@ -24,19 +24,40 @@ ARROWS = {
     "tracking": set(),
     "study": {*CONFIG, "tracking"},
     "reporting": {"study", "tracking"},
-    "orchestration": {*CONFIG, "model", "data", "objective", "training", "evaluation", "tracking", "study", "reporting"},
+    "orchestration": {
+        *CONFIG,
+        "model",
+        "data",
+        "objective",
+        "training",
+        "evaluation",
+        "tracking",
+        "study",
+        "reporting",
+    },
 }
 PLAIN = ("model", "data", "objective", "training", "evaluation")
 LIBRARIES = {
-    "ray": {"orchestration"}, "optuna": {"study"}, "mlflow": {"tracking.sink"}, "torch_fidelity": {"evaluation.fidelity"},
-    "matplotlib": {"reporting"}, "plotly": {"reporting"}, "pydantic": CONFIG,
+    "ray": {"orchestration"},
+    "optuna": {"study"},
+    "mlflow": {"tracking.sink"},
+    "torch_fidelity": {"evaluation.fidelity"},
+    "matplotlib": {"reporting"},
+    "plotly": {"reporting"},
+    "pydantic": CONFIG,
 }
-MAY_LOOK = {"ray": {"bench", "doctor"}, "optuna": {"bench"}, "mlflow": {"bench"}}  # benchmarks measure against the bare libraries
+MAY_LOOK = {
+    "ray": {"bench", "doctor"},
+    "optuna": {"bench"},
+    "mlflow": {"bench"},
+}  # benchmarks measure against the bare libraries
 
 
 def modules() -> dict[str, ast.Module]:
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
-            for path in sorted(ROOT.rglob("*.py"))}
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
+        for path in sorted(ROOT.rglob("*.py"))
+    }
 
 
 def imported(tree: ast.Module) -> set[str]:
@@ -82,29 +103,37 @@ def test_each_library_lives_behind_one_door():
 
 
 def test_files_stay_short():
-    long = {str(path.relative_to(ROOT)): count for path in ROOT.rglob("*.py")
-            if (count := len(path.read_text().splitlines())) > 350}
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in ROOT.rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 350
+    }
     assert not long, long
 
 
 def test_plain_rooms_run_without_ray_mlflow_and_optuna():
     """In a process in which these cannot be imported at all."""
-    code = ("import importlib, sys\n"
-            "for name in ('ray', 'mlflow', 'optuna', 'pydantic', 'torch_fidelity', 'matplotlib'): sys.modules[name] = None\n"
-            f"for room in {PLAIN}: importlib.import_module(f'uvar_tune.{{room}}')\n")
+    code = (
+        "import importlib, sys\n"
+        "for name in ('ray', 'mlflow', 'optuna', 'pydantic', 'torch_fidelity', 'matplotlib'): sys.modules[name] = None\n"
+        f"for room in {PLAIN}: importlib.import_module(f'uvar_tune.{{room}}')\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
-@pytest.mark.parametrize("door", ["sweep", "train", "export", "report", "generate", "doctor", "sync", "evaluate",
-                                  "tokenizer", "edit"])
+@pytest.mark.parametrize(
+    "door", ["sweep", "train", "export", "report", "generate", "doctor", "sync", "evaluate", "tokenizer", "edit"]
+)
 def test_help_imports_nothing_heavy(door):
-    code = ("import sys, runpy\n"
-            f"sys.argv = ['{door}', '--help']\n"
-            "try:\n"
-            f"    runpy.run_module('uvar_tune.{door}', run_name='__main__')\n"
-            "except SystemExit as end:\n"
-            "    assert not end.code, end.code\n"
-            "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'numpy', 'matplotlib'} & set(sys.modules)\n"
-            "assert not heavy, heavy\n")
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['{door}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('uvar_tune.{door}', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, capture_output=True, text=True)
     assert "Usage" in done.stdout

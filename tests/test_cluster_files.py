@@ -64,8 +64,11 @@ def test_named_files_exist():
             assert all((REPOSITORY / source).exists() for source in line.split()[1:-1]), line
 
 
-@pytest.mark.parametrize("script", [(CLUSTER / "slurm.sbatch").read_text(), *launcher_commands()],
-                         ids=lambda script: script.splitlines()[0][:40])
+@pytest.mark.parametrize(
+    "script",
+    [(CLUSTER / "slurm.sbatch").read_text(), *launcher_commands()],
+    ids=lambda script: script.splitlines()[0][:40],
+)
 def test_shell_parses(script):
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
@@ -81,7 +84,7 @@ def test_the_submitted_studies_are_valid():
 
 def test_a_job_writes_to_an_absolute_root():
     assert re.search(r"run\.root=/", entrypoint())
-    assert re.search(r'root=\$\{UVAR_ROOT:-\$SLURM_SUBMIT_DIR/', (CLUSTER / "slurm.sbatch").read_text())
+    assert re.search(r"root=\$\{UVAR_ROOT:-\$SLURM_SUBMIT_DIR/", (CLUSTER / "slurm.sbatch").read_text())
 
 
 def test_nothing_but_loopback_is_bound_by_default():
@@ -125,9 +128,13 @@ def test_the_options_of_ray_exist():
 def test_the_options_of_the_mlflow_server_exist():
     """Read out of its sources: importing them takes seconds."""
     package = Path(importlib.util.find_spec("mlflow").origin).parent
-    sources = "".join(path.read_text() for path in (*package.glob("cli/__init__.py"), package / "utils" / "cli_args.py"))
+    sources = "".join(
+        path.read_text() for path in (*package.glob("cli/__init__.py"), package / "utils" / "cli_args.py")
+    )
     command = compose()["services"]["mlflow"]["command"][-1].split("mlflow server")[1]
     used = set(re.findall(r"(?<=\s)--[a-z-]+", command))
     assert used and all(f'"{flag}"' in sources for flag in used)
     words = shlex.split(command)
-    assert all(host.endswith(":*") for host in words[words.index("--allowed-hosts") + 1].split(","))  # matched with the port
+    assert all(
+        host.endswith(":*") for host in words[words.index("--allowed-hosts") + 1].split(",")
+    )  # matched with the port

@@ -27,11 +27,14 @@ def test_the_same_question_is_resumed_and_may_be_extended(files):
         assert files.stored() == config.with_values(changes)
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"study.seed": 2}, "study.seed was 0, is 2"),
-    ({"loss.reference": "uniform"}, "loss.reference was 'normal', is 'uniform'"),
-    ({"study.pruner": "median", "study.rungs": [6400]}, "study.pruner was 'none', is 'median'"),
-])
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"study.seed": 2}, "study.seed was 0, is 2"),
+        ({"loss.reference": "uniform"}, "loss.reference was 'normal', is 'uniform'"),
+        ({"study.pruner": "median", "study.rungs": [6400]}, "study.pruner was 'none', is 'median'"),
+    ],
+)
 def test_another_question_is_refused_with_the_difference(files, changes, said):
     files.claim(study_config())
     with pytest.raises(ConfigError, match=said):

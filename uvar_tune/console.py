@@ -82,8 +82,10 @@ class _Followed:
             last = points[-1]
             seen, rate = last["images"], last["values"].get("images_per_sec", 0.0)
             left = f", {(self.images - seen) / rate:.0f} s left" if rate > 0 else ""
-            lines.append(f"  {self.name}: {seen:,}/{self.images:,} images, loss {last['values']['loss/total']:.4f}, "
-                         f"{rate:,.0f} images/s{left}")
+            lines.append(
+                f"  {self.name}: {seen:,}/{self.images:,} images, loss {last['values']['loss/total']:.4f}, "
+                f"{rate:,.0f} images/s{left}"
+            )
         return lines
 
     def _records(self) -> list[dict[str, Any]]:

@@ -16,8 +16,14 @@ from uvar_tune.errors import FAILED
 
 def doctor(root: Annotated[str | None, typer.Option(help="Where studies lie (run.root; default: runs).")] = None):
     """One line each for Python, packages, GPUs, Ray, storage and the tracking server; exit code 1 if one is unusable."""
-    checks = {"Python": _python, "packages": _packages, "GPUs": _gpus, "Ray": _ray, "storage": lambda: _storage(root),
-              "MLflow": lambda: _tracking(root)}
+    checks = {
+        "Python": _python,
+        "packages": _packages,
+        "GPUs": _gpus,
+        "Ray": _ray,
+        "storage": lambda: _storage(root),
+        "MLflow": lambda: _tracking(root),
+    }
     good = True
     for name, check in checks.items():
         try:

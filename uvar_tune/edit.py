@@ -11,18 +11,38 @@ from uvar_tune.errors import ConfigError
 
 
 def edit(
-    task: Annotated[str, typer.Argument(help="inpaint: the hidden part is made anew; outpaint: everything around the box; "
-                                             "relabel: as inpaint, under another class.")],
-    files: Annotated[list[str], typer.Argument(metavar="[CHECKPOINT] IMAGE", help="Checkpoint directory, or the trial's "
-                                               "(left out with --vae and --var); image file. One that has not the model's "
-                                               "size is shrunk and cut to its centre.")],
-    out: Annotated[str, typer.Option(help="PNG file to write: original, known part, completions; a row for the baseline.")],
-    mask: Annotated[str | None, typer.Option(help="Image file, as large as IMAGE or as the model's: white is made anew, "
-                                                  "black is kept.")] = None,
-    box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in the model's pixels, x1 and y1 exclusive: made anew inside "
-                                                 "(outpaint: kept inside).")] = None,
-    label: Annotated[int | None, typer.Option(min=0, help="Class to sample (default: none, unconditional; relabel needs "
-                                                           "one).")] = None,
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="inpaint: the hidden part is made anew; outpaint: everything around the box; "
+            "relabel: as inpaint, under another class."
+        ),
+    ],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[CHECKPOINT] IMAGE",
+            help="Checkpoint directory, or the trial's "
+            "(left out with --vae and --var); image file. One that has not the model's "
+            "size is shrunk and cut to its centre.",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option(help="PNG file to write: original, known part, completions; a row for the baseline.")
+    ],
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Image file, as large as IMAGE or as the model's: white is made anew, black is kept."),
+    ] = None,
+    box: Annotated[
+        str | None,
+        typer.Option(
+            help="x0,y0,x1,y1 in the model's pixels, x1 and y1 exclusive: made anew inside (outpaint: kept inside)."
+        ),
+    ] = None,
+    label: Annotated[
+        int | None, typer.Option(min=0, help="Class to sample (default: none, unconditional; relabel needs one).")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=256, help="Completions.")] = 4,
     cfg_scale: door.CfgScale = 1.5,
     cfg_ramp: door.CfgRamp = 1.0,
@@ -39,8 +59,10 @@ def edit(
     """Complete what is hidden of an image; what is known comes back as the tokenizer reconstructs it."""
     official = vae is not None or var is not None
     if len(files) != (1 if official else 2):
-        raise ConfigError(f"expected {'IMAGE alone beside --vae and --var' if official else 'CHECKPOINT IMAGE'}, got {files}",
-                          where="command line")
+        raise ConfigError(
+            f"expected {'IMAGE alone beside --vae and --var' if official else 'CHECKPOINT IMAGE'}, got {files}",
+            where="command line",
+        )
     from uvar_tune.io.outputs import check_picture, check_there
 
     check_picture(out, [*files, mask, baseline, vae, var, tokenizer])
@@ -48,10 +70,30 @@ def edit(
 
     from uvar_tune.commands.edit import Request, run_edit
 
-    sampling = {"cfg_scale": cfg_scale, "cfg_ramp": cfg_ramp, "top_k": top_k, "top_p": top_p, "temperature": temperature}
-    run_edit(Request(task=task, checkpoint=None if official else files[0], image=files[-1], out=out, mask=mask, box=box,
-                     label=label, count=count, seed=seed, baseline=baseline, sampling=sampling,
-                     networks={"vae": vae, "var": var, "tokenizer": tokenizer, "device": device}), say=door.say)
+    sampling = {
+        "cfg_scale": cfg_scale,
+        "cfg_ramp": cfg_ramp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "temperature": temperature,
+    }
+    run_edit(
+        Request(
+            task=task,
+            checkpoint=None if official else files[0],
+            image=files[-1],
+            out=out,
+            mask=mask,
+            box=box,
+            label=label,
+            count=count,
+            seed=seed,
+            baseline=baseline,
+            sampling=sampling,
+            networks={"vae": vae, "var": var, "tokenizer": tokenizer, "device": device},
+        ),
+        say=door.say,
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ class ConfigError(UvarError, ValueError):
     """
 
     def __init__(self, message: str, *, where: str | None = None, nearest: str | None = None):
-        self.message, self.where, self.nearest = " ".join(message.splitlines()), where, nearest  # a key may hold a newline
+        self.message, self.where, self.nearest = (
+            " ".join(message.splitlines()),
+            where,
+            nearest,
+        )  # a key may hold a newline
         text = f"{where}: {self.message}" if where else self.message
         super().__init__(f"{text}; did you mean {nearest!r}?" if nearest else text)
 
@@ -57,7 +61,9 @@ class OutOfMemory(StepFailed):
     """An allocation was refused."""
 
 
-LOW_MEMORY = "low memory"  # how the reason of a crash begins that Ray made, because a node was about to run out of memory
+LOW_MEMORY = (
+    "low memory"  # how the reason of a crash begins that Ray made, because a node was about to run out of memory
+)
 
 
 class InfrastructureError(UvarError):

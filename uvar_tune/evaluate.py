@@ -17,13 +17,21 @@ def evaluate(
     suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}, or all.")],
     baseline: Annotated[str | None, typer.Option(help="Checkpoint to stand beside it.")] = None,
     samples: Annotated[int | None, typer.Option(min=16, help="Generated images (default: evaluation.samples).")] = None,
-    cfg_scale: Annotated[float | None, typer.Option(min=0, max=100, help="Default: the checkpoint's own best of "
-                                                    "inference.search_cfg_scales, on other seeds.")] = None,
+    cfg_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=100, help="Default: the checkpoint's own best of inference.search_cfg_scales, on other seeds."
+        ),
+    ] = None,
     baseline_cfg_scale: Annotated[float | None, typer.Option(min=0, max=100, help="Likewise, the baseline's.")] = None,
     root: Annotated[str | None, typer.Option(help="Where studies and caches lie (run.root; default: runs).")] = None,
     out: Annotated[str | None, typer.Option(help="Directory for JSON and Markdown (default: below the root).")] = None,
-    imagenet_c: Annotated[str | None, typer.Option(help="ImageNet-C, laid out KIND/SEVERITY/CLASS, in place of digits-c8.")] = None,
-    ood: Annotated[str | None, typer.Option(help="Out-of-distribution images, laid out CLASS/IMAGE (ImageNet-O).")] = None,
+    imagenet_c: Annotated[
+        str | None, typer.Option(help="ImageNet-C, laid out KIND/SEVERITY/CLASS, in place of digits-c8.")
+    ] = None,
+    ood: Annotated[
+        str | None, typer.Option(help="Out-of-distribution images, laid out CLASS/IMAGE (ImageNet-O).")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="The tokenizer, where it has moved.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     log: Annotated[bool, typer.Option(help="Log the numbers and files to MLflow.")] = True,
@@ -42,9 +50,21 @@ def evaluate(
 
     from uvar_tune.commands.evaluate import Request, run_evaluation
 
-    request = Request(checkpoint=checkpoint, baseline=baseline, suites=suites, samples=samples, cfg_scale=cfg_scale,
-                      baseline_cfg_scale=baseline_cfg_scale, root=root, out=out, imagenet_c=imagenet_c, ood=ood,
-                      tokenizer=tokenizer, device=device, log=log)
+    request = Request(
+        checkpoint=checkpoint,
+        baseline=baseline,
+        suites=suites,
+        samples=samples,
+        cfg_scale=cfg_scale,
+        baseline_cfg_scale=baseline_cfg_scale,
+        root=root,
+        out=out,
+        imagenet_c=imagenet_c,
+        ood=ood,
+        tokenizer=tokenizer,
+        device=device,
+        log=log,
+    )
     run_evaluation(request, say=door.say)
 
 

@@ -16,7 +16,9 @@ def export(
     top: Annotated[int | None, typer.Option(help="Export the K best trials.")] = None,
     trial: Annotated[int | None, typer.Option(help="Export the trial of this number.")] = None,
     run: Annotated[str | None, typer.Option(help="Export the trial of this MLflow run id.")] = None,
-    unconfirmed: Annotated[bool, typer.Option("--unconfirmed", help="Export candidates too: trials without a verdict.")] = False,
+    unconfirmed: Annotated[
+        bool, typer.Option("--unconfirmed", help="Export candidates too: trials without a verdict.")
+    ] = False,
     out: Annotated[str | None, typer.Option(help="Directory (default: the study's export/).")] = None,
     root: Annotated[str | None, typer.Option(help="Where studies lie (run.root; default: runs).")] = None,
 ):
@@ -37,8 +39,18 @@ def export(
             raise ConfigError(f"no trial of study {study!r} is MLflow run {run!r}", where="--run")
         trial = found[0]
     for chosen in select(results, top=top, number=trial):
-        door.say(str(export_trial(results, chosen, config, Path(out) if out else files.export,
-                                  mlflow_run=runs.get(chosen.number), unconfirmed=unconfirmed)))
+        door.say(
+            str(
+                export_trial(
+                    results,
+                    chosen,
+                    config,
+                    Path(out) if out else files.export,
+                    mlflow_run=runs.get(chosen.number),
+                    unconfirmed=unconfirmed,
+                )
+            )
+        )
 
 
 def _runs(files) -> dict[int, str]:

@@ -14,9 +14,15 @@ _IMAGES, _PIXELS = 10_000, 100_000_000  # at most, in one picture: about 3 GB on
 
 def generate(
     out: Annotated[str, typer.Option(help="PNG file to write, a grid with one row a label.")],
-    checkpoint: Annotated[str | None, typer.Argument(help="Checkpoint directory, or the trial's directory (its newest one); "
-                                                          "left out with --vae and --var.")] = None,
-    label: Annotated[list[int] | None, typer.Option(min=0, help="Class to sample; repeat for several (default: all).")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            help="Checkpoint directory, or the trial's directory (its newest one); left out with --vae and --var."
+        ),
+    ] = None,
+    label: Annotated[
+        list[int] | None, typer.Option(min=0, help="Class to sample; repeat for several (default: all).")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=_IMAGES, help="Images per label.")] = 10,
     cfg_scale: door.CfgScale = 1.5,
     cfg_ramp: door.CfgRamp = 1.0,
@@ -49,12 +55,22 @@ def generate(
     labels = label or list(range(transformer.num_classes))
     wrong = [one for one in labels if one >= transformer.num_classes]
     if wrong:
-        raise ConfigError(f"label {wrong[0]} is not one of 0 … {transformer.num_classes - 1}", where="--label",
-                          nearest=str(transformer.num_classes - 1))
+        raise ConfigError(
+            f"label {wrong[0]} is not one of 0 … {transformer.num_classes - 1}",
+            where="--label",
+            nearest=str(transformer.num_classes - 1),
+        )
     check_room(len(labels), count, vqvae.image_size)
     labels_B = torch.tensor(labels).repeat_interleave(count)
-    images, _ = sample(transformer, vqvae, labels_B.to(device), inference, seeds=[seed + i for i in range(len(labels_B))],
-                       chunk=None, progress=counting("images", len(labels_B), door.say))
+    images, _ = sample(
+        transformer,
+        vqvae,
+        labels_B.to(device),
+        inference,
+        seeds=[seed + i for i in range(len(labels_B))],
+        chunk=None,
+        progress=counting("images", len(labels_B), door.say),
+    )
     save_grid(images.cpu(), out, columns=count)
     door.say(f"{out}: {len(labels_B)} images, labels {labels}, {inference.about()}, checkpoint {about}")
 
@@ -64,8 +80,11 @@ def check_room(labels: int, count: int, size: int = 1) -> None:
     most = min(_IMAGES, _PIXELS // size**2)
     if labels * count > most:
         total = f"{labels * count:,} images" + (f" of {size}x{size} px" if size > 1 else "")
-        raise ConfigError(f"{count} of each of {labels:,} labels are {total}; one picture takes at most {most:,}",
-                          where="--count" if labels <= most else "--label", nearest=str(most // labels) if labels <= most else None)
+        raise ConfigError(
+            f"{count} of each of {labels:,} labels are {total}; one picture takes at most {most:,}",
+            where="--count" if labels <= most else "--label",
+            nearest=str(most // labels) if labels <= most else None,
+        )
 
 
 if __name__ == "__main__":

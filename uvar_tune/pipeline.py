@@ -18,8 +18,14 @@ _TENSORS_A_BLOCK = 10  # of a VAR, at least
 __all__ = ["find", "open_networks", "restore", "stored_config"]
 
 
-def open_networks(checkpoint: str | None, *, vae: str | None = None, var: str | None = None, tokenizer: str | None = None,
-                  device: str = "cpu"):
+def open_networks(
+    checkpoint: str | None,
+    *,
+    vae: str | None = None,
+    var: str | None = None,
+    tokenizer: str | None = None,
+    device: str = "cpu",
+):
     """(VAR, VQVAE, description) of a checkpoint of ours, or of official files.
 
     Raises:
@@ -28,11 +34,15 @@ def open_networks(checkpoint: str | None, *, vae: str | None = None, var: str | 
     """
     if vae is None and var is None:
         if checkpoint is None:
-            raise ConfigError("a checkpoint is missing: its directory, or official files by --vae and --var", where="command line")
+            raise ConfigError(
+                "a checkpoint is missing: its directory, or official files by --vae and --var", where="command line"
+            )
         return restore(checkpoint, tokenizer=tokenizer, device=device)
     if vae is None or var is None:
-        raise ConfigError("official files come in pairs: the tokenizer's by --vae and the transformer's by --var",
-                          where="--var" if vae is None else "--vae")
+        raise ConfigError(
+            "official files come in pairs: the tokenizer's by --vae and the transformer's by --var",
+            where="--var" if vae is None else "--vae",
+        )
     for given, name in ((checkpoint, "a checkpoint directory"), (tokenizer, "--tokenizer")):
         if given is not None:
             raise ConfigError(f"{name} ({given}) beside official files: one or the other", where="--vae and --var")
@@ -54,8 +64,9 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
     config = stored_config(checkpoint, directory)
     place = tokenizer or checkpoint.tokenizer["path"]
     if not Path(place).exists():
-        raise ConfigError(f"the tokenizer of this checkpoint is not at {place}; give its place with --tokenizer",
-                          where=str(directory))
+        raise ConfigError(
+            f"the tokenizer of this checkpoint is not at {place}; give its place with --tokenizer", where=str(directory)
+        )
     if tokenizer_hash(place) != checkpoint.tokenizer["sha256"]:
         raise ConfigError(f"{place} is not the tokenizer that this checkpoint was trained with", where=str(directory))
     vqvae = tokenizer_at(place, config).to(device).eval().requires_grad_(False)
@@ -64,8 +75,10 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
     if classes is None or classes.ndim != 2:
         raise ConfigError("var.safetensors holds no table of classes: no VAR of ours", where=str(directory))
     if _TENSORS_A_BLOCK * config.model.depth > len(weights):  # before as many modules are made
-        raise ConfigError(f"its settings describe {str(config.model.depth):.20} blocks, its weights are {len(weights):,} tensors",
-                          where=str(directory))
+        raise ConfigError(
+            f"its settings describe {str(config.model.depth):.20} blocks, its weights are {len(weights):,} tensors",
+            where=str(directory),
+        )
     with torch.device("meta"):
         check_size(new_var(config, vqvae, len(classes) - 1, seed=0, empty=True), weights, str(directory))
     var = new_var(config, vqvae, len(classes) - 1, seed=0, empty=True)

@@ -44,5 +44,9 @@ def versions() -> dict[str, str]:
 
 def origin() -> dict:
     """Commit, source hash, versions and machine: what an export and the record of a study carry."""
-    return {"commit": commit(), "source": source_hash(), "versions": versions(),
-            "machine": f"{platform.system()} {platform.machine()}"}
+    return {
+        "commit": commit(),
+        "source": source_hash(),
+        "versions": versions(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }

@@ -10,8 +10,13 @@ from uvar_tune.cli import common as door
 
 
 def report(
-    study: Annotated[list[str], typer.Option(help="Name of the study. Given several times: grids that differ in study.seed, each a "
-                                             "replicate of every configuration.")],
+    study: Annotated[
+        list[str],
+        typer.Option(
+            help="Name of the study. Given several times: grids that differ in study.seed, each a "
+            "replicate of every configuration."
+        ),
+    ],
     root: Annotated[str | None, typer.Option(help="Where studies lie (run.root; default: runs).")] = None,
     out: Annotated[str | None, typer.Option(help="Directory (default: the first study's report/).")] = None,
     log: Annotated[bool, typer.Option(help="Log the pages to the study's MLflow run.")] = True,

@@ -1,7 +1,7 @@
 """Where things lie below `run.root`, whose study a directory holds, and that only one sweep writes it.
 
-    run.root/NAME/{study.yaml, optuna.journal, trials/00007/{config.yaml, metrics.jsonl, checkpoints/, samples/}, report/, export/}
-    run.root/cache/{tokenizers,tokens,references,features}/<hash>/      run.root/mlflow.db
+run.root/NAME/{study.yaml, optuna.journal, trials/00007/{config.yaml, metrics.jsonl, checkpoints/, samples/}, report/, export/}
+run.root/cache/{tokenizers,tokens,references,features}/<hash>/      run.root/mlflow.db
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.io.uri import shown
 
 # What may differ when a study is resumed: how much of it to run, and where and how fast.
-_FREE = {"study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
-         "run": None, "final": None, "verdict": None, "provenance": None}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # longer than the schema's: final runs and tokenizers add a word
+_FREE = {
+    "study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
+    "run": None,
+    "final": None,
+    "verdict": None,
+    "provenance": None,
+}
+_NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+)  # longer than the schema's: final runs and tokenizers add a word
 
 
 class StudyDirectory:
@@ -62,8 +69,14 @@ class StudyDirectory:
         """The study as MLflow shows it: a `tracking.MLflowTracker` that tells ``say`` what becomes of the server."""
         from uvar_tune.tracking import MLflowTracker
 
-        return MLflowTracker(tracking_uri=self.tracking_uri(), experiment="uvar_tune", study=self.name, say=say,
-                          artifact_root=self.root / "mlartifacts", spool_dir=self.directory / "mlflow")
+        return MLflowTracker(
+            tracking_uri=self.tracking_uri(),
+            experiment="uvar_tune",
+            study=self.name,
+            say=say,
+            artifact_root=self.root / "mlartifacts",
+            spool_dir=self.directory / "mlflow",
+        )
 
     def prepare(self) -> None:
         """Make the directories; ConfigError where that is not possible."""
@@ -74,8 +87,9 @@ class StudyDirectory:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise ConfigError(f"{error.filename or self.directory} cannot be written: {error.strerror}",
-                              where="run.root") from None
+            raise ConfigError(
+                f"{error.filename or self.directory} cannot be written: {error.strerror}", where="run.root"
+            ) from None
 
     def full(self) -> str | None:
         """Why nothing more can be written here; None where it can."""
@@ -97,11 +111,15 @@ class StudyDirectory:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
-                raise ConfigError(f"study {self.name!r} is being run by {handle.read().strip() or 'another sweep'}; "
-                                  "wait for it or take another --study name", where=str(self.directory)) from None
+                raise ConfigError(
+                    f"study {self.name!r} is being run by {handle.read().strip() or 'another sweep'}; "
+                    "wait for it or take another --study name",
+                    where=str(self.directory),
+                ) from None
             except OSError as error:
-                raise ConfigError(f"{self.directory} lies on a file system without locks: {error.strerror}",
-                                  where="run.root") from None
+                raise ConfigError(
+                    f"{self.directory} lies on a file system without locks: {error.strerror}", where="run.root"
+                ) from None
             handle.truncate(0)
             handle.write(f"process {os.getpid()}")
             handle.flush()
@@ -119,15 +137,19 @@ class StudyDirectory:
     def require_same(self, config: Config) -> None:
         """ConfigError, with the first differences, where a study of another configuration lies here."""
         if self.config.exists() and (difference := differences(self.stored(), config)):
-            raise ConfigError(f"study {self.name!r} exists with another configuration: {'; '.join(difference[:4])}; "
-                              "take another --study name", where=str(self.config))
+            raise ConfigError(
+                f"study {self.name!r} exists with another configuration: {'; '.join(difference[:4])}; "
+                "take another --study name",
+                where=str(self.config),
+            )
 
     def stored(self) -> Config:
         """The configuration of the study that lies here."""
         if not self.config.exists():
             studies = [path.parent.name for path in self.root.glob("*/study.yaml")]
-            raise ConfigError(f"no study {self.name!r} below {self.root}", where="--study",
-                              nearest=nearest(self.name, studies))
+            raise ConfigError(
+                f"no study {self.name!r} below {self.root}", where="--study", nearest=nearest(self.name, studies)
+            )
         return validate(parse_yaml(read_text(self.config), str(self.config)), str(self.config))
 
 
@@ -139,10 +161,15 @@ def resolve_root(config_root: str | None) -> Path:
     if config_root is None:
         config_root = "~/uvar_tune_runs" if in_ray_job() else "runs"
     elif "://" in config_root:
-        raise ConfigError(f"{shown(config_root)!r} is not a path: mount the bucket and give its directory", where="run.root")
+        raise ConfigError(
+            f"{shown(config_root)!r} is not a path: mount the bucket and give its directory", where="run.root"
+        )
     elif in_ray_job() and not os.path.isabs(os.path.expanduser(config_root)):
-        raise ConfigError(f"{config_root!r} is relative, and a Ray job runs in a temporary copy: give an absolute path",
-                          where="run.root", nearest=f"~/{config_root}")
+        raise ConfigError(
+            f"{config_root!r} is relative, and a Ray job runs in a temporary copy: give an absolute path",
+            where="run.root",
+            nearest=f"~/{config_root}",
+        )
     return Path(config_root).expanduser().absolute()
 
 
@@ -166,8 +193,11 @@ def _walk(old: dict, new: dict):
             if key in free or before == after:
                 continue
             if isinstance(before, dict) and isinstance(after, dict):
-                yield from ((f"{section}.{key}.{part}", before.get(part), after.get(part))
-                            for part in dict.fromkeys([*before, *after]) if before.get(part) != after.get(part))
+                yield from (
+                    (f"{section}.{key}.{part}", before.get(part), after.get(part))
+                    for part in dict.fromkeys([*before, *after])
+                    if before.get(part) != after.get(part)
+                )
             else:
                 yield f"{section}.{key}", before, after
 

@@ -10,13 +10,20 @@ from uvar_tune.cli import common as door
 
 
 def sweep(
-    arguments: Annotated[list[str] | None, typer.Argument(
-        metavar="[SPACE.yaml] [key=value]...", help="Space file (default: search_spaces/digits.yaml) and settings to "
-        "override, e.g. training.images=64000.")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SPACE.yaml] [key=value]...",
+            help="Space file (default: search_spaces/digits.yaml) and settings to "
+            "override, e.g. training.images=64000.",
+        ),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Total number of trials, the baseline among them.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; the same name resumes it.")] = None,
-    phase: Annotated[str | None, typer.Option(help="calibrate, noise, explore, refine, profile, confirm or all (default: "
-                                              "explore and refine).")] = None,
+    phase: Annotated[
+        str | None,
+        typer.Option(help="calibrate, noise, explore, refine, profile, confirm or all (default: explore and refine)."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
 ):
     """Run a hyperparameter study; the same command again resumes it, or prints its table when it has finished."""

@@ -14,7 +14,9 @@ _TIMEOUT_SEC = 24 * 3600.0  # as long as the server takes it; one that does not 
 def sync(
     study: Annotated[str, typer.Option(help="Name of the study, or of a final run's directory.")],
     root: Annotated[str | None, typer.Option(help="Where studies lie (run.root; default: runs).")] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Send everything once more: to a new server, say.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Send everything once more: to a new server, say.")
+    ] = False,
 ):
     """Deliver what a study's MLflow server has missed, in order; exit code 1 if something remains."""
     from uvar_tune.study_dir import StudyDirectory, resolve_root

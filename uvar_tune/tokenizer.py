@@ -10,12 +10,19 @@ from uvar_tune.cli import common as door
 
 
 def tokenizer(
-    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG.yaml [key=value]...", help="A configuration, of which the "
-                                                   "sections data and tokenizer count, and settings to override, e.g. "
-                                                   "run.workers=8 tokenizer.images=640000.")],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG.yaml [key=value]...",
+            help="A configuration, of which the "
+            "sections data and tokenizer count, and settings to override, e.g. "
+            "run.workers=8 tokenizer.images=640000.",
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the run (default: from the file).")] = None,
-    official: Annotated[str | None, typer.Option(metavar="FILE.pth", help="Write it as the official VAR release does, "
-                                                 "too.")] = None,
+    official: Annotated[
+        str | None, typer.Option(metavar="FILE.pth", help="Write it as the official VAR release does, too.")
+    ] = None,
 ):
     """Train the multi-scale VQ-VAE that tokenizer.path then names; the same command resumes, or says where it lies."""
     from pathlib import Path

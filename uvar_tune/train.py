@@ -11,9 +11,16 @@ from uvar_tune.errors import ConfigError
 
 
 def train(
-    arguments: Annotated[list[str], typer.Argument(metavar="FILE.yaml [key=value]...", help="An export and settings to "
-                                                   "override, e.g. run.workers=8 training.images=64000.")],
-    replay: Annotated[bool, typer.Option("--replay", help="Repeat the trial as it was and compare its numbers.")] = False,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE.yaml [key=value]...",
+            help="An export and settings to override, e.g. run.workers=8 training.images=64000.",
+        ),
+    ],
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Repeat the trial as it was and compare its numbers.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the run (default: from the file).")] = None,
 ):
     """Train one configuration as a final run, score it and keep its checkpoints; the same command resumes."""

@@ -18,8 +18,12 @@ REPEATS = 500
 
 def draw(rng, T: int, S: int, repeats: int, mean: float = 40.0) -> np.ndarray:
     """Scores (repeats, T, S) of the crossed model."""
-    return (mean + TRAINING * rng.standard_normal((repeats, T, 1)) + SHARED * rng.standard_normal((repeats, 1, S))
-            + REST * rng.standard_normal((repeats, T, S)))
+    return (
+        mean
+        + TRAINING * rng.standard_normal((repeats, T, 1))
+        + SHARED * rng.standard_normal((repeats, 1, S))
+        + REST * rng.standard_normal((repeats, T, S))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +31,13 @@ def simulated():
     return [variance_components(scores_TS) for scores_TS in draw(np.random.default_rng(5), 6, 5, REPEATS)]
 
 
-PLANTED = {"training": TRAINING**2, "shared": SHARED**2, "rest": REST**2, "sampling": SHARED**2 + REST**2,
-           "replicate": TRAINING**2 + REST**2}
+PLANTED = {
+    "training": TRAINING**2,
+    "shared": SHARED**2,
+    "rest": REST**2,
+    "sampling": SHARED**2 + REST**2,
+    "replicate": TRAINING**2 + REST**2,
+}
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -69,8 +78,10 @@ def test_detectable_gap_is_found_four_times_in_five():
     rng, pairs, repeats = np.random.default_rng(11), 8, 4000
     gap = detectable_gap(math.sqrt(2 * (TRAINING**2 + REST**2)), pairs)
     shared_RN = SHARED * rng.standard_normal((repeats, 1))
-    sides = [shared_RN + TRAINING * rng.standard_normal((repeats, pairs)) + REST * rng.standard_normal((repeats, pairs))
-             for _ in range(2)]
+    sides = [
+        shared_RN + TRAINING * rng.standard_normal((repeats, pairs)) + REST * rng.standard_normal((repeats, pairs))
+        for _ in range(2)
+    ]
     found = np.mean(paired_tests((sides[0] - sides[1] + gap)[:, None])["better"] <= 0.05)
     assert abs(found - 0.8) < 4 * math.sqrt(0.8 * 0.2 / repeats)
 
@@ -99,10 +110,16 @@ def test_seeds_needed_at_the_ends():
     assert seeds_needed(1e-4, 1.0) == pytest.approx(6.1826e8, rel=1e-3)  # (1.645 + 0.842)² · 10⁸
 
 
-@pytest.mark.parametrize(("scores", "message"), [
-    ([[1.0, 2.0]], r"1 × 2 scores"), ([[1.0], [2.0]], r"2 × 1 scores"), ([], r"0 scores"),
-    ([[1.0, 2.0], [3.0]], r"rows of \[2, 1\] scores"), ([[1.0, 2.0], [3.0, math.nan]], r"training seed 1, sampling seed 1: nan"),
-])
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([[1.0, 2.0]], r"1 × 2 scores"),
+        ([[1.0], [2.0]], r"2 × 1 scores"),
+        ([], r"0 scores"),
+        ([[1.0, 2.0], [3.0]], r"rows of \[2, 1\] scores"),
+        ([[1.0, 2.0], [3.0, math.nan]], r"training seed 1, sampling seed 1: nan"),
+    ],
+)
 def test_bad_tables_are_refused(scores, message):
     with pytest.raises(ConfigError, match=message):
         variance_components(scores)

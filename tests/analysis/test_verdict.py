@@ -35,7 +35,9 @@ def words(base_RN: np.ndarray, scores_RMN: np.ndarray) -> np.ndarray:
     """The verdicts (repeats, M) by the tests that `judge` uses."""
     tests = paired_tests(base_RN[:, None] - scores_RMN)
     pairs = base_RN.shape[-1]
-    return np.vectorize(lambda better, worse: decide(better, worse, pairs))(tests["better_adjusted"], tests["worse_adjusted"])
+    return np.vectorize(lambda better, worse: decide(better, worse, pairs))(
+        tests["better_adjusted"], tests["worse_adjusted"]
+    )
 
 
 def arms(base_N, scores_MN) -> tuple[Arm, list[Arm]]:
@@ -45,7 +47,9 @@ def arms(base_N, scores_MN) -> tuple[Arm, list[Arm]]:
     return arm("baseline", base_N), [arm(f"candidate {i}", row) for i, row in enumerate(scores_MN)]
 
 
-@pytest.mark.parametrize("effects", [[0.0] * 3, [0.0] * 8, [2.0, 2.0, 0.0, 0.0, 0.0, -1.0]], ids=["3 null", "8 null", "mixed"])
+@pytest.mark.parametrize(
+    "effects", [[0.0] * 3, [0.0] * 8, [2.0, 2.0, 0.0, 0.0, 0.0, -1.0]], ids=["3 null", "8 null", "mixed"]
+)
 @pytest.mark.parametrize("pairs", [4, 8])
 def test_family_wise_false_claims_stay_below_six_percent(effects, pairs):
     said = words(*simulate(effects, pairs, seed=7))
@@ -71,7 +75,9 @@ def test_power_at_three_standard_errors():
 def test_judge_says_what_the_simulated_tests_say():
     base_RN, scores_RMN = simulate([1.5, 0.0, -1.5, 0.7], 6, seed=1, repeats=40)
     said = words(base_RN, scores_RMN)
-    judged = [[v.verdict for v in judge(*arms(b, s), direction="minimize")] for b, s in zip(base_RN, scores_RMN, strict=True)]
+    judged = [
+        [v.verdict for v in judge(*arms(b, s), direction="minimize")] for b, s in zip(base_RN, scores_RMN, strict=True)
+    ]
     assert said.tolist() == judged
     assert {BETTER, WORSE, UNDECIDED} == set(said.ravel())
 
@@ -119,8 +125,10 @@ def test_claims_lie_outside_their_intervals():
             assert v.simultaneous_high >= 0 or v.verdict == BETTER
 
 
-@pytest.mark.parametrize(("direction", "search_value", "optimism"), [
-    ("minimize", 8.0, 2.0), ("minimize", 11.0, -1.0), ("maximize", 12.5, 2.5), ("maximize", 9.0, -1.0)])
+@pytest.mark.parametrize(
+    ("direction", "search_value", "optimism"),
+    [("minimize", 8.0, 2.0), ("minimize", 11.0, -1.0), ("maximize", 12.5, 2.5), ("maximize", 9.0, -1.0)],
+)
 def test_optimism_is_positive_where_the_search_flattered(direction, search_value, optimism):
     candidate = Arm("candidate", {0: 9.0, 1: 11.0, 2: 10.5, 3: 9.5}, PROTOCOL, search_value=search_value)
     baseline = Arm("baseline", {0: 10.0, 1: 10.0, 2: 12.0, 3: 9.0}, PROTOCOL)
@@ -149,7 +157,9 @@ def test_equal_differences_fall_to_the_sign_test():
     baseline, (four,) = arms([0.1, 0.2, 0.3, 0.7], [[0.3, 0.4, 0.5, 0.9]])
     (verdict,) = judge(baseline, [four], direction="maximize")
     assert (verdict.verdict, verdict.p_value, verdict.low) == (UNDECIDED, 2**-4, None) and "sign test" in verdict.note
-    assert judge(*arms([0.1, 0.2, 0.3, 0.7, 0.5], [[0.3, 0.4, 0.5, 0.9, 0.7]]), direction="maximize")[0].verdict == BETTER
+    assert (
+        judge(*arms([0.1, 0.2, 0.3, 0.7, 0.5], [[0.3, 0.4, 0.5, 0.9, 0.7]]), direction="maximize")[0].verdict == BETTER
+    )
     (same,) = judge(baseline, [dataclasses.replace(baseline, name="copy")], direction="minimize")
     assert (same.verdict, same.p_value, same.p_worse, same.difference) == (UNDECIDED, 1.0, 1.0, 0.0)
 
@@ -162,20 +172,31 @@ def test_verdicts_survive_json_in_the_order_of_the_candidates():
 
 
 def _arm(name="lambda", scores=None, **rest):
-    return Arm(name, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0} if scores is None else scores, rest.pop("protocol", PROTOCOL), **rest)
+    return Arm(
+        name, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0} if scores is None else scores, rest.pop("protocol", PROTOCOL), **rest
+    )
 
 
-@pytest.mark.parametrize(("candidates", "message"), [
-    ([], "no candidate"),
-    ([_arm(scores={0: 1.0, 1: math.nan, 2: 1.0, 3: 1.0})], r"arm 'lambda', replicate 1: nan is not a score"),
-    ([_arm(scores={0: 1.0, 1: 1.0, 2: 1.0})], r"arm 'lambda', replicate 3: no score, and 'baseline' has one"),
-    ([_arm(scores={0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 7: 1.0})], r"arm 'baseline', replicate 7: no score, and 'lambda' has one"),
-    ([_arm(), _arm()], "arm 'lambda': two arms"),
-    ([_arm(name="baseline")], "arm 'baseline': two arms"),
-    ([_arm(protocol={**PROTOCOL, "samples": 500})], r"arm 'lambda': protocol.samples is 500, and 1000 in 'baseline'"),
-    ([_arm(protocol={})], "arm 'lambda': protocol.samples is None"),
-    ([_arm(search_value=math.inf)], "arm 'lambda': search value inf"),
-])
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ([], "no candidate"),
+        ([_arm(scores={0: 1.0, 1: math.nan, 2: 1.0, 3: 1.0})], r"arm 'lambda', replicate 1: nan is not a score"),
+        ([_arm(scores={0: 1.0, 1: 1.0, 2: 1.0})], r"arm 'lambda', replicate 3: no score, and 'baseline' has one"),
+        (
+            [_arm(scores={0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 7: 1.0})],
+            r"arm 'baseline', replicate 7: no score, and 'lambda' has one",
+        ),
+        ([_arm(), _arm()], "arm 'lambda': two arms"),
+        ([_arm(name="baseline")], "arm 'baseline': two arms"),
+        (
+            [_arm(protocol={**PROTOCOL, "samples": 500})],
+            r"arm 'lambda': protocol.samples is 500, and 1000 in 'baseline'",
+        ),
+        ([_arm(protocol={})], "arm 'lambda': protocol.samples is None"),
+        ([_arm(search_value=math.inf)], "arm 'lambda': search value inf"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused_by_name(candidates, message):
     with pytest.raises(ConfigError, match=message):
         judge(_arm(name="baseline"), candidates, direction="minimize")

@@ -21,7 +21,9 @@ def test_the_small_bench(capsys):
     assert [row["part"] for row in rows] == ["tokens", "tokens and teacher input", "building"]
     for row in rows[:2]:
         assert row["ratio"] == pytest.approx(row["cache_images_per_sec"] / row["encoder_images_per_sec"], rel=0.02)
-    assert all(row["encoder_images_per_sec"] > 0 and row["batch"] == SMALL["batch"] and "machine" in row for row in rows)
+    assert all(
+        row["encoder_images_per_sec"] > 0 and row["batch"] == SMALL["batch"] and "machine" in row for row in rows
+    )
 
 
 def test_both_sides_are_the_same_tokens(tmp_path):

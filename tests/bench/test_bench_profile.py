@@ -25,8 +25,13 @@ def synthetic(configurations: int = 48, steep: float = 1.0) -> list[dict]:
         best = rng.uniform(0.5, 4.0)
         curve = [quality * (1 + steep * (math.log1p(cfg) - math.log1p(best)) ** 2) for cfg in CFG_SCALES]
         luck = 1 + 0.02 * rng.standard_normal((len(CFG_SCALES), 2))
-        rows.append({"params": {"loss.lambda_1": lambda_1, "loss.reference": reference}, "seed": number,
-                     "scores": [[cfg, fid * a, fid * b] for cfg, fid, (a, b) in zip(CFG_SCALES, curve, luck, strict=True)]})
+        rows.append(
+            {
+                "params": {"loss.lambda_1": lambda_1, "loss.reference": reference},
+                "seed": number,
+                "scores": [[cfg, fid * a, fid * b] for cfg, fid, (a, b) in zip(CFG_SCALES, curve, luck, strict=True)],
+            }
+        )
     return rows
 
 
@@ -40,23 +45,36 @@ def table(tmp_path):
 def test_rows_hold_both_searches_for_both_targets(table):
     rows = run(repeats=12, table=table)
     assert [(row["target"], row["search"]) for row in rows] == [
-        ("table", "joint"), ("table", "profiled"), ("best_cfg", "joint"), ("best_cfg", "profiled")]
+        ("table", "joint"),
+        ("table", "profiled"),
+        ("best_cfg", "joint"),
+        ("best_cfg", "profiled"),
+    ]
     for joint, profiled in (rows[:2], rows[2:]):
         assert profiled["ratio"] == pytest.approx(joint["median_trainings"] / profiled["median_trainings"], abs=1e-3)
         assert profiled["ratio_low"] <= profiled["ratio"] <= profiled["ratio_high"]
         assert profiled["median_scores"] == 10 * profiled["median_trainings"]
-        assert all(row["low"] <= row["median_trainings"] <= row["high"] and row["replays"] == 12 for row in (joint, profiled))
-    assert rows[1]["ratio"] > 1.5  # each configuration has its own best CFG scale: a training that tries one mostly misses it
+        assert all(
+            row["low"] <= row["median_trainings"] <= row["high"] and row["replays"] == 12 for row in (joint, profiled)
+        )
+    assert (
+        rows[1]["ratio"] > 1.5
+    )  # each configuration has its own best CFG scale: a training that tries one mostly misses it
     assert rows[0]["goal_fid"] > rows[2]["goal_fid"]
     json.dumps(rows, allow_nan=False)
-    timeless = [[{k: v for k, v in row.items() if k not in ("load", "cpu_sec")} for row in r] for r in
-                (rows, run(repeats=12, table=table))]
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("load", "cpu_sec")} for row in r]
+        for r in (rows, run(repeats=12, table=table))
+    ]
     assert timeless[0] == timeless[1]
     assert run(small=True, table=table)[0]["replays"] == 8
 
 
 def test_where_guidance_does_nothing_profiling_gains_nothing(tmp_path):
-    rows = [{**row, "scores": [[cfg, row["scores"][0][1], row["scores"][0][1]] for cfg in CFG_SCALES]} for row in synthetic(24)]
+    rows = [
+        {**row, "scores": [[cfg, row["scores"][0][1], row["scores"][0][1]] for cfg in CFG_SCALES]}
+        for row in synthetic(24)
+    ]
     (tmp_path / "flat.json").write_text(json.dumps({"rows": rows}))
     found = run(repeats=30, table=tmp_path / "flat.json")
     assert 0.4 < found[1]["ratio"] < 2.0
@@ -83,8 +101,10 @@ def test_trainings_are_counted_until_the_goal():
 
 
 def test_the_search_learns_where_the_values_have_order():
-    entries = [({"x": i / 200, "y": ((i * 37) % 200) / 200}, (i / 200 - 0.7) ** 2 + ((i * 37) % 200 / 200 - 0.2) ** 2)
-               for i in range(200)]
+    entries = [
+        ({"x": i / 200, "y": ((i * 37) % 200) / 200}, (i / 200 - 0.7) ** 2 + ((i * 37) % 200 / 200 - 0.2) ** 2)
+        for i in range(200)
+    ]
     goal = sorted(value for _, value in entries)[1]  # 2 of 200: at random after 67 on average
     assert np.median([trainings_needed(entries, [goal], seed)[0] for seed in range(10)]) < 40
 
@@ -95,14 +115,19 @@ def _broken(change) -> str:
     return json.dumps({"rows": rows})
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("[", "is not JSON"), ("{}", "at least two rows"), ("[]", "at least two rows"),
-    (_broken(lambda rows: rows[2].pop("seed")), r"row 2: is not \{params, seed, scores"),
-    (_broken(lambda rows: rows[1]["scores"][3].pop()), r"row 1: each score is"),
-    (_broken(lambda rows: rows[1]["scores"][3].__setitem__(2, math.nan)), r"row 1: each score is .* all finite"),
-    (_broken(lambda rows: rows[3]["params"].update(other=1)), r"row 3: parameters .*'other'"),
-    (_broken(lambda rows: rows[3]["scores"].pop()), r"row 3: the CFG scales are not those of row 0"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "is not JSON"),
+        ("{}", "at least two rows"),
+        ("[]", "at least two rows"),
+        (_broken(lambda rows: rows[2].pop("seed")), r"row 2: is not \{params, seed, scores"),
+        (_broken(lambda rows: rows[1]["scores"][3].pop()), r"row 1: each score is"),
+        (_broken(lambda rows: rows[1]["scores"][3].__setitem__(2, math.nan)), r"row 1: each score is .* all finite"),
+        (_broken(lambda rows: rows[3]["params"].update(other=1)), r"row 3: parameters .*'other'"),
+        (_broken(lambda rows: rows[3]["scores"].pop()), r"row 3: the CFG scales are not those of row 0"),
+    ],
+)
 def test_malformed_tables_are_refused_with_their_row(tmp_path, text, message):
     path = tmp_path / "table.json"
     path.write_text(text)
@@ -119,9 +144,14 @@ def test_what_ships_is_the_table_of_48_configurations_at_9_scales():
     assert about["protocol"]["samples"] == 500 and about["made_by"]["versions"]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"from_study": "any"}, "has no file to go to"), ({"root": "runs"}, "none is named"),
-    ({"from_study": "nowhere", "root": "ROOT", "table": "table.json"}, "no study 'nowhere'")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"from_study": "any"}, "has no file to go to"),
+        ({"root": "runs"}, "none is named"),
+        ({"from_study": "nowhere", "root": "ROOT", "table": "table.json"}, "no study 'nowhere'"),
+    ],
+)
 def test_a_table_is_made_of_a_named_study_into_a_named_file(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         run(**{name: str(tmp_path) if value == "ROOT" else value for name, value in options.items()})

@@ -24,7 +24,9 @@ def check(rows: list[dict], official: bool) -> None:
         assert row["images_per_sec"] == pytest.approx(SMALL["batch"] / row["step_sec"], rel=0.05)
         assert row["epoch_sec"] == pytest.approx(EPOCH_IMAGES / SMALL["batch"] * row["step_sec"], rel=0.05)
         if side != "official":
-            assert row["to_baseline"] == pytest.approx(row["step_sec"] / by_key["baseline", tokens]["step_sec"], rel=0.1)
+            assert row["to_baseline"] == pytest.approx(
+                row["step_sec"] / by_key["baseline", tokens]["step_sec"], rel=0.1
+            )
         assert ("ratio" in row) == (official and side != "official")
         assert row["threads"] == 1 and row["length"] == 5 and "load" in row and "device" in row
     json.dumps(rows, allow_nan=False)
@@ -40,7 +42,9 @@ def test_the_small_bench_of_our_sides(capsys):
     count = sum(p.numel() for p in VAR(**sizes).parameters())
     for row in rows:
         assert row["parameters_m"] == pytest.approx(count / 1e6, abs=1e-3) and row["batch_size"] == SMALL["batch"]
-        assert 16 * count < row["memory_gib"] * 2**30 < 16 * count + 2**26  # weights, gradients, two moments, and the step's own
+        assert (
+            16 * count < row["memory_gib"] * 2**30 < 16 * count + 2**26
+        )  # weights, gradients, two moments, and the step's own
 
 
 def test_images_and_configuration_agree():

@@ -23,11 +23,15 @@ CASES = {
     "objective with a weight": (["study.metric=loss/total"], "never selects on it"),
     "unknown objective": (["study.metric=fidd"], "did you mean 'fid'"),
     "study name with a path": (["study.name=../x"], "study.name '../x'"),
-    "weights that are not there": (["evaluation.extractor=inception-v3-compat", "evaluation.weights=/nowhere/inception.pth"],
-                                   "evaluation.weights: /nowhere/inception.pth does not exist"),
+    "weights that are not there": (
+        ["evaluation.extractor=inception-v3-compat", "evaluation.weights=/nowhere/inception.pth"],
+        "evaluation.weights: /nowhere/inception.pth does not exist",
+    ),
     "unknown feature network": (["evaluation.extractor=inceptoin-v3-compat"], "did you mean 'inception-v3-compat'"),
-    "a value of what is searched": (["loss.lambda_1=0.01"], "command line: loss.lambda_1 0.01: space.loss.lambda_1 "
-                                   "searches it"),
+    "a value of what is searched": (
+        ["loss.lambda_1=0.01"],
+        "command line: loss.lambda_1 0.01: space.loss.lambda_1 searches it",
+    ),
     "no trials": (["--trials", "0"], "--trials: study.trials 0"),
     "unknown phase": (["--dry-run", "--phase", "explor"], "did you mean 'explore'"),
     "a plan without its images": (["--dry-run", "data.name=folder", "data.path=/nowhere"], "/nowhere is no directory"),

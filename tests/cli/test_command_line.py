@@ -17,7 +17,7 @@ CASES = {
     "generate x --out a.png --count 100000000": "--count: '100000000' should be less than or equal to 10000; did you mean '10000'?",
     "generate x --out a.png --cfg-scale 1e308": "--cfg-scale: '1e308' should be less than or equal to 100; did you mean '100'?",
     "edit inpaint x y --out a.png --temperature 1e-300": "--temperature: '1e-300' should be greater than or equal to 0.0001; "
-                                                         "did you mean '0.0001'?",
+    "did you mean '0.0001'?",
     "evaluate x --suite table2 --samples 4": "--samples: '4' should be greater than or equal to 16; did you mean '16'?",
     "evaluate x --suite table2 --cfg-scale inf": "--cfg-scale: 'inf' should be less than or equal to 100; did you mean '100'?",
     "evaluate x --suite table2 --cfg-scale nan": "--cfg-scale: 'nan' should be ",
@@ -25,11 +25,11 @@ CASES = {
     "sync --study ../x --rebuild --rebuild": "--study: '../x' is no name of a study",
     "report --study a --study b --root /dev/null/x": "--study: no study 'a' below /dev/null/x",
     "sweep --training.images=100": "No such option: --training.images: settings are given as key=value, without dashes; "
-                                   "did you mean 'training.images=100'?",
+    "did you mean 'training.images=100'?",
     "sweep --training.images 100": "No such option: --training.images: settings are given as key=value, without dashes; "
-                                   "did you mean 'training.images=100'?",
+    "did you mean 'training.images=100'?",
     "train x.yaml --set run.workers=2": "No such option: --set: settings are given as key=value, without dashes; "
-                                        "did you mean 'run.workers=2'?",
+    "did you mean 'run.workers=2'?",
     "sweep --trails 3": "No such option: --trails (Possible options: --trials)",
     "report --stud.y=1": "No such option: --stud.y",
 }
@@ -46,11 +46,18 @@ def test_one_line_that_names_the_value(line, capsys, monkeypatch):
     assert said.err.startswith(f"error: {CASES[line]}") and len(said.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["losss"], "unknown benchmark 'losss' (one of: data, loss,"), (["losss"], "did you mean 'loss'?"),
-    ([], "is missing (one of: data,"), (["--json"], "is missing"), (["loss", "--bogus"], "--bogus"),
-    (["loss", "--repeats", "0"], "--repeats 0: at least 1"), (["loss", "--repeats", "x"], "invalid int value: 'x'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["losss"], "unknown benchmark 'losss' (one of: data, loss,"),
+        (["losss"], "did you mean 'loss'?"),
+        ([], "is missing (one of: data,"),
+        (["--json"], "is missing"),
+        (["loss", "--bogus"], "--bogus"),
+        (["loss", "--repeats", "0"], "--repeats 0: at least 1"),
+        (["loss", "--repeats", "x"], "invalid int value: 'x'"),
+    ],
+)
 def test_the_benchmarks_say_it_alike(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)

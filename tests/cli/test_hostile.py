@@ -52,7 +52,9 @@ def refusal(read, *arguments, **options) -> str:
         read(*arguments, **options)
     text = str(caught.value)
     assert text and "\n" not in text and len(text) < 2000
-    assert time.process_time() - began < 20 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+    assert (
+        time.process_time() - began < 20 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20
+    )  # KiB
     return text
 
 
@@ -73,10 +75,18 @@ def checkpoint(tmp_path):
     """A sound checkpoint of a small VAR, with its tokenizer beside it."""
     vqvae, var = networks()
     save_tokenizer(tmp_path / "tokenizer", vqvae)
-    config = {"data": {"image_size": 8}, "tokenizer": {"scales": [1, 2, 4], "channel_multipliers": [1, 2]},
-              "model": {"depth": 2, "width": 32, "heads": 2}}
-    save_checkpoint(tmp_path / "c" / "64", var_state=var.state_dict(), config=config,
-                    tokenizer={"path": str(tmp_path / "tokenizer")}, training_state={"images": 64})
+    config = {
+        "data": {"image_size": 8},
+        "tokenizer": {"scales": [1, 2, 4], "channel_multipliers": [1, 2]},
+        "model": {"depth": 2, "width": 32, "heads": 2},
+    }
+    save_checkpoint(
+        tmp_path / "c" / "64",
+        var_state=var.state_dict(),
+        config=config,
+        tokenizer={"path": str(tmp_path / "tokenizer")},
+        training_state={"images": 64},
+    )
     assert restore(tmp_path / "c" / "64")[0].num_classes == 4
     return tmp_path / "c" / "64"
 
@@ -99,8 +109,12 @@ def pickles(canary: Path) -> dict[str, bytes]:
     """A pickle that would run code, in each wrapping that `torch.load` opens."""
     old = io.BytesIO()
     torch.save({"x": Evil(canary)}, old, _use_new_zipfile_serialization=False)
-    return {"zip": saved({"x": Evil(canary)}), "old": old.getvalue(), "bare": pickle.dumps(Evil(canary)),
-            "among tensors": saved({"head.weight": torch.ones(2), "x": Evil(canary)})}
+    return {
+        "zip": saved({"x": Evil(canary)}),
+        "old": old.getvalue(),
+        "bare": pickle.dumps(Evil(canary)),
+        "among tensors": saved({"head.weight": torch.ones(2), "x": Evil(canary)}),
+    }
 
 
 def test_the_pickles_of_these_tests_do_run_where_nobody_looks(tmp_path):
@@ -166,7 +180,7 @@ def altered(path, tree):
     for at in range(len(parts[program])):
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in parts.items():
-                changed = content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1:] if name == program else content
+                changed = content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :] if name == program else content
                 archive.writestr(name, changed)
         yield at
 
@@ -215,19 +229,34 @@ def test_settings_that_ask_for_more_memory_than_their_weights_fill(tmp_path, che
         replace(checkpoint, "config.yaml", text.replace("width: 32", f"width: {width}").encode())
         assert "parameters, its weights are" in refusal(restore, checkpoint)
     settings = json.loads((tmp_path / "tokenizer" / "settings.json").read_text())
-    for change in ({"channels": 2**14}, {"channels": 2**40}, {"vocab_size": 2**50}, {"vocab_size": -1}, {"channels": "many"},
-                   {"other": 1}, {"scales": [0]}, {"scales": 7}, {"channel_multipliers": []}):
+    for change in (
+        {"channels": 2**14},
+        {"channels": 2**40},
+        {"vocab_size": 2**50},
+        {"vocab_size": -1},
+        {"channels": "many"},
+        {"other": 1},
+        {"scales": [0]},
+        {"scales": 7},
+        {"channel_multipliers": []},
+    ):
         replace(tmp_path / "tokenizer", "settings.json", json.dumps({**settings, **change}).encode())
         refusal(load_tokenizer, tmp_path / "tokenizer")
 
 
 def test_settings_that_ask_for_more_modules_than_there_are_tensors(tmp_path, checkpoint):
     """Refused before one is made: each takes its time and memory, whatever the size of its tensors."""
-    replace(checkpoint, "config.yaml", (checkpoint / "config.yaml").read_text().replace("depth: 2", "depth: 200").encode())
+    replace(
+        checkpoint, "config.yaml", (checkpoint / "config.yaml").read_text().replace("depth: 2", "depth: 200").encode()
+    )
     assert "200 blocks, its weights are" in refusal(restore, checkpoint)
     settings = json.loads((tmp_path / "tokenizer" / "settings.json").read_text())
-    for change, told in (({"blocks": 200}, "of 200 blocks"), ({"channel_multipliers": [1] * 200}, "200 levels"),
-                         ({"scales": [1] * 200, "share_quant_resi": 0}, "200 scales"), ({"share_quant_resi": 200}, "200 φ")):
+    for change, told in (
+        ({"blocks": 200}, "of 200 blocks"),
+        ({"channel_multipliers": [1] * 200}, "200 levels"),
+        ({"scales": [1] * 200, "share_quant_resi": 0}, "200 scales"),
+        ({"share_quant_resi": 200}, "200 φ"),
+    ):
         replace(tmp_path / "tokenizer", "settings.json", json.dumps({**settings, **change}).encode())
         assert told in refusal(load_tokenizer, tmp_path / "tokenizer")
 
@@ -243,9 +272,13 @@ def test_yaml_that_takes_long(tmp_path, checkpoint):
 
 IMAGES = {
     "many pixels": lambda path: Image.new("1", (12_000, 9_000)).save(path, "PNG"),
-    "a line of pixels": lambda path: Image.new("1", (80_000_000, 1)).save(path, "PNG"),  # 18 rows of 1.4 billion when enlarged
+    "a line of pixels": lambda path: Image.new("1", (80_000_000, 1)).save(
+        path, "PNG"
+    ),  # 18 rows of 1.4 billion when enlarged
     "a column of pixels": lambda path: Image.new("1", (1, 60_000)).save(path, "PNG"),
-    "PostScript": lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\n"),
+    "PostScript": lambda path: path.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\n"
+    ),
     "a text that unfolds": lambda path: Image.new("1", (32, 32)).save(path, "PNG", pnginfo=_long_text()),
     "half": lambda path: path.write_bytes(_png()[:60]),
     "nothing": lambda path: path.write_bytes(b""),
@@ -279,8 +312,23 @@ def test_images_that_unfold(tmp_path, kind):
     assert "1 of 2 images cannot be read" in text and "1.png" in text
 
 
-NAMES = ("../elsewhere", "..", ".", "/etc", "a/b", "a\\b", "a\n", "", ".hidden", "a\0b", "a b", "ä", "a" * 200, "$(touch x)",
-         "'; drop table")
+NAMES = (
+    "../elsewhere",
+    "..",
+    ".",
+    "/etc",
+    "a/b",
+    "a\\b",
+    "a\n",
+    "",
+    ".hidden",
+    "a\0b",
+    "a b",
+    "ä",
+    "a" * 200,
+    "$(touch x)",
+    "'; drop table",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -295,7 +343,11 @@ def test_names_that_are_paths(tmp_path, name):
     assert "name of a study" in refusal(StudyDirectory, root, name)
     config = read_config(path, [f"run.root={root}", "evaluation.extractor=digits"])
     for run in (run_tokenizer, run_final):
-        refusal(lambda run=run: run(config, name, say=print, **({"official": None} if run is run_tokenizer else {"replay": False})))
+        refusal(
+            lambda run=run: run(
+                config, name, say=print, **({"official": None} if run is run_tokenizer else {"replay": False})
+            )
+        )
     assert sorted(found.name for found in tmp_path.iterdir()) == ["space.yaml"]
 
 
@@ -323,12 +375,28 @@ def test_which_settings_are_free_text():
     from uvar_tune.config.schema import Config
 
     paths = {"data.path", "tokenizer.path", "training.init_from", "run.root", "run.scratch", "evaluation.weights"}
-    known = {"study.name", "study.metric", "study.stop_metric", "study.further_metrics", "study.constraints", "data.classes",
-             "evaluation.extractor", "run.storage"}
+    known = {
+        "study.name",
+        "study.metric",
+        "study.stop_metric",
+        "study.further_metrics",
+        "study.constraints",
+        "data.classes",
+        "evaluation.extractor",
+        "run.storage",
+    }
     told = {"study.question"}
-    sections = {name: field.annotation for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
-    found = {f"{name}.{key}" for name, section in sections.items() for key, field in section.model_fields.items()
-             if "str" in str(field.annotation).replace("'", " ").split("Literal")[0]}
+    sections = {
+        name: field.annotation
+        for name, field in Config.model_fields.items()
+        if hasattr(field.annotation, "model_fields")
+    }
+    found = {
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, field in section.model_fields.items()
+        if "str" in str(field.annotation).replace("'", " ").split("Literal")[0]
+    }
     assert found == paths | known | told
 
 
@@ -353,8 +421,17 @@ def test_no_shell_is_built_from_strings():
             if not isinstance(node, ast.Call):
                 continue
             name, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
-            if options.get("shell") == "True" or name in ("os.system", "os.popen", "eval", "exec", "pickle.loads", "pickle.load",
-                                                          "subprocess.getoutput", "yaml.unsafe_load", "yaml.full_load"):
+            if options.get("shell") == "True" or name in (
+                "os.system",
+                "os.popen",
+                "eval",
+                "exec",
+                "pickle.loads",
+                "pickle.load",
+                "subprocess.getoutput",
+                "yaml.unsafe_load",
+                "yaml.full_load",
+            ):
                 wrong.append(f"{path}: {name}")
             if name == "torch.load" and options.get("weights_only") != "True":
                 wrong.append(f"{path}: {name}")

@@ -23,9 +23,17 @@ MIB, GIB = 2**20, 2**30
 
 
 def study(root, **sections):
-    return validate({"study": {"name": "planned", "trials": 5}, "space": {"loss.lambda_1": LAMBDA_1},
-                     "tokenizer": {"vocab_size": 64, "channels": 16}, "evaluation": {"extractor": "digits"},
-                     "run": {"root": str(root), "max_concurrent": 1, "cpus_per_worker": 0.5}, **sections}, "test")
+    return validate(
+        {
+            "study": {"name": "planned", "trials": 5},
+            "space": {"loss.lambda_1": LAMBDA_1},
+            "tokenizer": {"vocab_size": 64, "channels": 16},
+            "evaluation": {"extractor": "digits"},
+            "run": {"root": str(root), "max_concurrent": 1, "cpus_per_worker": 0.5},
+            **sections,
+        },
+        "test",
+    )
 
 
 def said(config) -> str:
@@ -39,33 +47,77 @@ def written(config, directory) -> list[int]:
     t, vqvae = config.training, new_vqvae(config).eval().requires_grad_(False)
     save_tokenizer(directory / "tokenizer", vqvae)
     var = new_var(config, vqvae, num_classes=10, seed=0)
-    tokens = np.random.default_rng(0).integers(vqvae.vocab_size, size=(64, sum(p * p for p in vqvae.scales))).astype(np.uint16)
-    cache = TokenCache(tokens, np.arange(64) % 10, 1, tuple(vqvae.scales), vqvae.vocab_size, 64,
-                       {"images": "random", "tokenizer": "untrained"})
-    terms = dict(scales=vqvae.scales, codebook=vqvae.codebook_VC.detach(), classes=torch.arange(vqvae.vocab_size) % 4,
-                 reference_variance=torch.full((len(vqvae.scales),), 0.05), lambda_1=0.0, lambda_2=0.0)
+    tokens = (
+        np.random.default_rng(0)
+        .integers(vqvae.vocab_size, size=(64, sum(p * p for p in vqvae.scales)))
+        .astype(np.uint16)
+    )
+    cache = TokenCache(
+        tokens,
+        np.arange(64) % 10,
+        1,
+        tuple(vqvae.scales),
+        vqvae.vocab_size,
+        64,
+        {"images": "random", "tokenizer": "untrained"},
+    )
+    terms = dict(
+        scales=vqvae.scales,
+        codebook=vqvae.codebook_VC.detach(),
+        classes=torch.arange(vqvae.vocab_size) % 4,
+        reference_variance=torch.full((len(vqvae.scales),), 0.05),
+        lambda_1=0.0,
+        lambda_2=0.0,
+    )
 
     def loss(model, tokenizer, tokens_BL, labels_B, noise):
-        return composite_loss(model(labels_B, tokenizer.teacher_input(split(tokens_BL, vqvae.scales)), **noise), tokens_BL, **terms)
+        return composite_loss(
+            model(labels_B, tokenizer.teacher_input(split(tokens_BL, vqvae.scales)), **noise), tokens_BL, **terms
+        )
 
-    events = train(var, vqvae, cache, loss=loss, images=t.images, batch_size=t.batch_size, learning_rate=1e-3, schedule="lin0",
-                   warmup_images=0, final_ratio=0.1, weight_decay=0.05, betas=t.betas, clip=1.0, seed=0, ema=t.ema,
-                   log_images=t.batch_size, checkpoint_images=checkpoint_images(config), also_at=config.study.rungs)
+    events = train(
+        var,
+        vqvae,
+        cache,
+        loss=loss,
+        images=t.images,
+        batch_size=t.batch_size,
+        learning_rate=1e-3,
+        schedule="lin0",
+        warmup_images=0,
+        final_ratio=0.1,
+        weight_decay=0.05,
+        betas=t.betas,
+        clip=1.0,
+        seed=0,
+        ema=t.ema,
+        log_images=t.batch_size,
+        checkpoint_images=checkpoint_images(config),
+        also_at=config.study.rungs,
+    )
     sizes = []
     for event in events:
         if isinstance(event, CheckpointEvent):
             place = directory / "checkpoints" / f"{event.images:012d}"
-            save_checkpoint(place, var_state=var.state_dict(), config=config.tree(), training_state=event.state(),
-                            tokenizer={"path": str(directory / "tokenizer")})
+            save_checkpoint(
+                place,
+                var_state=var.state_dict(),
+                config=config.tree(),
+                training_state=event.state(),
+                tokenizer={"path": str(directory / "tokenizer")},
+            )
             sizes.append(sum(path.stat().st_size for path in place.iterdir()))
     return sizes
 
 
 @pytest.mark.parametrize("ema, rungs", [(None, {}), (64, {"rungs": [48], "pruner": "median"})])
 def test_the_bytes_of_checkpoints_are_those_that_a_training_writes(tmp_path, ema, rungs):
-    config = study(tmp_path, study={"name": "planned", "trials": 5, **rungs},
-                   model={"depth": 2, "width": 128, "heads": 2},
-                   training={"images": 160, "batch_size": 16, "warmup_images": 0, "ema": ema})
+    config = study(
+        tmp_path,
+        study={"name": "planned", "trials": 5, **rungs},
+        model={"depth": 2, "width": 128, "heads": 2},
+        training={"images": 160, "batch_size": 16, "warmup_images": 0, "ema": ema},
+    )
     sizes = written(config, tmp_path)
     text = said(config)
     told = float(text.split(" MiB a trial")[0].split()[-1])
@@ -84,8 +136,11 @@ def begun(config, tmp_path, *, finished: int, seconds=(3000.0, 4200.0)) -> Study
     search = Search(config, files.storage_url(config))
     for index in range(finished):
         number = search.ask().number
-        search.complete(number, 5.0 - index, {"scores": {"fid": 5.0 - index}, "seconds": seconds[index % 2],
-                                              "params": {"inference.cfg_scale": 2.0}})
+        search.complete(
+            number,
+            5.0 - index,
+            {"scores": {"fid": 5.0 - index}, "seconds": seconds[index % 2], "params": {"inference.cfg_scale": 2.0}},
+        )
         files.trial(number).mkdir(parents=True)
         (files.trial(number) / "weights").write_bytes(bytes(30 * MIB))
     return files
@@ -98,8 +153,10 @@ def test_hours_and_bytes_follow_from_the_finished_trials(tmp_path, at_once, hour
     begun(config, tmp_path, finished=2)
     text = said(config)
     assert f"trials at once: {at_once}; a trial asks for 1 worker with 0.01 CPUs" in text
-    assert (f"expected, from 2 finished trials: 60.0 minutes and 30.0 MiB a trial, {hours:.2f} hours and {90 * MIB / GIB:.2f} GiB "
-            "for the 3 that are left") in text
+    assert (
+        f"expected, from 2 finished trials: 60.0 minutes and 30.0 MiB a trial, {hours:.2f} hours and {90 * MIB / GIB:.2f} GiB "
+        "for the 3 that are left"
+    ) in text
 
 
 def test_another_configuration_is_refused_as_the_sweep_refuses_it(tmp_path):
@@ -113,18 +170,21 @@ def test_another_configuration_is_refused_as_the_sweep_refuses_it(tmp_path):
         plan(config, print)
 
 
-@pytest.mark.parametrize("section, values, where", [
-    ("run", {"root": "/etc/passwd"}, "run.root"),
-    ("run", {"root": "/proc/nope"}, "run.root"),
-    ("run", {"storage": "nonsense"}, "run.storage"),
-    ("run", {"storage": "journal:/nowhere/journal"}, "run.storage"),
-    ("run", {"storage": "journal:/tmp"}, "run.storage"),
-    ("run", {"storage": "sqlite:////nowhere/study.db"}, "run.storage"),
-    ("run", {"storage": "sqlite:////etc/passwd"}, "run.storage"),
-    ("run", {"storage": "postgresql://user:secret@127.0.0.1:1/x"}, "run.storage"),
-    ("run", {"storage": "martian://x"}, "run.storage"),
-    ("data", {"name": "folder", "path": "."}, "data.path"),
-])
+@pytest.mark.parametrize(
+    "section, values, where",
+    [
+        ("run", {"root": "/etc/passwd"}, "run.root"),
+        ("run", {"root": "/proc/nope"}, "run.root"),
+        ("run", {"storage": "nonsense"}, "run.storage"),
+        ("run", {"storage": "journal:/nowhere/journal"}, "run.storage"),
+        ("run", {"storage": "journal:/tmp"}, "run.storage"),
+        ("run", {"storage": "sqlite:////nowhere/study.db"}, "run.storage"),
+        ("run", {"storage": "sqlite:////etc/passwd"}, "run.storage"),
+        ("run", {"storage": "postgresql://user:secret@127.0.0.1:1/x"}, "run.storage"),
+        ("run", {"storage": "martian://x"}, "run.storage"),
+        ("data", {"name": "folder", "path": "."}, "data.path"),
+    ],
+)
 def test_where_nothing_can_lie_is_refused(tmp_path, section, values, where, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("RAY_ADDRESS", "UVAR_STORAGE"):
@@ -173,14 +233,20 @@ def test_what_a_confirmation_would_train(tmp_path):
     lines: list[str] = []
     plan(config, lines.append, phase="confirm")
     [line] = [line for line in lines if line.startswith("phase confirm")]
-    assert "4 arms (baseline, label smoothing, trial 2, trial 1) of 8 replicates" in line and "32 trainings are left" in line
+    assert (
+        "4 arms (baseline, label smoothing, trial 2, trial 1) of 8 replicates" in line
+        and "32 trainings are left" in line
+    )
     explored: list[str] = []
     plan(config, explored.append, phase="explore")
     assert any("for the 2 that are left" in line for line in explored)
 
 
 def test_networks_of_any_size_are_counted_at_once(tmp_path):
-    config = study(tmp_path, model={"depth": 256, "width": 65536, "heads": 64},
-                   training={"images": 64 * 10**9, "batch_size": 64}, run={
-                       "root": str(tmp_path), "checkpoint_images": 64, "cpus_per_worker": 0.5})
+    config = study(
+        tmp_path,
+        model={"depth": 256, "width": 65536, "heads": 64},
+        training={"images": 64 * 10**9, "batch_size": 64},
+        run={"root": str(tmp_path), "checkpoint_images": 64, "cpus_per_worker": 0.5},
+    )
     assert "expected: 1 checkpoints of" in said(config)

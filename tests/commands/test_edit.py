@@ -33,8 +33,13 @@ def place(tmp_path_factory):
     config = Config.model_validate({"model": MODEL, "tokenizer": {"vocab_size": 32, "code_dim": 8, "channels": 16}})
     for i, name in enumerate(("ours", "baseline")):
         var = lively(new_var(config, vqvae, 3, seed=i))
-        save_checkpoint(directory / name / "000000000064", var_state=var.state_dict(), config=config.model_dump(mode="json"),
-                        tokenizer={"path": str(directory / "tokenizer")}, training_state={"images": 64})
+        save_checkpoint(
+            directory / name / "000000000064",
+            var_state=var.state_dict(),
+            config=config.model_dump(mode="json"),
+            tokenizer={"path": str(directory / "tokenizer")},
+            training_state={"images": 64},
+        )
         if name == "ours":
             save_official(vqvae, var, vae_path=directory / "vae.pth", var_path=directory / "var.pth")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -51,10 +56,23 @@ def lively(var):
 
 
 def request(place, **changes) -> Request:
-    return dataclasses.replace(Request(
-        task="inpaint", checkpoint=str(place / "ours"), image=str(place / "small.png"), out=str(place / "out.png"), mask=None,
-        box="4,4,12,12", label=1, count=2, seed=5, baseline=None, sampling={"cfg_scale": 1.5, "cfg_ramp": 1.0},
-        networks=NETWORKS), **changes)
+    return dataclasses.replace(
+        Request(
+            task="inpaint",
+            checkpoint=str(place / "ours"),
+            image=str(place / "small.png"),
+            out=str(place / "out.png"),
+            mask=None,
+            box="4,4,12,12",
+            label=1,
+            count=2,
+            seed=5,
+            baseline=None,
+            sampling={"cfg_scale": 1.5, "cfg_ramp": 1.0},
+            networks=NETWORKS,
+        ),
+        **changes,
+    )
 
 
 def cells(path, rows: int, columns: int) -> list[list[np.ndarray]]:
@@ -63,7 +81,7 @@ def cells(path, rows: int, columns: int) -> list[list[np.ndarray]]:
     assert picture.shape[1] == 8 + columns * 136
     first = picture.shape[0] - rows * (128 + 17 + 8)
     tops, lefts = [first + 17 + row * 153 for row in range(rows)], [8 + column * 136 for column in range(columns)]
-    return [[picture[top:top + 128:8, left:left + 128:8] for left in lefts] for top in tops]
+    return [[picture[top : top + 128 : 8, left : left + 128 : 8] for left in lefts] for top in tops]
 
 
 def test_the_picture_holds_original_known_part_and_both_rows(place):
@@ -78,11 +96,22 @@ def test_the_picture_holds_original_known_part_and_both_rows(place):
     assert (no_image == 255).all() and (nor_this == 255).all()
     for name, found in (("ours", ours), ("baseline", baseline)):
         var, vqvae, _ = restore(place / name)
-        wanted = inpaint(var, vqvae, torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255, ~torch.from_numpy(hidden), 1,
-                         cfg_scale=1.5, count=2, seeds=[5, 6])
+        wanted = inpaint(
+            var,
+            vqvae,
+            torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255,
+            ~torch.from_numpy(hidden),
+            1,
+            cfg_scale=1.5,
+            count=2,
+            seeds=[5, 6],
+        )
         wanted = (wanted * 255).round().permute(0, 2, 3, 1).numpy()
         assert (np.stack(found) == wanted).all()
-    assert any("completions: 2 of 2" in line for line in said) and "label 1, CFG 1.5 (0 = off), ramp 1; checkpoint" in said[-1]
+    assert (
+        any("completions: 2 of 2" in line for line in said)
+        and "label 1, CFG 1.5 (0 = off), ramp 1; checkpoint" in said[-1]
+    )
 
 
 def test_outpaint_keeps_the_box_and_a_mask_says_the_same(place):
@@ -91,7 +120,9 @@ def test_outpaint_keeps_the_box_and_a_mask_says_the_same(place):
     Image.fromarray(mask).save(place / "mask.bmp")
     Image.fromarray(255 - mask).save(place / "around.png")
     by_box = [read_request(request(place, task=task), 16)[1] for task in ("inpaint", "outpaint")]
-    by_mask = [read_request(request(place, box=None, mask=str(place / name)), 16)[1] for name in ("mask.bmp", "around.png")]
+    by_mask = [
+        read_request(request(place, box=None, mask=str(place / name)), 16)[1] for name in ("mask.bmp", "around.png")
+    ]
     assert all(torch.equal(a, b) for a, b in zip(by_box, by_mask, strict=True))
     assert by_box[1][4:12, 4:12].all() and not by_box[1][0].any()
 
@@ -103,10 +134,15 @@ def test_images_and_masks_are_cut_alike(place):
     mask = np.zeros((40, 60), dtype=np.uint8)
     mask[:, 30:] = 255
     Image.fromarray(mask).save(place / "half.png")
-    pixels, known, seen = read_request(request(place, image=str(place / "photo.png"), box=None, mask=str(place / "half.png")), 16)
+    pixels, known, seen = read_request(
+        request(place, image=str(place / "photo.png"), box=None, mask=str(place / "half.png")), 16
+    )
     assert pixels.shape == (3, 16, 16) and seen == "60x40 px cut to 16x16"
     assert known[:, :8].all() and not known[:, 8:].any()
-    run_edit(request(place, image=str(place / "photo.png"), box=None, mask=str(place / "half.png"), label=None), lambda text: None)
+    run_edit(
+        request(place, image=str(place / "photo.png"), box=None, mask=str(place / "half.png"), label=None),
+        lambda text: None,
+    )
 
 
 def test_official_files_give_the_same_picture(place):
@@ -125,13 +161,17 @@ def test_training_starts_from_what_is_named(place, tmp_path):
     ours, fresh = restore(place / "ours")[0].state_dict(), new_var(config, vqvae, 5, seed=9).state_dict()
     for source in (place / "ours", place / "ours" / "000000000064", place / "var.pth"):
         named = config.with_values({"training.init_from": str(source)})
-        assert all(torch.equal(value, ours[key]) for key, value in new_var(named, vqvae, 3, seed=9).state_dict().items())
+        assert all(
+            torch.equal(value, ours[key]) for key, value in new_var(named, vqvae, 3, seed=9).state_dict().items()
+        )
         other = new_var(named, vqvae, 5, seed=9).state_dict()
         assert torch.equal(other["class_emb.weight"], fresh["class_emb.weight"])
         assert all(torch.equal(value, ours[key]) for key, value in other.items() if key != "class_emb.weight")
         assert not torch.equal(new_var(named, vqvae, 3, seed=9, empty=True).head.weight, ours["head.weight"])
     wider = config.with_values({"model.width": 64, "training.init_from": str(place / "ours")})
-    with pytest.raises(ConfigError, match=r"training.init_from: .*ours: pos_start has shape \(1, 1, 32\), expected \(1, 1, 64\)"):
+    with pytest.raises(
+        ConfigError, match=r"training.init_from: .*ours: pos_start has shape \(1, 1, 32\), expected \(1, 1, 64\)"
+    ):
         new_var(wider, vqvae, 3, seed=9)
     with pytest.raises(ConfigError, match="training.init_from: .*no such file"):
         new_var(config.with_values({"training.init_from": str(tmp_path / "none.pth")}), vqvae, 3, seed=9)
@@ -149,7 +189,9 @@ def test_captions_are_wrapped_to_the_picture(tmp_path):
     image, known = torch.rand(3, 16, 16), torch.ones(16, 16, dtype=torch.bool)
     heights = []
     for title in ("short", "long " * 60):
-        path = save_picture(tmp_path / "x.png", image, known, [Row("checkpoint", "here", image[None])], first_seed=0, title=title)
+        path = save_picture(
+            tmp_path / "x.png", image, known, [Row("checkpoint", "here", image[None])], first_seed=0, title=title
+        )
         picture = np.asarray(Image.open(path))
         heights.append(picture.shape[0])
         assert (picture[:, -4:] == 255).all()
@@ -187,10 +229,15 @@ def test_bad_requests_are_refused(place, name):
     assert not said or name == "out in a file"  # before anything is sampled
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"box": "9,4,4,12"}, "^--box: '9,4,4,12' must have 0 <= x0 < x1 and"), ({"box": "-1,4,4,12"}, "^--box: '-1,"),
-    ({"box": None, "mask": "nowhere.png"}, "nowhere.png: there is no such file"), ({"image": "nowhere.png"}, "nowhere.png"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"box": "9,4,4,12"}, "^--box: '9,4,4,12' must have 0 <= x0 < x1 and"),
+        ({"box": "-1,4,4,12"}, "^--box: '-1,"),
+        ({"box": None, "mask": "nowhere.png"}, "nowhere.png: there is no such file"),
+        ({"image": "nowhere.png"}, "nowhere.png"),
+    ],
+)
 def test_what_needs_no_network_is_refused_before_one_is_opened(place, changes, message):
     with pytest.raises(ConfigError, match=message):
         run_edit(request(place, checkpoint="no-checkpoint", **changes), lambda text: None)
@@ -198,32 +245,54 @@ def test_what_needs_no_network_is_refused_before_one_is_opened(place, changes, m
 
 def test_bad_files_are_refused(place):
     Image.new("L", (16, 12)).save(place / "low.png")
-    with pytest.raises(ConfigError, match="low.png: mask of 16x12 px for an image of 16x16 px; it must have the image's size"):
+    with pytest.raises(
+        ConfigError, match="low.png: mask of 16x12 px for an image of 16x16 px; it must have the image's size"
+    ):
         read_request(request(place, box=None, mask=str(place / "low.png")), 16)
     whole = (place / "photo.png").read_bytes()
     (place / "torn.png").write_bytes(whole[: len(whole) // 2])
     for image in ("torn.png", "vae.pth"):
         with pytest.raises(ConfigError, match=f"{image}: is not an image that can be read"):
             read_request(request(place, image=str(place / image)), 16)
-    config = Config.model_validate({"model": MODEL, "data": {"image_size": 8},
-                                    "tokenizer": {**TOKENIZER, "channel_multipliers": (1, 2)}})
+    config = Config.model_validate(
+        {"model": MODEL, "data": {"image_size": 8}, "tokenizer": {**TOKENIZER, "channel_multipliers": (1, 2)}}
+    )
     vqvae = VQVAE(**{**TOKENIZER, "channel_multipliers": (1, 2)})
     save_tokenizer(place / "other", vqvae)
-    save_checkpoint(place / "eight" / "000000000064", var_state=new_var(config, vqvae, 3, seed=0).state_dict(),
-                    config=config.model_dump(mode="json"), tokenizer={"path": str(place / "other")},
-                    training_state={"images": 64})
+    save_checkpoint(
+        place / "eight" / "000000000064",
+        var_state=new_var(config, vqvae, 3, seed=0).state_dict(),
+        config=config.model_dump(mode="json"),
+        tokenizer={"path": str(place / "other")},
+        training_state={"images": 64},
+    )
     with pytest.raises(ConfigError, match="--baseline: makes images of 8 px, the checkpoint of 16 px"):
         run_edit(request(place, baseline=str(place / "eight")), lambda text: None)
 
 
 def test_the_doors(place, cli):
     ours, small = place / "ours", place / "small.png"
-    done = cli("edit", "relabel", ours, small, "--box", "4,4,12,12", "--label", "2", "--count", "2", "--out", place / "a.png")
+    done = cli(
+        "edit", "relabel", ours, small, "--box", "4,4,12,12", "--label", "2", "--count", "2", "--out", place / "a.png"
+    )
     assert done.returncode == 0, done.stderr
     assert "completions: 2 of 2" in done.stdout and f"{place / 'a.png'}: 2 completions" in done.stdout
     assert len(cells(place / "a.png", rows=1, columns=4)[0]) == 4
-    done = cli("generate", "--vae", place / "vae.pth", "--var", place / "var.pth", "--label", "1", "--count", "3",
-                 "--cfg-ramp", "0", "--out", place / "b.png")
+    done = cli(
+        "generate",
+        "--vae",
+        place / "vae.pth",
+        "--var",
+        place / "var.pth",
+        "--label",
+        "1",
+        "--count",
+        "3",
+        "--cfg-ramp",
+        "0",
+        "--out",
+        place / "b.png",
+    )
     assert done.returncode == 0, done.stderr
     assert "images: 3 of 3" in done.stdout
     assert "CFG 1.5 (0 = off), ramp 0, checkpoint" in done.stdout and "official files" in done.stdout

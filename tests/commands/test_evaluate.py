@@ -50,39 +50,84 @@ def train_small(config, cache, directory):
     vqvae = load_tokenizer(assets.tokenizer).eval().requires_grad_(False)
     var, t = new_var(config, vqvae, assets.num_classes, seed=3), config.training
     loss = training_loss(config, dataclasses.asdict(assets), vqvae, var, "cpu")
-    events = train(var, vqvae, TokenCache.open(assets.tokens["train"]), loss=loss, images=t.images, batch_size=t.batch_size,
-                   learning_rate=t.learning_rate, schedule=t.schedule, warmup_images=t.warmup_images,
-                   final_ratio=t.final_ratio, weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=3,
-                   log_images=t.images, checkpoint_images=t.images)
+    events = train(
+        var,
+        vqvae,
+        TokenCache.open(assets.tokens["train"]),
+        loss=loss,
+        images=t.images,
+        batch_size=t.batch_size,
+        learning_rate=t.learning_rate,
+        schedule=t.schedule,
+        warmup_images=t.warmup_images,
+        final_ratio=t.final_ratio,
+        weight_decay=t.weight_decay,
+        betas=t.betas,
+        clip=t.clip,
+        seed=3,
+        log_images=t.images,
+        checkpoint_images=t.images,
+    )
     (due,) = [event for event in events if isinstance(event, CheckpointEvent)]
-    save_checkpoint(directory / "checkpoints" / f"{due.images:012d}", var_state=var.state_dict(),
-                    config=config.model_dump(mode="json"), tokenizer={"path": assets.tokenizer}, training_state=due.state())
+    save_checkpoint(
+        directory / "checkpoints" / f"{due.images:012d}",
+        var_state=var.state_dict(),
+        config=config.model_dump(mode="json"),
+        tokenizer={"path": assets.tokenizer},
+        training_state=due.state(),
+    )
 
 
 @pytest.fixture
 def ask(trials, root, tmp_path):
     """Runs the evaluation of ours in this process; (tables by suite, what was said)."""
+
     def run(*suites, **changes):
         said = []
-        request = Request(**{"checkpoint": str(trials["ours"]), "suites": list(suites), "root": str(root),
-                             "out": str(tmp_path / "out"), "log": False, **changes})
+        request = Request(
+            **{
+                "checkpoint": str(trials["ours"]),
+                "suites": list(suites),
+                "root": str(root),
+                "out": str(tmp_path / "out"),
+                "log": False,
+                **changes,
+            }
+        )
         return {table.suite: table for table in run_evaluation(request, said.append)}, "\n".join(said)
+
     return run
 
 
-def changed(trials, tmp_path, name="other", *, edit_config=lambda tree: tree, edit_state=lambda state: state, tokenizer=None):
+def changed(
+    trials, tmp_path, name="other", *, edit_config=lambda tree: tree, edit_state=lambda state: state, tokenizer=None
+):
     """A copy of our checkpoint with something changed."""
     stored = load_checkpoint(find(trials["ours"]))
     directory = tmp_path / name / f"{stored.images:012d}"
-    save_checkpoint(directory, var_state=edit_state(dict(stored.var_state)), config=edit_config(stored.config),
-                    tokenizer={"path": str(tokenizer or stored.tokenizer["path"])},
-                    training_state={"images": stored.images})
+    save_checkpoint(
+        directory,
+        var_state=edit_state(dict(stored.var_state)),
+        config=edit_config(stored.config),
+        tokenizer={"path": str(tokenizer or stored.tokenizer["path"])},
+        training_state={"images": stored.images},
+    )
     return str(directory)
 
 
 def test_every_table_by_the_door(trials, cli, root, tmp_path):
-    done = cli("evaluate", trials["ours"], "--baseline", trials["baseline"], "--suite", "all", "--root", root,
-                 "--out", tmp_path)
+    done = cli(
+        "evaluate",
+        trials["ours"],
+        "--baseline",
+        trials["baseline"],
+        "--suite",
+        "all",
+        "--root",
+        root,
+        "--out",
+        tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     trees = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert set(trees) == {"table2", "table3", "table5", "table7", "calibration"}
@@ -99,17 +144,23 @@ def test_every_table_by_the_door(trials, cli, root, tmp_path):
     assert len(trees["table3"]["corruption_errors"]["ours"]) == 8
     cost = trees["table5"]["rows"]
     assert cost["ours"]["memory_gib"]["value"] >= cost["baseline"]["memory_gib"]["value"] > 0
-    assert cost["ours"]["parameters"]["value"] == sum(p.numel() for p in load_checkpoint(find(trials["ours"])).var_state.values()
-                                                      if p.is_floating_point())
+    assert cost["ours"]["parameters"]["value"] == sum(
+        p.numel() for p in load_checkpoint(find(trials["ours"])).var_state.values() if p.is_floating_point()
+    )
     assert "dispersion_ratio/scale_4" in trees["calibration"]["rows"]["ours"]
     assert "published" in done.stdout and "46.97" in done.stdout and "samples at CFG" in done.stdout
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
-        (run,) = database.execute("select run_uuid from tags where key = 'uvar.kind' and value = 'evaluation'").fetchone()
+        (run,) = database.execute(
+            "select run_uuid from tags where key = 'uvar.kind' and value = 'evaluation'"
+        ).fetchone()
         logged = dict(database.execute("select key, value from latest_metrics where run_uuid = ?", (run,)))
         params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
     assert logged["fid"] == pytest.approx(ours["fid"]["value"])
     assert logged["baseline/fid"] == pytest.approx(baseline["fid"]["value"])
-    assert json.loads(params["protocol.fid"])["samples"] == 96 and json.loads(params["origin.fid"])["cfg_scale"] in (0, 2)
+    assert json.loads(params["protocol.fid"])["samples"] == 96 and json.loads(params["origin.fid"])["cfg_scale"] in (
+        0,
+        2,
+    )
     assert json.loads(params["protocol.mce"])["divisor"].startswith("errors of ")
 
 
@@ -169,7 +220,9 @@ def test_checkpoints_that_cannot_be_compared(ask, trials, tmp_path):
     images = changed(trials, tmp_path, "classes", edit_config=lambda tree: {**tree, "data": data})
     with pytest.raises(ProtocolMismatch, match="protocol.reference: the train images"):
         ask("table2", baseline=images)
-    fewer = changed(trials, tmp_path, "fewer", edit_config=lambda tree: {**tree, "data": {**data, "classes": ["0", "1"]}})
+    fewer = changed(
+        trials, tmp_path, "fewer", edit_config=lambda tree: {**tree, "data": {**data, "classes": ["0", "1"]}}
+    )
     with pytest.raises(ConfigError, match="trained on 3 classes, its data .* have 2"):
         ask("table2", checkpoint=fewer)
 

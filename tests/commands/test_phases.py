@@ -12,15 +12,28 @@ pytestmark = pytest.mark.ray
 
 @pytest.mark.slow
 def test_all_phases_end_in_verdicts(cli, space, root, tmp_path):
-    path = space(study={"name": "phases", "trials": 3, "startup_trials": 2, "noise_replicates": 2, "noise_samplings": 2,
-                        "confirm_top": 1, "confirm_replicates": 4, "confirm_refinements": 1},
-                 training={"images": 1920}, run={"max_concurrent": 2})
+    path = space(
+        study={
+            "name": "phases",
+            "trials": 3,
+            "startup_trials": 2,
+            "noise_replicates": 2,
+            "noise_samplings": 2,
+            "confirm_top": 1,
+            "confirm_replicates": 4,
+            "confirm_refinements": 1,
+        },
+        training={"images": 1920},
+        run={"max_concurrent": 2},
+    )
     done = cli("sweep", path, "--phase", "all", timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     directory = root / "phases"
     verdicts = {one["arm"]: one for one in json.loads((directory / "verdicts.json").read_text())}
     assert {"label smoothing", "2nd alone", "SE alone"} < set(verdicts) and len(verdicts) == 4
-    assert all(one["pairs"] == 4 and one["verdict"] in ("better", "not distinguishable", "worse") for one in verdicts.values())
+    assert all(
+        one["pairs"] == 4 and one["verdict"] in ("better", "not distinguishable", "worse") for one in verdicts.values()
+    )
     assert "smallest detectable gap" in done.stdout and json.loads((directory / "noise.json").read_text())
     trial = next(arm for arm in verdicts if arm.startswith("trial"))
     number = int(trial.split()[1])

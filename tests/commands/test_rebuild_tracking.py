@@ -20,15 +20,31 @@ def test_a_study_is_made_anew_on_an_empty_server_and_unchanged_on_a_full_one(tmp
     """Also where nothing is left of what it was told: then storage and records tell it."""
     place = Place(tmp_path)
     sink, checkpoint = run_study(place), tmp_path / "whole" / "trials" / "00000" / "checkpoints" / "000000000640"
-    save_checkpoint(checkpoint, var_state={"weight": torch.ones(2)}, config={}, tokenizer={"path": "t", "sha256": "0" * 64},
-                    training_state={"images": 640})
+    save_checkpoint(
+        checkpoint,
+        var_state={"weight": torch.ones(2)},
+        config={},
+        tokenizer={"path": "t", "sha256": "0" * 64},
+        training_state={"images": 640},
+    )
     sink.artifact(0, checkpoint, "checkpoint")
     assert sink.close(60)
     before = content(place)
     assert "checkpoint/000000000640/var.safetensors" in before["trial 0"][-1] and "study.yaml" in before["whole"][-1]
-    statuses = {"trial 0": "FINISHED", "trial 1": "KILLED", "trial 2": "FAILED", "noise/0": "FINISHED", "whole": "FINISHED"}
+    statuses = {
+        "trial 0": "FINISHED",
+        "trial 1": "KILLED",
+        "trial 2": "FAILED",
+        "noise/0": "FINISHED",
+        "whole": "FINISHED",
+    }
     assert {name: shown[0] for name, shown in before.items()} == statuses
-    for database, lost in (("mlflow.db", None), ("second.db", None), ("third.db", "outbox.jsonl"), ("third.db", "state.json")):
+    for database, lost in (
+        ("mlflow.db", None),
+        ("second.db", None),
+        ("third.db", "outbox.jsonl"),
+        ("third.db", "state.json"),
+    ):
         place.use(database)
         if lost:
             (tmp_path / "whole" / "mlflow" / lost).unlink()
@@ -72,7 +88,9 @@ def test_a_storage_that_is_gone_is_said_and_nothing_is_dropped(tmp_path):
     place = Place(tmp_path)
     assert run_study(place).close(60)
     before, outbox = content(place), (tmp_path / "whole" / "mlflow" / "outbox.jsonl").read_bytes()
-    verify_directory_owner(open_storage(f"journal:{tmp_path / 'whole' / 'optuna.journal'}"), "whole", tmp_path / "whole")
+    verify_directory_owner(
+        open_storage(f"journal:{tmp_path / 'whole' / 'optuna.journal'}"), "whole", tmp_path / "whole"
+    )
     (tmp_path / "whole" / "optuna.journal").rename(tmp_path / "elsewhere.journal")
     done = sync(place, "--rebuild")
     assert done.returncode == 2 and "does not hold study 'whole', whose trials lie in" in done.stderr
@@ -88,7 +106,10 @@ def test_a_root_that_was_moved_takes_its_runs_along(tmp_path):
     before = content(old)
     old.root.rename(new.root)
     said = sync(new, "--rebuild")
-    assert said.returncode == 1 and f"below {old.root}, which is gone: where run.root was moved, link the old path" in said.stdout
+    assert (
+        said.returncode == 1
+        and f"below {old.root}, which is gone: where run.root was moved, link the old path" in said.stdout
+    )
     old.root.symlink_to(new.root)
     assert sync(new).returncode == 0 and content(new) == before
 

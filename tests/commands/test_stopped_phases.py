@@ -13,7 +13,10 @@ from uvar_tune.ray_backend.searcher import StudySearcher
 from uvar_tune.study_dir import StudyDirectory
 
 RATE = "training.learning_rate"
-SPACE = {**NARROW, RATE: {"role": "nuisance", "type": "float", "low": 1e-4, "high": 1e-2, "log": True, "baseline": 1e-3}}
+SPACE = {
+    **NARROW,
+    RATE: {"role": "nuisance", "type": "float", "low": 1e-4, "high": 1e-2, "log": True, "baseline": 1e-3},
+}
 
 
 class TrialCallbacks:
@@ -43,8 +46,10 @@ def test_the_same_command_continues(tmp_path, until):
     Phases(config, files, said.append).run("confirm", stopped, 1)
     assert stopped.ran == [("baseline", number) for number in range(until)]
     Phases(config, files, said.append).run("confirm", again, 1)
-    assert again.ran[:5 - until] == [("baseline", number) for number in range(until, 5)]
-    assert {phase for phase, _ in again.ran[5 - until:]} == {"confirm"} and not any("other arms" in text for text in said)
+    assert again.ran[: 5 - until] == [("baseline", number) for number in range(until, 5)]
+    assert {phase for phase, _ in again.ran[5 - until :]} == {"confirm"} and not any(
+        "other arms" in text for text in said
+    )
 
 
 def test_a_study_that_was_made_longer_is_confirmed_anew(tmp_path):

@@ -52,21 +52,36 @@ def test_each_trial_has_its_files(study):
 
 def test_mlflow_shows_a_parent_and_its_trials(study, root):
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
-        rows = database.execute("select r.name, r.status, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid "
-                                "where t.key = 'uvar.study' and t.value = 'tiny' ").fetchall()
-        children = database.execute("select r.status, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid "
-                                    "where t.key = 'uvar.trial' and t.value like 'tiny/%'").fetchall()
+        rows = database.execute(
+            "select r.name, r.status, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid "
+            "where t.key = 'uvar.study' and t.value = 'tiny' "
+        ).fetchall()
+        children = database.execute(
+            "select r.status, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid "
+            "where t.key = 'uvar.trial' and t.value like 'tiny/%'"
+        ).fetchall()
         assert [status for status, _ in children] == ["FINISHED"] * 3
         for _, run in children:
             keys = {key for (key,) in database.execute("select distinct key from metrics where run_uuid = ?", (run,))}
-            assert {"loss/total", "loss/ce", "loss/second_order", "loss/semantic_entropy", "fid", "nll_token",
-                    "code_usage", "conditional_accuracy"} <= keys
-            repeated = database.execute("select count(*) - count(distinct key || '/' || step) from metrics where run_uuid = ?",
-                                        (run,)).fetchone()[0]
+            assert {
+                "loss/total",
+                "loss/ce",
+                "loss/second_order",
+                "loss/semantic_entropy",
+                "fid",
+                "nll_token",
+                "code_usage",
+                "conditional_accuracy",
+            } <= keys
+            repeated = database.execute(
+                "select count(*) - count(distinct key || '/' || step) from metrics where run_uuid = ?", (run,)
+            ).fetchone()[0]
             assert repeated == 0
             params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
             assert {"loss.lambda_1", "loss.reference", "training.images", "evaluation.samples"} <= set(params)
-            assert params["protocol.samples"] == "100" and {"protocol.reference", "origin.seed.sampling-b"} <= set(params)
+            assert params["protocol.samples"] == "100" and {"protocol.reference", "origin.seed.sampling-b"} <= set(
+                params
+            )
     assert rows
 
 
@@ -83,8 +98,18 @@ def test_report_and_export_by_their_doors(study, cli, root, tmp_path):
     told = cli("report", "--study", "tiny", "--root", str(root), "--out", str(tmp_path / "report"))
     assert told.returncode == 0, told.stderr
     assert (tmp_path / "report" / "report.html").exists()
-    made = cli("export", "--study", "tiny", "--root", str(root), "--top", "2", "--out", str(tmp_path / "export"),
-                 "--unconfirmed")
+    made = cli(
+        "export",
+        "--study",
+        "tiny",
+        "--root",
+        str(root),
+        "--top",
+        "2",
+        "--out",
+        str(tmp_path / "export"),
+        "--unconfirmed",
+    )
     assert made.returncode == 0, made.stderr
     files = [Path(line) for line in made.stdout.split()]
     assert len(files) == 2
@@ -109,8 +134,18 @@ def test_a_replay_gives_the_same_numbers_and_a_final_run_runs(study, cli, cluste
 
 def test_generate_from_a_trial(study, cli, tmp_path):
     directory, _, _ = study
-    made = cli("generate", directory / "trials" / "00000", "--label", "3", "--count", "4", "--cfg-scale", "2",
-                 "--out", tmp_path / "three.png")
+    made = cli(
+        "generate",
+        directory / "trials" / "00000",
+        "--label",
+        "3",
+        "--count",
+        "4",
+        "--cfg-scale",
+        "2",
+        "--out",
+        tmp_path / "three.png",
+    )
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG") and "CFG 2" in made.stdout
     wrong = cli("generate", directory / "trials" / "00000", "--label", "12", "--out", tmp_path / "x.png")
@@ -124,7 +159,9 @@ def test_the_profile_table_is_made_of_the_study(study, cli, root, tmp_path):
     assert made.returncode == 0, made.stderr
     assert [row["replays"] for row in json.loads(made.stdout)] == [8] * 4 and "2 of 2 checkpoints" in made.stderr
     rows, journal = load_table(path), study[0] / "optuna.journal"
-    trials = optuna.load_study(study_name="tiny", storage=JournalStorage(JournalFileBackend(str(journal)))).get_trials()[1:]
+    trials = optuna.load_study(
+        study_name="tiny", storage=JournalStorage(JournalFileBackend(str(journal)))
+    ).get_trials()[1:]
     assert len(rows) == len(trials) == 2
     for row, trial in zip(rows, trials, strict=True):
         assert row["params"] == trial.params and row["seed"] == trial.user_attrs["seeds"]["training"]

@@ -26,8 +26,11 @@ from uvar_tune.training.tokenizer_io import check_tokenizer
 from uvar_tune.trial.factory import new_vqvae
 from uvar_tune.trial.tokenizer_trial import _resume, run_tokenizer_attempt
 
-TREE = {"data": TINY["data"], "tokenizer": {**TINY["tokenizer"], "images": 1280, "batch_size": 16, "channels": 8},
-        "run": {"checkpoint_images": 128, "log_images": 320}}
+TREE = {
+    "data": TINY["data"],
+    "tokenizer": {**TINY["tokenizer"], "images": 1280, "batch_size": 16, "channels": 8},
+    "run": {"checkpoint_images": 128, "log_images": 320},
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,11 @@ def test_it_ends_with_the_place_and_how_to_use_it(trained):
 def test_interrupted_equals_uninterrupted(trained, tmp_path):
     """The same attempt in this process, without Ray and without a stop: the same weights and the same curve, bit for bit."""
     _, directory, _, official = trained
-    job = {"config": Config.model_validate(TREE).tree(), "directory": str(tmp_path), "tokenizer": str(tmp_path / "tokenizer")}
+    job = {
+        "config": Config.model_validate(TREE).tree(),
+        "directory": str(tmp_path),
+        "tokenizer": str(tmp_path / "tokenizer"),
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -86,14 +93,19 @@ def test_interrupted_equals_uninterrupted(trained, tmp_path):
     assert curve(tmp_path / "metrics.jsonl") == curve(directory / "trials" / "00000" / "metrics.jsonl")
     theirs = load_tokenizer(official, scales=(1, 2, 3, 4)).state_dict()
     assert whole.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in whole.items())
-    newest = latest_valid(tmp_path / "checkpoints", on_skip=lambda path, why: None, training_state=True, check=check_tokenizer)
+    newest = latest_valid(
+        tmp_path / "checkpoints", on_skip=lambda path, why: None, training_state=True, check=check_tokenizer
+    )
     assert newest.name == "000000001280" and load_tokenizer(newest).scales == (1, 2, 3, 4)
 
 
 def curve(record) -> list:
     lines = [json.loads(line) for line in record.read_text().splitlines()]
-    return [(line["images"], {name: value for name, value in line["values"].items() if name != "images_per_sec"})
-            for line in lines if line["kind"] == "metrics"]
+    return [
+        (line["images"], {name: value for name, value in line["values"].items() if name != "images_per_sec"})
+        for line in lines
+        if line["kind"] == "metrics"
+    ]
 
 
 @pytest.mark.ray
@@ -101,11 +113,18 @@ def test_mlflow_shows_curves_pictures_and_what_was_held_out(trained, root):
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         ((status, run, place),) = database.execute(
             "select r.status, r.run_uuid, r.artifact_uri from runs r join tags t on t.run_uuid = r.run_uuid "
-            "where t.key = 'uvar.trial' and t.value = 'digits-tokenizer/0'").fetchall()
+            "where t.key = 'uvar.trial' and t.value = 'digits-tokenizer/0'"
+        ).fetchall()
         points = database.execute("select key, step from metrics where run_uuid = ?", (run,)).fetchall()
         params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
     assert status == "FINISHED" and params["tokenizer.images"] == "1280" and "model.depth" not in params
-    for key in ("loss/total", "loss/vq", "reconstruction_mse", "code_usage", *(f"code_usage/scale_{k}" for k in range(1, 5))):
+    for key in (
+        "loss/total",
+        "loss/vq",
+        "reconstruction_mse",
+        "code_usage",
+        *(f"code_usage/scale_{k}" for k in range(1, 5)),
+    ):
         assert sorted(step for name, step in points if name == key) == list(range(320, 1281, 320)), key
     held_out = {name: step for name, step in points if name.startswith("held_out/")}
     assert {"held_out/reconstruction_mse", "held_out/code_usage"} <= set(held_out) and set(held_out.values()) == {1280}
@@ -123,8 +142,10 @@ def test_the_same_command_says_where_it_lies_and_another_configuration_is_refuse
 
 
 def test_a_checkpoint_of_another_shape_is_passed_over(tmp_path):
-    fitting, other = (new_vqvae(Config.model_validate({**TREE, "tokenizer": {**TREE["tokenizer"], "channels": channels}}))
-                      for channels in (8, 4))
+    fitting, other = (
+        new_vqvae(Config.model_validate({**TREE, "tokenizer": {**TREE["tokenizer"], "channels": channels}}))
+        for channels in (8, 4)
+    )
     for images, vqvae in ((64, fitting), (128, other)):
         save_tokenizer(tmp_path / f"{images:012d}", vqvae, training_state={"images": images})
     with open_metrics_log(tmp_path) as recorder:
@@ -132,13 +153,20 @@ def test_a_checkpoint_of_another_shape_is_passed_over(tmp_path):
     assert "checkpoint 000000000128 is not used: " in (tmp_path / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize(("overrides", "options", "message"), [
-    (["tokenizer.path=here"], {}, "tokenizer.path: 'here' is a tokenizer already"),
-    (["run.workers=64", "tokenizer.batch_size=32"], {}, "tokenizer.batch_size: 32 is not a multiple of run.workers 64"),
-    ([], {"name": "a/b"}, "--name: 'a/b' is no name"),
-    ([], {"official": "/nowhere/vae.pth"}, "--official: '/nowhere/vae.pth' is no file in a directory that exists"),
-    (["tokenizer.lpips_weight=-1"], {}, "tokenizer.lpips_weight -1"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "options", "message"),
+    [
+        (["tokenizer.path=here"], {}, "tokenizer.path: 'here' is a tokenizer already"),
+        (
+            ["run.workers=64", "tokenizer.batch_size=32"],
+            {},
+            "tokenizer.batch_size: 32 is not a multiple of run.workers 64",
+        ),
+        ([], {"name": "a/b"}, "--name: 'a/b' is no name"),
+        ([], {"official": "/nowhere/vae.pth"}, "--official: '/nowhere/vae.pth' is no file in a directory that exists"),
+        (["tokenizer.lpips_weight=-1"], {}, "tokenizer.lpips_weight -1"),
+    ],
+)
 def test_bad_input_is_refused_before_ray_starts(tmp_path, overrides, options, message):
     path = tmp_path / "digits.yaml"
     path.write_text(yaml.safe_dump({**TREE, "run": {"root": str(tmp_path)}}))

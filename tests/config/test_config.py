@@ -18,6 +18,7 @@ def written(tmp_path):
         path = tmp_path / "space.yaml"
         path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
         return str(path)
+
     return write
 
 
@@ -28,90 +29,117 @@ def refusal(read, *arguments) -> ConfigError:
     return caught.value
 
 
-@pytest.mark.parametrize("tree, said, nearest", [
-    ({"studdy": {}}, "unknown key 'studdy'", "study"),
-    ({"training": {"learning_rat": 1}}, "unknown key 'training.learning_rat'", "training.learning_rate"),
-    ({"study": {"constraints": {"nll_token": {"maxx": 1}}}}, "constraints.nll_token.maxx", "study.constraints.nll_token.max"),
-    ({"loss": {"lambda_2": 1.0}}, "loss.lambda_2 1.0: input should be less than 1", None),
-    ({"loss": {"lambda_1": float("nan")}}, "loss.lambda_1", None),
-    ({"loss": {"reference": "unifrom"}}, "loss.reference 'unifrom'", "uniform"),
-    ({"study": {"sampler": "nsga3"}}, "study.sampler 'nsga3'", "nsga2"),
-    ({"study": {"trials": 0}}, "study.trials 0", None),
-    ({"study": {"name": "../elsewhere"}}, "study.name '../elsewhere'", None),
-    ({"training": {"images": 100}}, "training.images 100 is not a multiple of training.batch_size 64; the nearest: 64 or "
-     "128", None),
-    ({"training": {"images": 640}}, "training.warmup_images 640 must be below", None),
-    ({"run": {"workers": 3}}, "run.workers·training.accumulate 3", None),
-    ({"run": {"log_images": 65}}, "run.log_images 65", None),
-    ({"model": {"width": 100, "heads": 3}}, "model.width 100 is not a multiple of model.heads 3", None),
-    ({"data": {"image_size": 32}}, "data.image_size 32 differs from 16", None),
-    ({"data": {"name": "folder"}}, "needs data.path", None),
-    ({"tokenizer": {"scales": [1, 3, 2]}}, "must grow strictly", None),
-    ({"inference": {"search_cfg_scales": [1, 2]}}, "must ascend and hold 0", None),
-    ({"inference": {"search_cfg_scales": [0]}}, "and one more", None),
-    ({"loss": {"lambda_1": 1, "discrepancy": "kl", "dispersion": "probability", "reference": "uniform"}},
-     "variance of 0", None),
-    ({"loss": {"lambda_1": 0.5, "lambda_unit": "share"}}, "is a share of the gradient", None),
-    ({"study": {"pruner": "median"}}, "study.pruner and study.rungs belong together", None),
-    ({"study": {"rungs": [6400]}}, "study.pruner and study.rungs belong together", None),
-    ({"study": {"pruner": "median", "rungs": [6401]}}, "study.rungs 6401 is not a multiple of training.batch_size 64; the "
-     "nearest: 6400 or 6464", None),
-    ({"study": {"pruner": "median", "rungs": [32000]}}, "must be below training.images 32000", None),
-    ({"study": {"pruner": "median", "rungs": [12800, 6400]}}, "must grow strictly", None),
-    ({"study": {"pruner": "median", "rungs": [6400], "rung_samples": 2000}}, "exceeds evaluation.samples 1000", None),
-    ({"study": {"pruner": "successive_halving", "rungs": [6400, 16000]}}, "same whole multiple", None),
-    ({"study": {"further_metrics": ["is"], "pruner": "median", "rungs": [6400]}}, "needs study.stop_metric", None),
-    ({"study": {"stop_metric": "kid"}}, "study.stop_metric 'kid' is none of the metrics", None),
-    ({"study": {"further_metrics": ["fid"]}}, "name a metric twice", None),
-    ({"study": {"constraints": {"nll_token": {}}}}, "a constraint needs max, min", None),
-    ({"study": {"max_gpu_hours": 5}}, "run.gpus_per_worker is 0", None),
-    ({"study": {"max_wall_time": 0}}, "study.max_wall_time 0", None),
-    ({"study": []}, "study", None),
-    ({"space": [1]}, "space", None),
-    ({1: {}}, "", None),
-    (None, "a configuration is a mapping", None),
-    (["study"], "a configuration is a mapping", None),
-    ({"model": {"depth": 10**6}}, "model.depth 1000000: input should be less than or equal to 256", None),
-    ({"model": {"width": 10**9}}, "model.width 1000000000: input should be less than or equal to 65536", None),
-    ({"model": {"heads": 10**9}}, "model.heads 1000000000", None),
-    ({"model": {"depth": None}}, "model.depth (nothing): input should be a valid integer", None),
-    ({"tokenizer": {"channels": 10**9}}, "tokenizer.channels 1000000000", None),
-    ({"tokenizer": {"scales": [1, 10**9]}}, "tokenizer.scales.1 1000000000", None),
-    ({"data": {"image_size": 10**9}}, "data.image_size 1000000000", None),
-    ({"study": {"trials": 10**20}}, "study.trials 100000000000000000000", None),
-    ({"study": {"seed": 16**5000}}, "study.seed (a number of thousands of digits)", None),
-    ({"training": {"images": 64 * 10**18}}, "training.images 64000000000000000000", None),
-    ({"inference": {"cfg_scale": 1e9}}, "less than or equal to 100", None),
-    ({"inference": {"temperature": 1e9}}, "less than or equal to 100", None),
-    ({"inference": {"search_cfg_scales": "0,1"}}, "inference.search_cfg_scales '0,1': a list is expected, such as [0,1]", None),
-    ({"study": {"name": 1000.0}}, "study.name 1000.0: a text is expected; put it into quotes", None),
-])
+@pytest.mark.parametrize(
+    "tree, said, nearest",
+    [
+        ({"studdy": {}}, "unknown key 'studdy'", "study"),
+        ({"training": {"learning_rat": 1}}, "unknown key 'training.learning_rat'", "training.learning_rate"),
+        (
+            {"study": {"constraints": {"nll_token": {"maxx": 1}}}},
+            "constraints.nll_token.maxx",
+            "study.constraints.nll_token.max",
+        ),
+        ({"loss": {"lambda_2": 1.0}}, "loss.lambda_2 1.0: input should be less than 1", None),
+        ({"loss": {"lambda_1": float("nan")}}, "loss.lambda_1", None),
+        ({"loss": {"reference": "unifrom"}}, "loss.reference 'unifrom'", "uniform"),
+        ({"study": {"sampler": "nsga3"}}, "study.sampler 'nsga3'", "nsga2"),
+        ({"study": {"trials": 0}}, "study.trials 0", None),
+        ({"study": {"name": "../elsewhere"}}, "study.name '../elsewhere'", None),
+        (
+            {"training": {"images": 100}},
+            "training.images 100 is not a multiple of training.batch_size 64; the nearest: 64 or 128",
+            None,
+        ),
+        ({"training": {"images": 640}}, "training.warmup_images 640 must be below", None),
+        ({"run": {"workers": 3}}, "run.workers·training.accumulate 3", None),
+        ({"run": {"log_images": 65}}, "run.log_images 65", None),
+        ({"model": {"width": 100, "heads": 3}}, "model.width 100 is not a multiple of model.heads 3", None),
+        ({"data": {"image_size": 32}}, "data.image_size 32 differs from 16", None),
+        ({"data": {"name": "folder"}}, "needs data.path", None),
+        ({"tokenizer": {"scales": [1, 3, 2]}}, "must grow strictly", None),
+        ({"inference": {"search_cfg_scales": [1, 2]}}, "must ascend and hold 0", None),
+        ({"inference": {"search_cfg_scales": [0]}}, "and one more", None),
+        (
+            {"loss": {"lambda_1": 1, "discrepancy": "kl", "dispersion": "probability", "reference": "uniform"}},
+            "variance of 0",
+            None,
+        ),
+        ({"loss": {"lambda_1": 0.5, "lambda_unit": "share"}}, "is a share of the gradient", None),
+        ({"study": {"pruner": "median"}}, "study.pruner and study.rungs belong together", None),
+        ({"study": {"rungs": [6400]}}, "study.pruner and study.rungs belong together", None),
+        (
+            {"study": {"pruner": "median", "rungs": [6401]}},
+            "study.rungs 6401 is not a multiple of training.batch_size 64; the nearest: 6400 or 6464",
+            None,
+        ),
+        ({"study": {"pruner": "median", "rungs": [32000]}}, "must be below training.images 32000", None),
+        ({"study": {"pruner": "median", "rungs": [12800, 6400]}}, "must grow strictly", None),
+        (
+            {"study": {"pruner": "median", "rungs": [6400], "rung_samples": 2000}},
+            "exceeds evaluation.samples 1000",
+            None,
+        ),
+        ({"study": {"pruner": "successive_halving", "rungs": [6400, 16000]}}, "same whole multiple", None),
+        ({"study": {"further_metrics": ["is"], "pruner": "median", "rungs": [6400]}}, "needs study.stop_metric", None),
+        ({"study": {"stop_metric": "kid"}}, "study.stop_metric 'kid' is none of the metrics", None),
+        ({"study": {"further_metrics": ["fid"]}}, "name a metric twice", None),
+        ({"study": {"constraints": {"nll_token": {}}}}, "a constraint needs max, min", None),
+        ({"study": {"max_gpu_hours": 5}}, "run.gpus_per_worker is 0", None),
+        ({"study": {"max_wall_time": 0}}, "study.max_wall_time 0", None),
+        ({"study": []}, "study", None),
+        ({"space": [1]}, "space", None),
+        ({1: {}}, "", None),
+        (None, "a configuration is a mapping", None),
+        (["study"], "a configuration is a mapping", None),
+        ({"model": {"depth": 10**6}}, "model.depth 1000000: input should be less than or equal to 256", None),
+        ({"model": {"width": 10**9}}, "model.width 1000000000: input should be less than or equal to 65536", None),
+        ({"model": {"heads": 10**9}}, "model.heads 1000000000", None),
+        ({"model": {"depth": None}}, "model.depth (nothing): input should be a valid integer", None),
+        ({"tokenizer": {"channels": 10**9}}, "tokenizer.channels 1000000000", None),
+        ({"tokenizer": {"scales": [1, 10**9]}}, "tokenizer.scales.1 1000000000", None),
+        ({"data": {"image_size": 10**9}}, "data.image_size 1000000000", None),
+        ({"study": {"trials": 10**20}}, "study.trials 100000000000000000000", None),
+        ({"study": {"seed": 16**5000}}, "study.seed (a number of thousands of digits)", None),
+        ({"training": {"images": 64 * 10**18}}, "training.images 64000000000000000000", None),
+        ({"inference": {"cfg_scale": 1e9}}, "less than or equal to 100", None),
+        ({"inference": {"temperature": 1e9}}, "less than or equal to 100", None),
+        (
+            {"inference": {"search_cfg_scales": "0,1"}},
+            "inference.search_cfg_scales '0,1': a list is expected, such as [0,1]",
+            None,
+        ),
+        ({"study": {"name": 1000.0}}, "study.name 1000.0: a text is expected; put it into quotes", None),
+    ],
+)
 def test_what_breaks_a_rule_is_refused_with_the_rule(tree, said, nearest):
     error = refusal(validate, tree, "space.yaml")
     assert said in error.message and error.where == "space.yaml"
     assert error.nearest == nearest
 
 
-@pytest.mark.parametrize("entry, said", [
-    ({"low": 2, "high": 1}, "low 2 must be below high 1"),
-    ({"low": 1, "high": 1}, "low 1 must be below high 1"),
-    ({"low": 0, "high": 1}, "a log scale needs low > 0"),
-    ({"low": None}, "takes low and high, and low is missing"),
-    ({"high": None}, "takes low and high, and high is missing"),
-    ({"low": "1e-3x"}, "space.loss.lambda_1.low '1e-3x'"),
-    ({"choices": [1, 2]}, "not choices"),
-    ({"type": "categorical"}, "needs choices"),
-    ({"type": "categorical", "low": None, "high": None, "log": False, "choices": [0.1, 0.1]}, "each once"),
-    ({"type": "int", "low": 0.5, "log": False}, "whole bounds"),
-    ({"type": "complex"}, "space.loss.lambda_1.type"),
-    ({"role": "scientist"}, "space.loss.lambda_1.role"),
-    ({"role": "inference"}, "have role inference"),
-    ({"role": "fixed"}, "exactly one choice"),
-    ({"low": -1, "log": False}, "greater than or equal to 0"),
-    ({"lo": 1}, "unknown key 'space.loss.lambda_1.lo'"),
-    ({"baseline": 0.5}, "the baseline has λ = 0"),
-    ({"when": {"loss.referenc": "normal"}}, "unknown parameter 'loss.referenc'"),
-])
+@pytest.mark.parametrize(
+    "entry, said",
+    [
+        ({"low": 2, "high": 1}, "low 2 must be below high 1"),
+        ({"low": 1, "high": 1}, "low 1 must be below high 1"),
+        ({"low": 0, "high": 1}, "a log scale needs low > 0"),
+        ({"low": None}, "takes low and high, and low is missing"),
+        ({"high": None}, "takes low and high, and high is missing"),
+        ({"low": "1e-3x"}, "space.loss.lambda_1.low '1e-3x'"),
+        ({"choices": [1, 2]}, "not choices"),
+        ({"type": "categorical"}, "needs choices"),
+        ({"type": "categorical", "low": None, "high": None, "log": False, "choices": [0.1, 0.1]}, "each once"),
+        ({"type": "int", "low": 0.5, "log": False}, "whole bounds"),
+        ({"type": "complex"}, "space.loss.lambda_1.type"),
+        ({"role": "scientist"}, "space.loss.lambda_1.role"),
+        ({"role": "inference"}, "have role inference"),
+        ({"role": "fixed"}, "exactly one choice"),
+        ({"low": -1, "log": False}, "greater than or equal to 0"),
+        ({"lo": 1}, "unknown key 'space.loss.lambda_1.lo'"),
+        ({"baseline": 0.5}, "the baseline has λ = 0"),
+        ({"when": {"loss.referenc": "normal"}}, "unknown parameter 'loss.referenc'"),
+    ],
+)
 def test_an_entry_of_the_space_that_cannot_be_searched(entry, said):
     tree = {"space": {"loss.lambda_1": {**LAMBDA, **entry}}}
     assert said in refusal(validate, tree, "space.yaml").message
@@ -121,30 +149,66 @@ REFERENCE = {"role": "scientific", "type": "categorical", "choices": ["normal", 
 NEIGHBOURS = {"role": "nuisance", "type": "float", "low": 2, "high": 32}
 
 
-@pytest.mark.parametrize("space, said", [
-    ({"loss.lambda_3": LAMBDA}, "'loss.lambda_3' cannot be searched"),
-    ({"study.trials": {"role": "nuisance", "type": "int", "low": 1, "high": 9}}, "'study.trials' cannot be searched"),
-    ({"tokenizer.beta": {**NEIGHBOURS}}, "'tokenizer.beta' cannot be searched"),  # one tokenizer serves all trials
-    ({"loss.neighbours": {**NEIGHBOURS, "when": {"loss.reference": "semantic"}},
-      "loss.reference": REFERENCE}, "must be sampled, and stand before it"),
-    ({"loss.reference": REFERENCE, "loss.neighbours": {**NEIGHBOURS, "when": {"loss.reference": "semantics"}}},
-     "is never 'semantics'"),
-    ({"loss.neighbours": {**NEIGHBOURS, "baseline": 64}}, "baseline 64 lies outside its range [2, 32]"),
-    ({"loss.reference": {**REFERENCE, "baseline": "dataset"}}, "baseline 'dataset' lies outside its range"),
-    ({"inference.cfg_scale": {"role": "fixed", "type": "categorical", "choices": [1.5]}}, "'per_checkpoint' searches it"),
-    ({"loss.reference": REFERENCE, "inference.top_k": {"role": "inference", "type": "categorical", "choices": [0, 32],
-                                                            "when": {"loss.reference": "normal"}}}, "has no condition"),
-    ({"inference.search_axes": {"role": "inference", "type": "categorical", "choices": ["cfg_scale"]}}, "cannot be searched"),
-    ({"inference.cfg_scale": {"role": "inference", "type": "float", "low": 1, "high": 4}}, "0 lies outside"),
-    ({"loss.reference": REFERENCE, "loss.lambda_1": LAMBDA,
-      "loss.dispersion": {"role": "fixed", "type": "categorical", "choices": ["probability"]},
-      "loss.discrepancy": {"role": "scientific", "type": "categorical", "choices": ["wasserstein", "kl"]}},
-     "the space allows"),
-    ({"model.heads": {"role": "nuisance", "type": "int", "low": 3, "high": 4}}, "space.model.heads: 3"),
-    ({"loss.reference": REFERENCE}, "loss.lambda_1 is 0 in every trial"),
-    ({"loss.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 0.5]}, "loss.reference": REFERENCE},
-     "makes no difference where loss.lambda_1 is 0"),
-])
+@pytest.mark.parametrize(
+    "space, said",
+    [
+        ({"loss.lambda_3": LAMBDA}, "'loss.lambda_3' cannot be searched"),
+        (
+            {"study.trials": {"role": "nuisance", "type": "int", "low": 1, "high": 9}},
+            "'study.trials' cannot be searched",
+        ),
+        ({"tokenizer.beta": {**NEIGHBOURS}}, "'tokenizer.beta' cannot be searched"),  # one tokenizer serves all trials
+        (
+            {"loss.neighbours": {**NEIGHBOURS, "when": {"loss.reference": "semantic"}}, "loss.reference": REFERENCE},
+            "must be sampled, and stand before it",
+        ),
+        (
+            {"loss.reference": REFERENCE, "loss.neighbours": {**NEIGHBOURS, "when": {"loss.reference": "semantics"}}},
+            "is never 'semantics'",
+        ),
+        ({"loss.neighbours": {**NEIGHBOURS, "baseline": 64}}, "baseline 64 lies outside its range [2, 32]"),
+        ({"loss.reference": {**REFERENCE, "baseline": "dataset"}}, "baseline 'dataset' lies outside its range"),
+        (
+            {"inference.cfg_scale": {"role": "fixed", "type": "categorical", "choices": [1.5]}},
+            "'per_checkpoint' searches it",
+        ),
+        (
+            {
+                "loss.reference": REFERENCE,
+                "inference.top_k": {
+                    "role": "inference",
+                    "type": "categorical",
+                    "choices": [0, 32],
+                    "when": {"loss.reference": "normal"},
+                },
+            },
+            "has no condition",
+        ),
+        (
+            {"inference.search_axes": {"role": "inference", "type": "categorical", "choices": ["cfg_scale"]}},
+            "cannot be searched",
+        ),
+        ({"inference.cfg_scale": {"role": "inference", "type": "float", "low": 1, "high": 4}}, "0 lies outside"),
+        (
+            {
+                "loss.reference": REFERENCE,
+                "loss.lambda_1": LAMBDA,
+                "loss.dispersion": {"role": "fixed", "type": "categorical", "choices": ["probability"]},
+                "loss.discrepancy": {"role": "scientific", "type": "categorical", "choices": ["wasserstein", "kl"]},
+            },
+            "the space allows",
+        ),
+        ({"model.heads": {"role": "nuisance", "type": "int", "low": 3, "high": 4}}, "space.model.heads: 3"),
+        ({"loss.reference": REFERENCE}, "loss.lambda_1 is 0 in every trial"),
+        (
+            {
+                "loss.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 0.5]},
+                "loss.reference": REFERENCE,
+            },
+            "makes no difference where loss.lambda_1 is 0",
+        ),
+    ],
+)
 def test_a_space_some_trial_of_which_would_fail(space, said):
     assert said in refusal(validate, {"space": space}, "space.yaml").message
 
@@ -164,21 +228,24 @@ def test_shares_are_searched_as_shares():
     assert "log scale" in refusal(validate, {**share, "space": {"loss.lambda_1": flat}}, "x").message
 
 
-@pytest.mark.parametrize("text, said", [
-    ("study: {name: a", "not YAML"),
-    ("study: &a {name: x}\ndata: *a", "aliases"),
-    ("study: {}\nstudy: {}", "line 2: key 'study' stands twice"),
-    ("study:\n  seed: 1\n  seed: 2", "line 3: key 'seed' stands twice"),
-    ("1: {}", "key 1 is not a word"),
-    ("- 1", "a configuration is a mapping"),
-    ("", "a configuration is a mapping"),
-    ("study: !!python/object/apply:os.system ['true']", "not YAML"),
-    ("study: {name: \x00}", "not YAML"),
-    ("? {a: b}\n: 1", ""),
-    ("[" * 3000, "not"),
-    ('run: {root: "a\\0b"}', "a character that no text may hold"),
-    ("study: {seed: 0x" + "F" * 5000 + "}", "line 1: a whole number of 20,000 bits is too large"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("study: {name: a", "not YAML"),
+        ("study: &a {name: x}\ndata: *a", "aliases"),
+        ("study: {}\nstudy: {}", "line 2: key 'study' stands twice"),
+        ("study:\n  seed: 1\n  seed: 2", "line 3: key 'seed' stands twice"),
+        ("1: {}", "key 1 is not a word"),
+        ("- 1", "a configuration is a mapping"),
+        ("", "a configuration is a mapping"),
+        ("study: !!python/object/apply:os.system ['true']", "not YAML"),
+        ("study: {name: \x00}", "not YAML"),
+        ("? {a: b}\n: 1", ""),
+        ("[" * 3000, "not"),
+        ('run: {root: "a\\0b"}', "a character that no text may hold"),
+        ("study: {seed: 0x" + "F" * 5000 + "}", "line 1: a whole number of 20,000 bits is too large"),
+    ],
+)
 def test_yaml_that_is_no_configuration(written, text, said):
     error = refusal(read_config, written(text))
     assert said in error.message and error.where.endswith("space.yaml")
@@ -196,24 +263,28 @@ def test_files_that_cannot_be_read(tmp_path, written):
     assert "larger than" in refusal(read_config, str(tmp_path / "huge.yaml")).message
 
 
-@pytest.mark.parametrize("override, said, nearest", [
-    ("study.seeed=1", "unknown setting 'study.seeed'", "study.seed"),
-    ("seed=1", "not of the form", None),
-    ("study.seed", "not of the form", None),
-    ("study.seed=[1", "not YAML", None),
-    ("study.seed=x", "study.seed 'x'", None),
-    ("study.seed=-1", "study.seed -1", None),
-    ("study.name=1e3", "put it into quotes", None),
-    ("training.images=100", "training.images 100 is not a multiple", None),
-    ("training.images=1e3", "training.images 1000 is not a multiple", None),
-    ("model.depth=3", "model.width 192 is not a multiple of model.heads 128", None),
-    ("loss.lambda_1=0.01", "space.loss.lambda_1 searches it", None),
-    ("loss.reference=uniform", "space.loss.reference fixes it at 'normal'", "normal"),
-])
+@pytest.mark.parametrize(
+    "override, said, nearest",
+    [
+        ("study.seeed=1", "unknown setting 'study.seeed'", "study.seed"),
+        ("seed=1", "not of the form", None),
+        ("study.seed", "not of the form", None),
+        ("study.seed=[1", "not YAML", None),
+        ("study.seed=x", "study.seed 'x'", None),
+        ("study.seed=-1", "study.seed -1", None),
+        ("study.name=1e3", "put it into quotes", None),
+        ("training.images=100", "training.images 100 is not a multiple", None),
+        ("training.images=1e3", "training.images 1000 is not a multiple", None),
+        ("model.depth=3", "model.width 192 is not a multiple of model.heads 128", None),
+        ("loss.lambda_1=0.01", "space.loss.lambda_1 searches it", None),
+        ("loss.reference=uniform", "space.loss.reference fixes it at 'normal'", "normal"),
+    ],
+)
 def test_overrides_that_are_refused(written, override, said, nearest):
     fixed = {"role": "fixed", "type": "categorical", "choices": ["normal"]}
-    path = written({"study": {"seed": 1}, "model": {"heads": 128},
-                    "space": {"loss.lambda_1": LAMBDA, "loss.reference": fixed}})
+    path = written(
+        {"study": {"seed": 1}, "model": {"heads": 128}, "space": {"loss.lambda_1": LAMBDA, "loss.reference": fixed}}
+    )
     assert read_config(path, ["loss.reference=normal"]).loss.reference == "normal"
     error = refusal(read_config, path, [override])
     assert said in error.message and error.nearest == nearest
@@ -225,16 +296,35 @@ def test_a_mistake_is_shown_where_it_was_made(written):
     assert refusal(lambda: read_config(path, trials=0)).where == "--trials"
     assert refusal(lambda: read_config(path, name="a/b")).where == "--study"
     assert "stands twice" in refusal(lambda: read_config(path, ["study.trials=4"], trials=5)).message
-    assert "training.images stands twice" in refusal(read_config, path, ["training.images=64000", "training.images=32000"]).message
+    assert (
+        "training.images stands twice"
+        in refusal(read_config, path, ["training.images=64000", "training.images=32000"]).message
+    )
     bad = written({"training": {"images": 100}})
     assert refusal(read_config, bad, ["study.seed=2"]).where == bad
     assert read_config(bad, ["training.images=6400"]).training.images == 6400
 
 
-@pytest.mark.parametrize("text, value", [
-    ("1e-3", 1e-3), ("1E5", 1e5), ("1.e3", 1e3), (".5e-2", 5e-3), ("-1e3", -1e3), ("+.5", 0.5), ("1.0e-3", 1e-3), ("12", 12),
-    ("'1e-3'", "1e-3"), ("1e", "1e"), ("e3", "e3"), ("1e3x", "1e3x"), ("0x1e3", 0x1E3), (".", "."), ("1.2.3", "1.2.3"),
-])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e-3", 1e-3),
+        ("1E5", 1e5),
+        ("1.e3", 1e3),
+        (".5e-2", 5e-3),
+        ("-1e3", -1e3),
+        ("+.5", 0.5),
+        ("1.0e-3", 1e-3),
+        ("12", 12),
+        ("'1e-3'", "1e-3"),
+        ("1e", "1e"),
+        ("e3", "e3"),
+        ("1e3x", "1e3x"),
+        ("0x1e3", 0x1E3),
+        (".", "."),
+        ("1.2.3", "1.2.3"),
+    ],
+)
 def test_numbers_of_yaml(text, value):
     read = parse_yaml(f"a: {text}", "x")["a"]
     assert read == value and type(read) is type(value)
@@ -242,14 +332,18 @@ def test_numbers_of_yaml(text, value):
 
 def test_rates_as_people_write_them(written):
     rate = "{role: nuisance, type: float, low: 1e-4, high: 1e-2, log: true, baseline: 1e-3}"
-    config = read_config(written(f"training: {{learning_rate: 2e-3, images: 6.4e4}}\nspace: {{training.learning_rate: {rate}}}"))
+    config = read_config(
+        written(f"training: {{learning_rate: 2e-3, images: 6.4e4}}\nspace: {{training.learning_rate: {rate}}}")
+    )
     assert config.space["training.learning_rate"].baseline == 1e-3
     assert (config.training.learning_rate, config.training.images) == (2e-3, 64000)
     choices = "space: {training.learning_rate: {role: nuisance, type: categorical, choices: [%s]}}"
     assert read_config(written(choices % "1e-3, 2e-3")).space["training.learning_rate"].choices == (1e-3, 2e-3)
     assert "'1e-3' is a text" in refusal(read_config, written(choices % "'1e-3', 2e-3")).message
     quoted = rate.replace("baseline: 1e-3", "baseline: '1e-3'")
-    assert "a number is expected" in refusal(read_config, written(f"space: {{training.learning_rate: {quoted}}}")).message
+    assert (
+        "a number is expected" in refusal(read_config, written(f"space: {{training.learning_rate: {quoted}}}")).message
+    )
 
 
 def test_a_name_that_looks_like_a_number_reads_back(written):
@@ -268,8 +362,13 @@ def test_overrides_and_names_replace_what_stands_in_the_file(written):
 
 
 def test_a_written_configuration_reads_back_as_itself():
-    config = validate({"study": {"constraints": {"nll_token": {"max_above_baseline": 0.05}}, "further_metrics": ["is"]},
-                       "space": {"loss.lambda_1": LAMBDA}}, "x")
+    config = validate(
+        {
+            "study": {"constraints": {"nll_token": {"max_above_baseline": 0.05}}, "further_metrics": ["is"]},
+            "space": {"loss.lambda_1": LAMBDA},
+        },
+        "x",
+    )
     again = validate(parse_yaml(yaml.safe_dump(config.tree()), "y"), "y")
     assert again == config and content_hash(again.tree()) == content_hash(config.tree())
     assert content_hash(again.with_values({"study.seed": 1}).tree()) != content_hash(config.tree())

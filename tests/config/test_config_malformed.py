@@ -14,17 +14,45 @@ from uvar_tune.config.schema import Config, dotted_names
 from uvar_tune.config.space_entry import SpaceEntry
 from uvar_tune.errors import ConfigError
 
-MANY = settings(max_examples=2400, deadline=None, database=None, derandomize=True,
-                suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-SCALARS = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400)
-           | st.sampled_from(["normal", "semantic", "kl", "share", "profile", "tpe", "median", 1e308, 64, 0.1, -1]))
-SHALLOW = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.sampled_from(["a", "max", "", "é\n"]), SCALARS, max_size=2)
-PLAIN = SCALARS | SHALLOW | st.lists(SHALLOW, max_size=2) | st.dictionaries(st.sampled_from(["low", "b", "1"]), SHALLOW, max_size=2)
-SECTIONS = {name: field.annotation for name, field in Config.model_fields.items() if "." in " ".join(
-    other for other in dotted_names() if other.startswith(name + "."))}
-ENTRY = st.dictionaries(st.sampled_from(list(SpaceEntry.model_fields)),
-                        PLAIN | st.sampled_from(["scientific", "nuisance", "inference", "fixed", "float", "int", "categorical"])
-                        | st.dictionaries(st.sampled_from(dotted_names()), PLAIN, max_size=2), max_size=9)
+MANY = settings(
+    max_examples=2400,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.just(10**400)
+    | st.sampled_from(["normal", "semantic", "kl", "share", "profile", "tpe", "median", 1e308, 64, 0.1, -1])
+)
+SHALLOW = (
+    SCALARS
+    | st.lists(SCALARS, max_size=3)
+    | st.dictionaries(st.sampled_from(["a", "max", "", "é\n"]), SCALARS, max_size=2)
+)
+PLAIN = (
+    SCALARS
+    | SHALLOW
+    | st.lists(SHALLOW, max_size=2)
+    | st.dictionaries(st.sampled_from(["low", "b", "1"]), SHALLOW, max_size=2)
+)
+SECTIONS = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if "." in " ".join(other for other in dotted_names() if other.startswith(name + "."))
+}
+ENTRY = st.dictionaries(
+    st.sampled_from(list(SpaceEntry.model_fields)),
+    PLAIN
+    | st.sampled_from(["scientific", "nuisance", "inference", "fixed", "float", "int", "categorical"])
+    | st.dictionaries(st.sampled_from(dotted_names()), PLAIN, max_size=2),
+    max_size=9,
+)
 
 
 def section(name: str):
@@ -32,11 +60,18 @@ def section(name: str):
     return st.dictionaries(st.sampled_from(keys), PLAIN, max_size=4) | PLAIN
 
 
-TREES = st.fixed_dictionaries({}, optional={
-    **{name: section(name) for name in SECTIONS},
-    "space": st.dictionaries(st.sampled_from(dotted_names()) | st.text(max_size=8), ENTRY | PLAIN, max_size=3) | PLAIN,
-    "final": st.dictionaries(st.sampled_from(dotted_names()) | st.text(max_size=8), PLAIN, max_size=3) | PLAIN,
-    "verdict": PLAIN, "provenance": PLAIN, "other": PLAIN})
+TREES = st.fixed_dictionaries(
+    {},
+    optional={
+        **{name: section(name) for name in SECTIONS},
+        "space": st.dictionaries(st.sampled_from(dotted_names()) | st.text(max_size=8), ENTRY | PLAIN, max_size=3)
+        | PLAIN,
+        "final": st.dictionaries(st.sampled_from(dotted_names()) | st.text(max_size=8), PLAIN, max_size=3) | PLAIN,
+        "verdict": PLAIN,
+        "provenance": PLAIN,
+        "other": PLAIN,
+    },
+)
 
 
 def judged(read, *arguments) -> bool:
@@ -67,8 +102,11 @@ def test_torn_and_altered_yaml(tree, random):
     text = yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True)
     for _ in range(3):
         at = random.randrange(len(text) + 1)
-        text = text[:at] + random.choice(["", ":", "\t", "*a", "&b ", "}", "[", "- ", "!!map ", "\x07", "'", "%", "? "]) + text[
-            at + random.randrange(3):]
+        text = (
+            text[:at]
+            + random.choice(["", ":", "\t", "*a", "&b ", "}", "[", "- ", "!!map ", "\x07", "'", "%", "? "])
+            + text[at + random.randrange(3) :]
+        )
     if judged(parse_yaml, text, "text"):
         tree = parse_yaml(text, "text")
         if isinstance(tree, dict):
@@ -82,8 +120,17 @@ def test_any_text(text):
 
 
 @settings(MANY, max_examples=1700)
-@given(st.lists(st.builds("{}={}".format, st.sampled_from(dotted_names()) | st.text(max_size=8), st.text(max_size=8)
-                          | SCALARS.map(str)), max_size=3), st.text(max_size=4))
+@given(
+    st.lists(
+        st.builds(
+            "{}={}".format,
+            st.sampled_from(dotted_names()) | st.text(max_size=8),
+            st.text(max_size=8) | SCALARS.map(str),
+        ),
+        max_size=3,
+    ),
+    st.text(max_size=4),
+)
 def test_any_overrides(tmp_path_factory, overrides, name):
     path = tmp_path_factory.getbasetemp() / "plain.yaml"
     path.write_text("study: {seed: 1}")

@@ -32,8 +32,16 @@ def asked(config, journal, trials):
 
 
 def test_what_ships():
-    assert {path.stem for path in FILES} == {"digits", "digits_confirm", "profile_table", "afhq", "imagenet100", "ablation_2x2",
-                                           "references", "scaling_d16_d20"}
+    assert {path.stem for path in FILES} == {
+        "digits",
+        "digits_confirm",
+        "profile_table",
+        "afhq",
+        "imagenet100",
+        "ablation_2x2",
+        "references",
+        "scaling_d16_d20",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -56,22 +64,32 @@ def test_every_proposal_of_a_space_file_makes_a_trial(path, journal):
         trial = config.with_values(proposal.values)
         model, tokenizer = trial.model, trial.tokenizer
         with torch.device("meta"):
-            var = VAR(depth=model.depth, width=model.width or 64 * model.depth, heads=model.heads or model.depth,
-                      scales=tokenizer.scales, vocab_size=tokenizer.vocab_size, code_dim=tokenizer.code_dim, num_classes=10)
+            var = VAR(
+                depth=model.depth,
+                width=model.width or 64 * model.depth,
+                heads=model.heads or model.depth,
+                scales=tokenizer.scales,
+                vocab_size=tokenizer.vocab_size,
+                code_dim=tokenizer.code_dim,
+                num_classes=10,
+            )
         assert {parameter.device.type for parameter in var.parameters()} == {"meta"}
 
 
 def test_the_ablation_meets_every_arm_twice(journal):
     config = read_config(FILES[0].with_name("ablation_2x2.yaml"))
-    arms = Counter((p.values["loss.lambda_1"], p.values["loss.lambda_2"])
-                   for p in asked(config, journal, config.study.trials)[1:])
+    arms = Counter(
+        (p.values["loss.lambda_1"], p.values["loss.lambda_2"]) for p in asked(config, journal, config.study.trials)[1:]
+    )
     assert arms == {(a, b): 2 for a in (0.0, 0.1) for b in (0.0, 0.1)}
 
 
 def test_the_scaling_study_meets_every_combination_once(journal):
     config = read_config(FILES[0].with_name("scaling_d16_d20.yaml"))
-    met = [tuple(p.values[name] for name in ("loss.lambda_1", "loss.lambda_2", "model.depth"))
-           for p in asked(config, journal, config.study.trials)[1:]]
+    met = [
+        tuple(p.values[name] for name in ("loss.lambda_1", "loss.lambda_2", "model.depth"))
+        for p in asked(config, journal, config.study.trials)[1:]
+    ]
     assert sorted(met) == [(a, b, depth) for a in (0.0, 0.1) for b in (0.0, 0.1) for depth in (16, 20)]
 
 

@@ -31,6 +31,8 @@ def folder(tmp_path):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 gradient = Image.linear_gradient("L").resize((40, 24))
-                picture = Image.merge("RGB", (gradient, Image.new("L", (40, 24), 40 * c), Image.new("L", (40, 24), 60 * i)))
+                picture = Image.merge(
+                    "RGB", (gradient, Image.new("L", (40, 24), 40 * c), Image.new("L", (40, 24), 60 * i))
+                )
                 picture.save(root / split / name / f"{i}.png")
     return root

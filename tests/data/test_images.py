@@ -21,15 +21,23 @@ def test_digits_are_all_there_once_in_one_of_two_stratified_splits(digits):
     from sklearn.datasets import load_digits
 
     train, held_out = digits["train"], digits["validation"]
-    assert len(train) + len(held_out) == 1797 and train.images.shape[1:] == (3, 16, 16) and train.images.dtype == torch.uint8
+    assert (
+        len(train) + len(held_out) == 1797
+        and train.images.shape[1:] == (3, 16, 16)
+        and train.images.dtype == torch.uint8
+    )
     share = held_out.labels_N.bincount() / (train.labels_N.bincount() + held_out.labels_N.bincount())
     assert share.min() > 0.19 and share.max() < 0.21
     raw = torch.as_tensor(load_digits().images, dtype=torch.float32)[:, None] * 255 / 16
     whole = torch.nn.functional.interpolate(raw, size=16, mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1)
-    pairs = {split: {(image.numpy().tobytes(), int(label)) for image, label in zip(s.images, s.labels_N, strict=True)}
-             for split, s in digits.items()}
-    known = {(image.contiguous().numpy().tobytes(), int(label))
-             for image, label in zip(whole, load_digits().target, strict=True)}
+    pairs = {
+        split: {(image.numpy().tobytes(), int(label)) for image, label in zip(s.images, s.labels_N, strict=True)}
+        for split, s in digits.items()
+    }
+    known = {
+        (image.contiguous().numpy().tobytes(), int(label))
+        for image, label in zip(whole, load_digits().target, strict=True)
+    }
     assert pairs["train"] | pairs["validation"] == known
     assert not pairs["train"] & pairs["validation"]
 
@@ -49,11 +57,15 @@ def test_classes_select_and_number(digits):
 
 def test_another_size_of_digits():
     small = load_images("digits", split="validation", image_size=8)
-    assert small.images.shape[1:] == (3, 8, 8) and set(small.images.unique().tolist()) <= {round(v * 255 / 16) for v in range(17)}
+    assert small.images.shape[1:] == (3, 8, 8) and set(small.images.unique().tolist()) <= {
+        round(v * 255 / 16) for v in range(17)
+    }
 
 
 def test_folder(folder):
-    train, held_out = (load_images("folder", split=split, path=str(folder), image_size=16) for split in ("train", "validation"))
+    train, held_out = (
+        load_images("folder", split=split, path=str(folder), image_size=16) for split in ("train", "validation")
+    )
     assert train.class_names == held_out.class_names == ["cats", "dogs", "owls"]
     assert train.labels_N.tolist() == [0, 0, 0, 1, 1, 2, 2] and held_out.labels_N.tolist() == [0, 1, 2]
     assert len(train.images) == 7 and train.images[2:5].shape == (3, 3, 16, 16) and train.images[6].shape == (3, 16, 16)
@@ -69,8 +81,11 @@ def test_recipe_of_a_folder(folder):
     assert np.array_equal(train.images[0].permute(1, 2, 0).numpy(), shrunk[1:17, 7:23])
     crops = train.crops([0] * 12, range(12))
     places = {crop.numpy().tobytes() for crop in crops}
-    possible = {np.ascontiguousarray(shrunk[top : top + 16, left : left + 16].transpose(2, 0, 1)).tobytes()
-                for top in range(3) for left in range(15)}
+    possible = {
+        np.ascontiguousarray(shrunk[top : top + 16, left : left + 16].transpose(2, 0, 1)).tobytes()
+        for top in range(3)
+        for left in range(15)
+    }
     assert 1 < len(places) and places <= possible
     assert torch.equal(train.crops([3, 0], [1, 5])[1], crops[5])
     held_out = load_images("folder", split="validation", path=str(folder), image_size=16)
@@ -144,16 +159,19 @@ def empty_class(folder):
         file.unlink()
 
 
-@pytest.mark.parametrize("prepare, options, message", [
-    (None, {"path": "nowhere"}, "nowhere is no directory"),
-    (None, {"path": None}, "needs its path"),
-    (empty_class, {}, "no images of class 'dogs'"),
-    (lambda folder: (folder / "train").rename(folder / "training"), {}, "train is no directory"),
-    (None, {"classes": ("cats", "dgs")}, "class 'dgs' is not in .*did you mean 'dogs'"),
-    (None, {"classes": ("cats", "cats")}, "each once"),
-    (None, {"on_corrupt": "ignore"}, "unknown treatment"),
-    (None, {"image_size": 0}, "image size 0"),
-])
+@pytest.mark.parametrize(
+    "prepare, options, message",
+    [
+        (None, {"path": "nowhere"}, "nowhere is no directory"),
+        (None, {"path": None}, "needs its path"),
+        (empty_class, {}, "no images of class 'dogs'"),
+        (lambda folder: (folder / "train").rename(folder / "training"), {}, "train is no directory"),
+        (None, {"classes": ("cats", "dgs")}, "class 'dgs' is not in .*did you mean 'dogs'"),
+        (None, {"classes": ("cats", "cats")}, "each once"),
+        (None, {"on_corrupt": "ignore"}, "unknown treatment"),
+        (None, {"image_size": 0}, "image size 0"),
+    ],
+)
 def test_bad_folders_are_refused(folder, prepare, options, message):
     if prepare:
         prepare(folder)

@@ -39,11 +39,18 @@ def misplaced(path):
     path.write_bytes(content.replace(struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 11)))
 
 
-@pytest.mark.parametrize("make, why", [
-    (nowhere, "No such file"), (round_about, "symbolic links"), (device, "no regular file"), (os.mkfifo, "no regular file"),
-    (sparse, "3,221,225,472 bytes, more than"), (lambda path: path.mkdir(), "directory"),
-    (misplaced, "TypeError"),
-])
+@pytest.mark.parametrize(
+    "make, why",
+    [
+        (nowhere, "No such file"),
+        (round_about, "symbolic links"),
+        (device, "no regular file"),
+        (os.mkfifo, "no regular file"),
+        (sparse, "3,221,225,472 bytes, more than"),
+        (lambda path: path.mkdir(), "directory"),
+        (misplaced, "TypeError"),
+    ],
+)
 def test_what_is_no_picture_is_refused_or_skipped(folder, make, why):
     path = folder / "train" / "cats" / "1.png"
     path.unlink()

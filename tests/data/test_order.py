@@ -13,7 +13,9 @@ from uvar_tune.errors import ConfigError
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 2**40), st.lists(st.integers(1, 17), min_size=1, max_size=12), st.integers(1, 4))
+@given(
+    st.integers(1, 40), st.integers(0, 2**40), st.lists(st.integers(1, 17), min_size=1, max_size=12), st.integers(1, 4)
+)
 def test_batches_of_any_sizes_read_one_sequence_of_permutations(count, seed, sizes, crops):
     order, start, seen = Order(count, seed=seed, crops=crops), 0, []
     for size in sizes:
@@ -33,7 +35,9 @@ def test_going_on_anywhere_is_the_same_as_never_stopping():
         part = Order(10, seed=4, crops=3).at(range(start, start + 12))
         assert torch.equal(part[0], whole[0][start : start + 12]) and torch.equal(part[1], whole[1][start : start + 12])
     backwards = Order(10, seed=4, crops=3)
-    assert torch.equal(torch.cat([backwards.at(range(i, i + 10))[1] for i in (50, 0)]), torch.cat([whole[1][50:], whole[1][:10]]))
+    assert torch.equal(
+        torch.cat([backwards.at(range(i, i + 10))[1] for i in (50, 0)]), torch.cat([whole[1][50:], whole[1][:10]])
+    )
 
 
 def test_ranks_share_a_batch_without_overlap():
@@ -47,12 +51,15 @@ def test_epochs_and_seeds_differ():
     assert len(orders) == 6
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"images": 100}, "100 is not a whole multiple of the batch 64; the nearest: 64 or 128"),
-    ({"images": 10}, "the nearest: 64"),
-    ({"shares": 3}, "batch size 64 is not a whole multiple of ranks x accumulate 3; the nearest: 63 or 66"),
-    ({"count": 63}, "63 images are fewer than a batch of 64"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"images": 100}, "100 is not a whole multiple of the batch 64; the nearest: 64 or 128"),
+        ({"images": 10}, "the nearest: 64"),
+        ({"shares": 3}, "batch size 64 is not a whole multiple of ranks x accumulate 3; the nearest: 63 or 66"),
+        ({"count": 63}, "63 images are fewer than a batch of 64"),
+    ],
+)
 def test_what_does_not_divide_is_refused_with_the_nearest(changes, message):
     sound = {"images": 640, "batch_size": 64, "shares": 4, "count": 64}
     check_positions(**sound)

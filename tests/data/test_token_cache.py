@@ -132,7 +132,9 @@ def flip(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage, name", [(cut, "tokens.npy"), (flip, "tokens.npy"), (cut, "labels.npy"), (cut, "manifest.json")])
+@pytest.mark.parametrize(
+    "damage, name", [(cut, "tokens.npy"), (flip, "tokens.npy"), (cut, "labels.npy"), (cut, "manifest.json")]
+)
 def test_a_damaged_cache_is_told_and_made_anew(tmp_path, images, vqvae, damage, name):
     directory = tmp_path / "c"
     whole = np.array(build_token_cache(directory, images, vqvae).tokens_NL)
@@ -158,11 +160,18 @@ def header(shape, dtype="<i8"):
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("facts, message", [
-    ({"images": None}, "None where a size stands"), ({"images": "x", "crops": 1 << 30}, "x where a size stands"),
-    ({"scales": [1, "a"]}, "a where a size stands"), ({"scales": None}, "no token cache"), ({"images": 12}, "are not 12 rows"),
-    ({"scales": [1.0, 2.0, 4.0]}, "1.0 where a size stands"), ({"source": None}, "no token cache"),
-])
+@pytest.mark.parametrize(
+    "facts, message",
+    [
+        ({"images": None}, "None where a size stands"),
+        ({"images": "x", "crops": 1 << 30}, "x where a size stands"),
+        ({"scales": [1, "a"]}, "a where a size stands"),
+        ({"scales": None}, "no token cache"),
+        ({"images": 12}, "are not 12 rows"),
+        ({"scales": [1.0, 2.0, 4.0]}, "1.0 where a size stands"),
+        ({"source": None}, "no token cache"),
+    ],
+)
 def test_a_cache_with_another_manifest_is_told_and_made_anew(tmp_path, images, vqvae, facts, message):
     whole = build_token_cache(tmp_path / "c", images, vqvae)
     vouch(tmp_path / "c", **facts)
@@ -172,8 +181,11 @@ def test_a_cache_with_another_manifest_is_told_and_made_anew(tmp_path, images, v
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "labels.npy"])
-@pytest.mark.parametrize("content", [header((10**13,)), header((10**30,)), b"", b"PK\5\6" + bytes(18), b"(" * 4000],
-                         ids=["10^13 rows", "10^30 rows", "empty", "archive", "text"])
+@pytest.mark.parametrize(
+    "content",
+    [header((10**13,)), header((10**30,)), b"", b"PK\5\6" + bytes(18), b"(" * 4000],
+    ids=["10^13 rows", "10^30 rows", "empty", "archive", "text"],
+)
 def test_a_cache_with_other_arrays_is_told_and_made_anew(tmp_path, images, vqvae, name, content):
     whole = build_token_cache(tmp_path / "c", images, vqvae)
     (tmp_path / "c" / name).unlink()  # it is mapped: its content stays

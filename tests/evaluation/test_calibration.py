@@ -16,13 +16,16 @@ from uvar_tune.evaluation.calibration import (
 )
 
 
-@pytest.mark.parametrize("confidence, correct, expected", [
-    ([1.0, 1.0, 1.0, 1.0], [1, 1, 1, 1], 0.0),
-    ([1.0, 1.0, 1.0, 1.0], [1, 1, 0, 0], 0.5),
-    ([1.0 + 1e-7, 0.0], [1, 0], 0.0),
-    ([0.55, 0.57, 0.95, 0.98], [1, 0, 1, 1], (abs(1 - 1.12) + abs(2 - 1.93)) / 4),
-    ([0.1, 0.2], [0, 0], 0.15),  # upper edges belong to their bin: (0, 0.1], (0.1, 0.2]
-])
+@pytest.mark.parametrize(
+    "confidence, correct, expected",
+    [
+        ([1.0, 1.0, 1.0, 1.0], [1, 1, 1, 1], 0.0),
+        ([1.0, 1.0, 1.0, 1.0], [1, 1, 0, 0], 0.5),
+        ([1.0 + 1e-7, 0.0], [1, 0], 0.0),
+        ([0.55, 0.57, 0.95, 0.98], [1, 0, 1, 1], (abs(1 - 1.12) + abs(2 - 1.93)) / 4),
+        ([0.1, 0.2], [0, 0], 0.15),  # upper edges belong to their bin: (0, 0.1], (0.1, 0.2]
+    ],
+)
 def test_ece_by_hand(confidence, correct, expected):
     got = expected_calibration_error(torch.tensor(confidence), torch.tensor(correct), bins=10)
     assert got == pytest.approx(expected, abs=1e-6)

@@ -25,10 +25,12 @@ def bowl(best: float, steep: float = 1.0):
 
 def surface(cfg_scale: float, temperature: float):
     """Guidance and temperature sharpen together: a valley that runs aslant, lowest at the point given."""
+
     def score(point, seeds):
         u = math.log1p(point["cfg_scale"]) - math.log1p(cfg_scale)
         v = math.log(point["temperature"] / temperature)
         return 20 * (1 + (u - 2 * v) ** 2 + 15 * v * v)
+
     return score
 
 
@@ -47,13 +49,17 @@ def test_golden_section_closes_in_with_more_scores(best):
 
 
 def test_score_to_maximise_is_the_mirror_image():
-    less, more = profile(bowl(2.2), [CFG_SCALE]), profile(lambda p, s: -bowl(2.2)(p, s), [CFG_SCALE], direction="maximize")
+    less, more = (
+        profile(bowl(2.2), [CFG_SCALE]),
+        profile(lambda p, s: -bowl(2.2)(p, s), [CFG_SCALE], direction="maximize"),
+    )
     assert [p["cfg_scale"] for p in less.points] == [p["cfg_scale"] for p in more.points]
     assert less.value == -more.value and less.chosen == more.chosen
 
 
 def test_chosen_on_seeds_a_and_told_on_seeds_b():
     """The luck of seeds A at one point decides the choice and does not enter the value."""
+
     def lucky(point, seeds):
         return bowl(1.5)(point, seeds) - (15.0 if seeds == "a" and point["cfg_scale"] == 3.0 else 0.0)
 
@@ -85,7 +91,11 @@ def test_search_goes_on_beyond_the_coarse_points_on_both_sides():
         assert abs(found.chosen["x"] - best) < 0.3
 
 
-@given(st.lists(st.floats(-1e3, 1e3), min_size=20, max_size=20), st.integers(1, 14), st.sampled_from(["minimize", "maximize"]))
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=20, max_size=20),
+    st.integers(1, 14),
+    st.sampled_from(["minimize", "maximize"]),
+)
 @settings(max_examples=80, deadline=None)
 def test_whatever_the_curve_the_best_observed_is_chosen(heights, budget, direction):
     asked = []
@@ -122,7 +132,13 @@ def test_axes_with_choices_and_a_ramp_are_searched_with_the_others():
 
     found = profile(score, [CFG_SCALE, CFG_RAMP, TOP_K], budget=16)
     assert len(found.points) <= 16 and {p["top_k"] for p in found.points} <= {0, 16, 32, 64}
-    assert found.points[0] == {"cfg_scale": 1.5, "cfg_ramp": 1.0, "top_k": 0, "seeds": "a", "value": found.points[0]["value"]}
+    assert found.points[0] == {
+        "cfg_scale": 1.5,
+        "cfg_ramp": 1.0,
+        "top_k": 0,
+        "seeds": "a",
+        "value": found.points[0]["value"],
+    }
     assert found.value < found.points[0]["value"] - 2.5  # most of the 3.8 that there are to gain
 
 
@@ -134,6 +150,7 @@ def test_one_axis_of_choices_is_scored_through():
 @pytest.mark.parametrize("axes", [[CFG_SCALE], [CFG_SCALE, TEMPERATURE]])
 def test_interrupted_equals_uninterrupted(axes):
     score = surface(2.5, 1.0)
+
     def value(point):
         return score({"temperature": 1.0, **point}, "a")
 
@@ -166,8 +183,10 @@ def test_only_what_was_asked_and_finite_scores_are_told():
 def test_curve_holds_the_points_that_differ_in_guidance_alone():
     found = profile(surface(2.0, 1.0), [CFG_SCALE, TEMPERATURE])
     assert (found.chosen["cfg_scale"], found.value_a) in found.curve()
-    assert all(any(p["cfg_scale"] == x and p["temperature"] == found.chosen["temperature"] for p in found.points)
-               for x, _ in found.curve())
+    assert all(
+        any(p["cfg_scale"] == x and p["temperature"] == found.chosen["temperature"] for p in found.points)
+        for x, _ in found.curve()
+    )
     one = profile(bowl(2.2), [CFG_SCALE])
     assert one.curve() == sorted((p["cfg_scale"], p["value"]) for p in one.points[:-1])
     tree = json.loads(json.dumps(one.as_dict()))
@@ -191,18 +210,21 @@ def test_axes_of_space_entries():
     assert [top_p.from_unit(top_p.to_unit(value)) for value in top_p.choices] == [0.0, 0.9, 0.95]
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: Axis("x", low=1.0, high=1.0, start=1.0), r"x: 1 … 1 is no linear range"),
-    (lambda: Axis("x", low=0.0, high=1.0, scale="log", start=0.5), r"x: 0 … 1 is no log range"),
-    (lambda: Axis("x", low=1.0, high=2.0, start=3.0), r"x: 3 lies outside 1 … 2; did you mean '2'"),
-    (lambda: Axis("x", low=1.0, high=2.0, start=1.0, coarse=(1.0,)), r"x: start and coarse are all 1"),
-    (lambda: Axis("x", start=0.5, scale="logg"), r"x: unknown scale 'logg'.*'log'"),
-    (lambda: Axis("top_k", start=8, choices=(0, 16)), r"top_k: unknown start 8 \(one of: 0, 16\)"),
-    (lambda: InferenceSearch([]), "at least one"),
-    (lambda: InferenceSearch([CFG_SCALE, CFG_SCALE]), "each once"),
-    (lambda: InferenceSearch([CFG_SCALE], budget=0), r"profile.budget: 0 scores"),
-    (lambda: InferenceSearch([CFG_SCALE], direction="minimise"), "unknown direction 'minimise'.*'minimize'"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Axis("x", low=1.0, high=1.0, start=1.0), r"x: 1 … 1 is no linear range"),
+        (lambda: Axis("x", low=0.0, high=1.0, scale="log", start=0.5), r"x: 0 … 1 is no log range"),
+        (lambda: Axis("x", low=1.0, high=2.0, start=3.0), r"x: 3 lies outside 1 … 2; did you mean '2'"),
+        (lambda: Axis("x", low=1.0, high=2.0, start=1.0, coarse=(1.0,)), r"x: start and coarse are all 1"),
+        (lambda: Axis("x", start=0.5, scale="logg"), r"x: unknown scale 'logg'.*'log'"),
+        (lambda: Axis("top_k", start=8, choices=(0, 16)), r"top_k: unknown start 8 \(one of: 0, 16\)"),
+        (lambda: InferenceSearch([]), "at least one"),
+        (lambda: InferenceSearch([CFG_SCALE, CFG_SCALE]), "each once"),
+        (lambda: InferenceSearch([CFG_SCALE], budget=0), r"profile.budget: 0 scores"),
+        (lambda: InferenceSearch([CFG_SCALE], direction="minimise"), "unknown direction 'minimise'.*'minimize'"),
+    ],
+)
 def test_what_cannot_be_searched_is_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()

@@ -8,8 +8,10 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.diversity import code_statistics, density_coverage, pairwise_ssim
 
 
-@pytest.mark.parametrize("real, fake, width, neighbours, spread", [
-    (200, 150, 16, 5, 1.0), (90, 200, 3, 1, 0.7), (33, 17, 64, 15, 1.5), (300, 40, 2, 5, 3.0)])
+@pytest.mark.parametrize(
+    "real, fake, width, neighbours, spread",
+    [(200, 150, 16, 5, 1.0), (90, 200, 3, 1, 0.7), (33, 17, 64, 15, 1.5), (300, 40, 2, 5, 3.0)],
+)
 def test_density_and_coverage_agree_with_prdc(real, fake, width, neighbours, spread, capsys):
     generator = torch.Generator().manual_seed(real)
     real_MF = torch.randn(real, width, generator=generator)
@@ -41,7 +43,7 @@ def test_ssim_is_the_mean_over_all_pairs_where_they_are_few():
 
     images = torch.randint(256, (5, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     unit = images.float() / 255
-    values = [float(ssim(unit[i:i + 1], unit[j:j + 1], data_range=1.0)) for i in range(5) for j in range(i)]
+    values = [float(ssim(unit[i : i + 1], unit[j : j + 1], data_range=1.0)) for i in range(5) for j in range(i)]
     assert pairwise_ssim(images, chunk=3)["ssim_pairwise"] == pytest.approx(sum(values) / len(values), abs=1e-6)
 
 

@@ -24,8 +24,10 @@ def test_held_out_accuracy(classifier, digits):
 
 def test_same_seed_same_bits(digits):
     plan = TrainingPlan(epochs=1)
-    hashes = [content_hash(train_classifier(digits["train"], held_out=digits["validation"], seed=seed, plan=plan))
-              for seed in (3, 3, 4)]
+    hashes = [
+        content_hash(train_classifier(digits["train"], held_out=digits["validation"], seed=seed, plan=plan))
+        for seed in (3, 3, 4)
+    ]
     assert hashes[0] == hashes[1] != hashes[2]
 
 

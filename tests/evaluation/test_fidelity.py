@@ -69,7 +69,10 @@ def test_is_by_definition():
 
 def test_precision_and_recall_by_definition_and_the_right_way_round():
     generator = torch.Generator().manual_seed(3)
-    real, fake = torch.randn(60, 4, generator=generator).double(), torch.randn(50, 4, generator=generator).double() * 0.2
+    real, fake = (
+        torch.randn(60, 4, generator=generator).double(),
+        torch.randn(50, 4, generator=generator).double() * 0.2,
+    )
 
     def share_inside(points, centres):
         radius = torch.cdist(centres, centres).sort(1).values[:, 3]

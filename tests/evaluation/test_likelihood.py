@@ -22,8 +22,10 @@ def naive_log_p(var, vqvae, tokens_NL, labels_N):
     """log_p_NLV in float64, image by image."""
     var.eval()
     with torch.no_grad():
-        rows = [var(label[None], vqvae.teacher_input(split(tokens[None], SCALES)))[0]
-                for tokens, label in zip(tokens_NL, labels_N, strict=True)]
+        rows = [
+            var(label[None], vqvae.teacher_input(split(tokens[None], SCALES)))[0]
+            for tokens, label in zip(tokens_NL, labels_N, strict=True)
+        ]
     return torch.stack(rows).double().log_softmax(-1)
 
 
@@ -82,7 +84,9 @@ def drawn_from(var, vqvae, labels_N):
     with evaluating(var, vqvae):
         for start, end in boundaries(SCALES):
             p_NLV = var(labels_N, vqvae.teacher_input(split(tokens_NL, SCALES)))[:, start:end].softmax(-1)
-            tokens_NL[:, start:end] = torch.multinomial(p_NLV.flatten(0, 1), 1, generator=generator).view(len(labels_N), -1)
+            tokens_NL[:, start:end] = torch.multinomial(p_NLV.flatten(0, 1), 1, generator=generator).view(
+                len(labels_N), -1
+            )
     return tokens_NL
 
 
@@ -106,9 +110,22 @@ def test_likelihood_has_every_number_and_temperature_never_hurts(networks, held_
     got = likelihood(*networks, *held_out, chunk=4, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(4, 11), (8, 11), (11, 11)]
     assert set(got) == {
-        "nll_token", "nll_image", "ece_token", "nll_token_tempered", "ece_token_tempered", "temperature_token",
-        "accuracy", "nll_class", "ece_class", "nll_class_tempered", "ece_class_tempered", "temperature_class",
-        "nll_token/scale_1", "nll_token/scale_2", "nll_token/scale_3"}
+        "nll_token",
+        "nll_image",
+        "ece_token",
+        "nll_token_tempered",
+        "ece_token_tempered",
+        "temperature_token",
+        "accuracy",
+        "nll_class",
+        "ece_class",
+        "nll_class_tempered",
+        "ece_class_tempered",
+        "temperature_class",
+        "nll_token/scale_1",
+        "nll_token/scale_2",
+        "nll_token/scale_3",
+    }
     assert got["nll_token_tempered"] <= got["nll_token"] and got["nll_class_tempered"] <= got["nll_class"]
     assert all(math.isfinite(value) for value in got.values())
 

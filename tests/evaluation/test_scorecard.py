@@ -14,8 +14,9 @@ def test_uniform_predictions(networks, held_out):
     classes = torch.tensor([0] * 12 + [1] * 6 + [2] * 6)
     codes = vqvae.codebook_VC.detach().double()
     anchor = float((codes - codes.mean(0)).square().sum(1).mean())
-    got = scorecard(var, vqvae, *held_out, classes_V=classes, reference_variance_K=[anchor, anchor / 4, anchor / 4],
-                    chunk=4)
+    got = scorecard(
+        var, vqvae, *held_out, classes_V=classes, reference_variance_K=[anchor, anchor / 4, anchor / 4], chunk=4
+    )
     for suffix in ("", "/scale_1", "/scale_2", "/scale_3"):
         assert got[f"entropy{suffix}"] == pytest.approx(math.log(24), rel=1e-5)
         assert got[f"dispersion{suffix}"] == pytest.approx(1.0, rel=1e-5)
@@ -39,10 +40,21 @@ def test_against_a_naive_loop(networks, held_out):
     mean_NLC = p_NLV @ codes
     spread_NLV = (codes - mean_NLC[:, :, None]).square().sum(-1)
     mass_NLG = torch.stack([p_NLV[..., classes == g].sum(-1) for g in range(3)], -1)
-    expected = {"dispersion": (p_NLV * spread_NLV).sum(-1), "entropy": -(p_NLV * p_NLV.log()).sum(-1),
-                "semantic_entropy": -(mass_NLG * mass_NLG.log()).sum(-1)}
-    got = scorecard(var, vqvae, tokens_NL, labels_N, classes_V=classes, reference_variance_K=[0.0, 1.0, 1.0],
-                    normalize="none", chunk=4)
+    expected = {
+        "dispersion": (p_NLV * spread_NLV).sum(-1),
+        "entropy": -(p_NLV * p_NLV.log()).sum(-1),
+        "semantic_entropy": -(mass_NLG * mass_NLG.log()).sum(-1),
+    }
+    got = scorecard(
+        var,
+        vqvae,
+        tokens_NL,
+        labels_N,
+        classes_V=classes,
+        reference_variance_K=[0.0, 1.0, 1.0],
+        normalize="none",
+        chunk=4,
+    )
     for name, values_NL in expected.items():
         assert got[name] == pytest.approx(float(values_NL.mean()), rel=1e-5)
         assert got[f"{name}/scale_2"] == pytest.approx(float(values_NL[:, 1:5].mean()), rel=1e-5)
@@ -59,8 +71,16 @@ def test_the_discrepancy_is_told_unweighted(networks, held_out):
     ratio = (1 + 0.2 * 0.25) / (0.25 * 1.2)
     expected = {"wasserstein": 0.25, "squared": 0.5625, "kl": 0.5 * (ratio - 1 - math.log(ratio))}
     for discrepancy, value in expected.items():
-        got = scorecard(var, vqvae, *held_out, classes_V=torch.arange(24) % 3, chunk=4, discrepancy=discrepancy, kl_smoothing=0.2,
-                        reference_variance_K=[anchor, anchor / 4, anchor / 4])
+        got = scorecard(
+            var,
+            vqvae,
+            *held_out,
+            classes_V=torch.arange(24) % 3,
+            chunk=4,
+            discrepancy=discrepancy,
+            kl_smoothing=0.2,
+            reference_variance_K=[anchor, anchor / 4, anchor / 4],
+        )
         assert got["second_order/scale_1"] == pytest.approx(0.0, abs=1e-9)
         assert got["second_order/scale_3"] == pytest.approx(value, rel=1e-5)
         assert got["second_order"] == pytest.approx(20 * value / 21, rel=1e-5)

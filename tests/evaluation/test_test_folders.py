@@ -10,12 +10,14 @@ from uvar_tune.evaluation.test_folders import class_folders, imagenet_c
 @pytest.fixture
 def picture(tmp_path, digits):
     """Writes the n-th held-out digit as a PNG of 24x24."""
+
     def write(number, *parts):
         path = tmp_path.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(digits["validation"].images[number].permute(1, 2, 0).numpy())
         image.resize((24, 24)).save(path)
         return path
+
     return write
 
 
@@ -37,7 +39,9 @@ def test_imagenet_c_has_every_kind_at_every_severity(picture, tmp_path):
                 picture(severity, "c", kind, str(severity), name, "x.png")
     sets = imagenet_c(tmp_path / "c", image_size=8, classes=["c", "a"])
     assert [(one.kind, one.severity) for one in sets] == [(k, s) for k in ("fog", "snow") for s in range(1, 6)]
-    assert sets[0].labels_N.tolist() == [0, 1] and len(sets[0].images) == 2  # labels in the order of the classes asked for
+    assert (
+        sets[0].labels_N.tolist() == [0, 1] and len(sets[0].images) == 2
+    )  # labels in the order of the classes asked for
     (tmp_path / "c" / "snow" / "3" / "c" / "x.png").unlink()
     with pytest.raises(ConfigError, match="snow/3: holds no image of class 'c'"):
         imagenet_c(tmp_path / "c", image_size=8, classes=["c", "a"])

@@ -23,8 +23,12 @@ def undisturbed(root):
 @pytest.fixture(scope="session")
 def undisturbed_pair(root, cli, undisturbed, tmp_path_factory):
     """Values of the same study with two ranks a trial, left alone."""
-    tree = {**TINY, "study": {**TINY["study"], **STUDY, "name": "calm-pair"}, "training": {**TINY["training"], **TRAINING},
-            "run": {**RUN, "root": str(root), "workers": 2}}
+    tree = {
+        **TINY,
+        "study": {**TINY["study"], **STUDY, "name": "calm-pair"},
+        "training": {**TINY["training"], **TRAINING},
+        "run": {**RUN, "root": str(root), "workers": 2},
+    }
     path = tmp_path_factory.mktemp("calm-pair") / "space.yaml"
     path.write_text(yaml.safe_dump(tree))
     done = cli("sweep", path)
@@ -53,12 +57,20 @@ def begin(root, cli, space):
 def cost(request, record_property):
     """Notes what a fault cost, for the table at the end; ``began`` (s since 1970) is when it struck. No more than one
     checkpoint interval (or ``intervals``) may have been computed again."""
-    def note(fault: str, directory: Path, number: int, began: float, comes: str = "the same trial goes on by itself",
-             intervals: int = 1) -> None:
+
+    def note(
+        fault: str,
+        directory: Path,
+        number: int,
+        began: float,
+        comes: str = "the same trial goes on by itself",
+        intervals: int = 1,
+    ) -> None:
         again, seconds = interruption(directory, number, began)
         assert 0 <= again <= intervals * RUN["checkpoint_images"], f"{again} images were computed again"
         record_property("seconds_lost", round(seconds, 1))
         request.config.stash.setdefault(_COSTS, []).append((fault, f"{comes}; {again} images again", seconds))
+
     return note
 
 

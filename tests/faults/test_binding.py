@@ -25,8 +25,11 @@ def listening(pid: int) -> set[tuple[str, str, int]]:
     found = set()
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
-            found |= {(process.name(), *connection.laddr) for connection in process.net_connections("inet")
-                      if connection.status == psutil.CONN_LISTEN}
+            found |= {
+                (process.name(), *connection.laddr)
+                for connection in process.net_connections("inet")
+                if connection.status == psutil.CONN_LISTEN
+            }
         except psutil.Error:  # it has ended meanwhile
             continue
     return found
@@ -52,10 +55,18 @@ def test_servers_are_heard_on_this_machine_alone(cli, space, root):
     for told in ("MLflow UI:", "Optuna dashboard:"):
         [command] = [line.removeprefix(told) for line in text.splitlines() if line.startswith(told)]
         port = free_port()
-        server = subprocess.Popen([*shlex.split(command), "--port", str(port)], cwd=cli.cwd, start_new_session=True, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            [*shlex.split(command), "--port", str(port)],
+            cwd=cli.cwd,
+            start_new_session=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         try:
-            wait_until(lambda server=server, port=port: port in {number for *_, number in listening(server.pid)}, server)
+            wait_until(
+                lambda server=server, port=port: port in {number for *_, number in listening(server.pid)}, server
+            )
             assert strangers(listening(server.pid)) == [], told
         finally:
             end_session(server)

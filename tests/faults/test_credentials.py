@@ -14,7 +14,11 @@ from tests.helpers.postgresql_server import new_database, programs
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
-SECRETS = ("s3cret", "hunter2-storage", "hunter2-file")  # MLflow's, that of UVAR_STORAGE, that of a space file's run.storage
+SECRETS = (
+    "s3cret",
+    "hunter2-storage",
+    "hunter2-file",
+)  # MLflow's, that of UVAR_STORAGE, that of a space file's run.storage
 
 
 @pytest.fixture
@@ -26,25 +30,42 @@ def ray():
 
 def where_they_stand(place: Path) -> list[str]:
     """Files below ``place`` that hold one of the secrets."""
-    return [str(path) for path in place.rglob("*") if path.is_file() and not path.is_symlink()
-            and any(secret.encode() in path.read_bytes() for secret in SECRETS)]
+    return [
+        str(path)
+        for path in place.rglob("*")
+        if path.is_file() and not path.is_symlink() and any(secret.encode() in path.read_bytes() for secret in SECRETS)
+    ]
 
 
 def test_passwords_stand_nowhere(cli, space, tmp_path, postgresql, ray):
     """MLflow away at first (its trouble is told), then there; the storage on PostgreSQL; every door that reads the study."""
     root, server = tmp_path / "runs", MLflow(tmp_path)
     storage = new_database(postgresql, "secret_study").replace("uvar@", "uvar:hunter2-storage@")
-    path = space(study={"name": "secret", "trials": 2}, training={"images": 640}, run={
-        "root": str(root), "max_concurrent": 1, "storage": "postgresql+psycopg://bob:hunter2-file@nowhere.invalid/optuna"})
+    path = space(
+        study={"name": "secret", "trials": 2},
+        training={"images": 640},
+        run={
+            "root": str(root),
+            "max_concurrent": 1,
+            "storage": "postgresql+psycopg://bob:hunter2-file@nowhere.invalid/optuna",
+        },
+    )
     variables = {"MLFLOW_TRACKING_URI": server.uri, "UVAR_STORAGE": storage, "RAY_TMPDIR": str(ray)}
     options = ("--study", "secret", "--root", root)
     said = [cli("sweep", path, timeout=1800, **variables)]
     assert "does not answer" in said[0].stdout and "uvar_tune.sync" in said[0].stdout, said[0].stdout + said[0].stderr
     try:
         server.start()
-        said += [cli(*call, **variables) for call in (
-            ("sync", *options), ("sync", *options, "--rebuild"), ("report", *options), ("export", *options, "--unconfirmed"),
-            ("sweep", path))]
+        said += [
+            cli(*call, **variables)
+            for call in (
+                ("sync", *options),
+                ("sync", *options, "--rebuild"),
+                ("report", *options),
+                ("export", *options, "--unconfirmed"),
+                ("sweep", path),
+            )
+        ]
         said.append(cli("doctor", **variables))
     finally:
         server.kill()
@@ -58,7 +79,9 @@ def test_passwords_stand_nowhere(cli, space, tmp_path, postgresql, ray):
     path.unlink()  # the one place where the user has put one
     assert where_they_stand(tmp_path) == where_they_stand(cli.cwd) == where_they_stand(ray) == []
     assert any(ray.iterdir()) and any((root / "secret" / "export").glob("*.yaml"))
-    dump = subprocess.run([programs() / "pg_dump", storage.replace("+psycopg", "")], capture_output=True, text=True, check=True)
+    dump = subprocess.run(
+        [programs() / "pg_dump", storage.replace("+psycopg", "")], capture_output=True, text=True, check=True
+    )
     assert "secret" in dump.stdout and not any(secret in dump.stdout for secret in SECRETS)
     stored = yaml.safe_load((root / "secret" / "study.yaml").read_text())
     assert stored["run"]["storage"] == "postgresql+psycopg://nowhere.invalid/optuna"

@@ -41,7 +41,9 @@ def test_one_of_two_ranks_is_killed(begin, root, undisturbed, cost):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
-def test_a_signal_ends_the_sweep_in_order_and_a_kill_when_it_continues(begin, root, cli, undisturbed, cost, tmp_path, number):
+def test_a_signal_ends_the_sweep_in_order_and_a_kill_when_it_continues(
+    begin, root, cli, undisturbed, cost, tmp_path, number
+):
     """The first time in its first trial, the second time in its second; the same command each time. All the while there is no
     MLflow server, which learns everything afterwards."""
     name, server = f"signal-{int(number)}", MLflow(tmp_path)
@@ -86,7 +88,11 @@ def check_sync(cli, directory, server: MLflow, text: str) -> None:
         server.kill()
     assert synced.returncode == 0, synced.stdout + synced.stderr
     for number in range(2):
-        recorded = {(key, record["images"]) for record in records(directory, number) if record["kind"] == "metrics"
-                    for key in record["values"]}
+        recorded = {
+            (key, record["images"])
+            for record in records(directory, number)
+            if record["kind"] == "metrics"
+            for key in record["values"]
+        }
         rows = metric_rows(server.directory / "mlflow.db", f"{directory.name}/{number}")
         assert recorded <= set(rows) and len(rows) == len(set(rows))

@@ -40,13 +40,23 @@ NEEDED = 6 * 2**30
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
-@pytest.mark.skipif(psutil.virtual_memory().available < 1.5 * NEEDED, reason="this machine has too little memory to spare")
+@pytest.mark.skipif(
+    psutil.virtual_memory().available < 1.5 * NEEDED, reason="this machine has too little memory to spare"
+)
 def test_the_reason_says_that_memory_was_low(tmp_path):
     memory = psutil.virtual_memory()
     threshold = (memory.total - memory.available + NEEDED) / memory.total
-    done = subprocess.run([sys.executable, "-c", GROUP, tmp_path], capture_output=True, text=True, timeout=300, env=environment(
-        RAY_memory_usage_threshold=f"{threshold:.3f}", RAY_memory_monitor_refresh_ms="100"))
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(RAY_memory_usage_threshold=f"{threshold:.3f}", RAY_memory_monitor_refresh_ms="100"),
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["outcome"] == "crashed"
-    assert result["reason"].startswith("low memory: Ray ended it, its node was low on memory (") and "used / " in result["reason"]
+    assert (
+        result["reason"].startswith("low memory: Ray ended it, its node was low on memory (")
+        and "used / " in result["reason"]
+    )

@@ -106,8 +106,14 @@ def ended(process, cli, root: Path, server) -> str:
     text, _ = process.communicate(timeout=600)
     assert process.returncode == 0, text
     if "are kept and not sent" in text:
-        synced = cli("sync", "--study", Path(text.split("--study ")[1].split()[0]).name, "--root", root,
-                       MLFLOW_TRACKING_URI=server.uri)
+        synced = cli(
+            "sync",
+            "--study",
+            Path(text.split("--study ")[1].split()[0]).name,
+            "--root",
+            root,
+            MLFLOW_TRACKING_URI=server.uri,
+        )
         assert synced.returncode == 0, synced.stdout + synced.stderr
     else:
         assert "answers again" in text
@@ -118,8 +124,11 @@ def ended(process, cli, root: Path, server) -> str:
 def assert_nobody_waited(directory: Path, began: float, ended: float) -> None:
     assert within(directory, began, ended)
     for number in range(TRIALS):
-        steps = [record["time"] for record in records(directory, number)
-                 if record["kind"] == "metrics" and "loss/total" in record["values"]]
+        steps = [
+            record["time"]
+            for record in records(directory, number)
+            if record["kind"] == "metrics" and "loss/total" in record["values"]
+        ]
         assert max(later - earlier for earlier, later in zip(steps, steps[1:], strict=False)) < REQUEST_SEC
 
 
@@ -128,15 +137,24 @@ def assert_all_there_once(directory: Path, server) -> None:
     database = server.directory / "mlflow.db"
     for number in range(TRIALS):
         trial = f"{directory.name}/{number}"
-        recorded = [(key, record["images"]) for record in records(directory, number) if record["kind"] == "metrics"
-                    for key in record["values"]]
+        recorded = [
+            (key, record["images"])
+            for record in records(directory, number)
+            if record["kind"] == "metrics"
+            for key in record["values"]
+        ]
         rows = metric_rows(database, trial)
         assert len(rows) == len(set(rows)) and set(recorded) <= set(rows) and len(recorded) == len(set(recorded))
-        [(run_id, status)] = query(database, "select r.run_uuid, r.status from runs r join tags t on r.run_uuid = t.run_uuid where "
-                                   "t.key = 'uvar.trial' and t.value = ? and r.lifecycle_stage = 'active'", trial)
+        [(run_id, status)] = query(
+            database,
+            "select r.run_uuid, r.status from runs r join tags t on r.run_uuid = t.run_uuid where "
+            "t.key = 'uvar.trial' and t.value = ? and r.lifecycle_stage = 'active'",
+            trial,
+        )
         assert status == "FINISHED"
         params = dict(query(database, "select key, value from params where run_uuid = ?", run_id))
         assert params["training.images"] == str(TRAINING["images"]) and "inference.cfg_scale" in params
         folder = next((server.directory / "artifacts").glob(f"*/{run_id}/artifacts"))
-        assert {"config.yaml"} | {f"samples/{path.name}" for path in (directory / "trials" / f"{number:05d}" / "samples").iterdir()
-                                  } <= {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        assert {"config.yaml"} | {
+            f"samples/{path.name}" for path in (directory / "trials" / f"{number:05d}" / "samples").iterdir()
+        } <= {str(path.relative_to(folder)) for path in folder.rglob("*")}

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults]
 SPACE = {
     "training.learning_rate": {"role": "nuisance", "type": "categorical", "choices": [2e-3, 1e30]},
     "model.width": {"role": "nuisance", "type": "categorical", "choices": [32, 2**16]},
-    "loss.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 1e36]}}
+    "loss.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 1e36]},
+}
 STUDY = {"name": "numbers", "trials": 6, "startup_trials": 6, "seed": 2}  # each comes, and the last is fine
 FINE, NO_MEMORY, NO_NUMBER, STEEP = "complete", "allocate memory", "loss is not a finite number", "grad_norm is inf"
 
@@ -74,7 +75,9 @@ def check(directory: Path) -> None:
 def stored(directory: Path):
     import optuna
 
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(directory / "optuna.journal")))
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(directory / "optuna.journal"))
+    )
     return optuna.load_study(study_name=directory.name, storage=storage).trials
 
 
@@ -83,8 +86,10 @@ def again(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
     place = directory / "failed_step"
     manifest, batch = json.loads((place / "manifest.json").read_text()), load_file(place / "batch.safetensors")
     assert manifest["batch_size"] == len(batch["tokens_BL"]) == 64  # of both ranks
-    config, vqvae = Config.model_validate(yaml.safe_load((directory / "config.yaml").read_text())), load_tokenizer(
-        manifest["tokenizer"])
+    config, vqvae = (
+        Config.model_validate(yaml.safe_load((directory / "config.yaml").read_text())),
+        load_tokenizer(manifest["tokenizer"]),
+    )
     var = new_var(config, vqvae, num_classes=10, seed=0)
     var.load_state_dict(load_file(place / "var.safetensors"))
     noise = {name: batch[name] for name in ("label_drop_B", "path_keep")}
@@ -97,4 +102,6 @@ def test_a_tokenizer_that_diverges_ends_the_study_with_one_line(cli, space):
     path = space(study={"name": "burst"}, tokenizer={"learning_rate": 1e30})
     done = cli("sweep", path, timeout=1800)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr.strip().startswith("error: training diverged after") and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        done.stderr.strip().startswith("error: training diverged after") and len(done.stderr.strip().splitlines()) == 1
+    )

@@ -53,21 +53,33 @@ def test_the_disk_is_full(begin, cli, disk, undisturbed, cost, at):
     cost(f"the disk full at {at}", directory, 1, began, "the sweep ends; with room, the same command continues")
 
 
-@pytest.mark.parametrize("case", ["a file in the way of run.root", "a file in the way of the study",
-                                  "a file in the way of the cache", "a disk mounted read-only"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a file in the way of run.root",
+        "a file in the way of the study",
+        "a file in the way of the cache",
+        "a disk mounted read-only",
+    ],
+)
 def test_a_directory_that_cannot_be_written(cli, space, tmp_path, case):
     place = tmp_path / "place"
     with contextlib.ExitStack() as stack:
         if case == "a disk mounted read-only":
             stack.enter_context(mounted(place, "size=1m,ro"))
         else:
-            blocked = {"a file in the way of run.root": place, "a file in the way of the study": place / "blocked",
-                       "a file in the way of the cache": place / "cache"}[case]
+            blocked = {
+                "a file in the way of run.root": place,
+                "a file in the way of the study": place / "blocked",
+                "a file in the way of the cache": place / "cache",
+            }[case]
             blocked.parent.mkdir(exist_ok=True)
             blocked.write_text("")
         done = cli("sweep", space(study={"name": "blocked"}, run={"root": str(place)}), timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: run.root: ") and str(place) in done.stderr
+    assert (
+        len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: run.root: ") and str(place) in done.stderr
+    )
 
 
 def test_the_newest_checkpoint_is_truncated(begin, root, cli, undisturbed, cost):
@@ -142,6 +154,7 @@ def test_a_database_server_is_away(begin, root, undisturbed, postgresql):
     url = postgresql_server.new_database(postgresql, "away")
     process, _, directory = begin("away", variables={"UVAR_STORAGE": url})
     with psycopg.connect(postgresql, autocommit=True) as connection:
+
         def take():
             connection.execute("alter database away with allow_connections false")
             connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'away'")

@@ -42,8 +42,10 @@ print(status)
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
-@pytest.mark.parametrize(("title", "fault"), [("TrainController", "Train's controller killed"),
-                                              ("ImplicitFunc", "the trial's driver killed")])
+@pytest.mark.parametrize(
+    ("title", "fault"),
+    [("TrainController", "Train's controller killed"), ("ImplicitFunc", "the trial's driver killed")],
+)
 def test_what_drives_a_trial_is_killed(begin, root, undisturbed, cost, title, fault):
     name = f"{title}-killed"
     process, _, directory = begin(name)
@@ -62,7 +64,13 @@ def test_the_whole_ray_head_is_killed(begin, root, cli, undisturbed, cost):
     wait_until(lambda: images_seen(directory, 1) >= 2000, process)
     everything = psutil.Process(process.pid).children(recursive=True)
     began = time.time()
-    kill([*processes("ray/gcs/gcs_server", process.pid), *processes("ray/raylet/raylet", process.pid), *train_workers(process)])
+    kill(
+        [
+            *processes("ray/gcs/gcs_server", process.pid),
+            *processes("ray/raylet/raylet", process.pid),
+            *train_workers(process),
+        ]
+    )
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 1, text
     assert "error: Ray" in text and "the same command continues" in text and "Traceback" not in text
@@ -82,7 +90,11 @@ def test_the_raylet_of_the_driver_is_killed(begin, root, cli, undisturbed, cost)
     kill(processes("ray/raylet/raylet", process.pid))
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 1, text
-    assert "error: Ray's raylet on this node at " in text and "the same command continues" in text and "Traceback" not in text
+    assert (
+        "error: Ray's raylet on this node at " in text
+        and "the same command continues" in text
+        and "Traceback" not in text
+    )
     assert not living(everything, timeout=120)
     again = cli("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -95,9 +107,16 @@ def nodes(cli, tmp_path_factory):
     """Three nodes: what `three_nodes` prints."""
     directory, script = tmp_path_factory.mktemp("n"), Path(__file__).parent.parent / "helpers" / "three_nodes.py"
     with (directory / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, script, directory / "ray", *map(str, free_ports(2))], text=True,
-                                   env=environment(**cli.changes, RAY_AUTH_MODE="disabled"), cwd=directory,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, script, directory / "ray", *map(str, free_ports(2))],
+            text=True,
+            env=environment(**cli.changes, RAY_AUTH_MODE="disabled"),
+            cwd=directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
     everything: list[psutil.Process] = []
     try:
         line = process.stdout.readline()
@@ -112,7 +131,9 @@ def nodes(cli, tmp_path_factory):
 
 def test_a_node_is_lost(begin, nodes, root, undisturbed_pair, cost):
     """A trial's two ranks on two nodes of three; the third takes the place of the one that is lost."""
-    process, _, directory = begin("node-lost", workers=2, variables={"RAY_ADDRESS": nodes["address"], "RAY_AUTH_MODE": "disabled"})
+    process, _, directory = begin(
+        "node-lost", workers=2, variables={"RAY_ADDRESS": nodes["address"], "RAY_AUTH_MODE": "disabled"}
+    )
     wait_until(lambda: images_seen(directory, 0) >= 2000, process)
     ranks = {raylet: processes("RayTrainWorker", raylet) for raylet in nodes["raylets"]}
     lost = next(raylet for raylet in nodes["raylets"] if ranks[raylet])
@@ -132,13 +153,20 @@ def test_more_nodes_are_lost_than_a_trial_can_do_without(begin, nodes, root, cli
     process, path, directory = begin("nodes-lost", workers=2, wait_resources_sec=20, variables=on_it)
     wait_until(lambda: images_seen(directory, 0) >= 2000, process)
     began = time.time()
-    kill([one for raylet in nodes["raylets"] for one in [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]])
+    kill(
+        [
+            one
+            for raylet in nodes["raylets"]
+            for one in [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]
+        ]
+    )
     text, _ = process.communicate(timeout=240)
     assert process.returncode == 1, text
     needs = "a trial asks for 2 workers with 1 CPUs and 0 GPUs each, a worker on one node; the cluster has 1 node, 1 CPUs, 0 GPUs"
     assert text.count(f"waiting for nodes, 20 s at most: {needs}") == 1, text
-    assert text.rstrip().splitlines()[-1] == (f"error: {needs}, and no more came in 20 s (run.wait_resources_sec). "
-                                              "The same command continues")
+    assert text.rstrip().splitlines()[-1] == (
+        f"error: {needs}, and no more came in 20 s (run.wait_resources_sec). The same command continues"
+    )
     again = cli("sweep", path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert values(root, "nodes-lost") == undisturbed_pair
@@ -161,8 +189,13 @@ def test_a_job_is_stopped_and_submitted_again(head, space, root, cost):
     submitted = head.submit("python", "-m", "uvar_tune.sweep", str(path), options=options)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     directory = root / "job-stopped"
-    stopper = subprocess.Popen([sys.executable, "-c", STOP, head.address, "first"], env=head.environment, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    stopper = subprocess.Popen(
+        [sys.executable, "-c", STOP, head.address, "first"],
+        env=head.environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert stopper.stdout.readline() == "ready\n"
     wait_until(lambda: images_seen(directory, 0) >= 2000)
     began = time.time()

@@ -23,8 +23,11 @@ TINY = {
     "space": {
         "loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0},
         "loss.lambda_2": {"role": "scientific", "type": "float", "low": 0.004, "high": 0.9, "log": True, "baseline": 0},
-        "loss.reference": {"role": "scientific", "type": "categorical",
-                                "choices": ["normal", "uniform", "dataset", "semantic"]},
+        "loss.reference": {
+            "role": "scientific",
+            "type": "categorical",
+            "choices": ["normal", "uniform", "dataset", "semantic"],
+        },
         "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4},
     },
 }
@@ -39,8 +42,11 @@ def free_port() -> int:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without what would lead a study to other servers."""
-    kept = {key: value for key, value in os.environ.items()
-            if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+    }
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **changes}
 
 
@@ -51,14 +57,26 @@ class CommandLine:
         self.cwd, self.changes = cwd, changes
 
     def __call__(self, door: str, *arguments: str, timeout: float = 600, **changes: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", f"uvar_tune.{door}", *map(str, arguments)], cwd=self.cwd, timeout=timeout,
-                              env=environment(**{**self.changes, **changes}), capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", f"uvar_tune.{door}", *map(str, arguments)],
+            cwd=self.cwd,
+            timeout=timeout,
+            env=environment(**{**self.changes, **changes}),
+            capture_output=True,
+            text=True,
+        )
 
     def start(self, door: str, *arguments: str, **changes: str) -> subprocess.Popen:
         """Begin without waiting, in a session of its own (so that the whole of it can be ended)."""
-        return subprocess.Popen([sys.executable, "-m", f"uvar_tune.{door}", *map(str, arguments)], cwd=self.cwd, text=True,
-                                env=environment(**{**self.changes, **changes}), stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", f"uvar_tune.{door}", *map(str, arguments)],
+            cwd=self.cwd,
+            text=True,
+            env=environment(**{**self.changes, **changes}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def end_session(process: subprocess.Popen) -> None:

@@ -39,17 +39,24 @@ def wait_until(condition, process: subprocess.Popen | None = None, timeout: floa
         time.sleep(0.05)
 
 
-def values(root: Path, name: str, trials: int = 2, url: str | None = None, images: int = TRAINING["images"]) -> list[float]:
+def values(
+    root: Path, name: str, trials: int = 2, url: str | None = None, images: int = TRAINING["images"]
+) -> list[float]:
     """The value of each trial, and that each stands there once and complete (in its journal file, or at ``url``)."""
     import optuna
 
-    storage = url or optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(root / name / "optuna.journal")))
+    storage = url or optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(root / name / "optuna.journal"))
+    )
     study = optuna.load_study(study_name=name, storage=storage)
     assert [trial.number for trial in study.trials] == list(range(trials))
     assert all(trial.state.name == "COMPLETE" for trial in study.trials)
     for number in range(trials):  # a step that was computed again is not recorded twice
-        seen = [record["images"] for record in records(root / name, number)
-                if record["kind"] == "metrics" and "loss/total" in record["values"]]
+        seen = [
+            record["images"]
+            for record in records(root / name, number)
+            if record["kind"] == "metrics" and "loss/total" in record["values"]
+        ]
         assert seen == sorted(set(seen)) and seen[-1] == images
     return [trial.value for trial in study.trials]
 
@@ -74,8 +81,14 @@ def in_this_process(root: Path, study: dict, training: dict, run: dict):
     from uvar_tune.study_dir import StudyDirectory
     from uvar_tune.trial.assets import prepare
 
-    config = Config.model_validate({**TINY, "study": {**TINY["study"], **study}, "training": {**TINY["training"], **training},
-                                    "run": {**run, "root": str(root)}})
+    config = Config.model_validate(
+        {
+            **TINY,
+            "study": {**TINY["study"], **study},
+            "training": {**TINY["training"], **training},
+            "run": {**run, "root": str(root)},
+        }
+    )
     files = StudyDirectory(root, config.study.name)
     files.prepare()
     assets = asdict(prepare(config, files.cache, files.directory / "prepare.jsonl"))
@@ -89,7 +102,9 @@ def attempt(job: dict, report=lambda rung: None, stop=None) -> dict:
 
     from uvar_tune.trial.trial import run_attempt
 
-    return run_attempt(job, rank=0, world_size=1, device=torch.device("cpu"), wrap=lambda model: model, report=report, stop=stop)
+    return run_attempt(
+        job, rank=0, world_size=1, device=torch.device("cpu"), wrap=lambda model: model, report=report, stop=stop
+    )
 
 
 def interruption(directory: Path, number: int, began: float) -> tuple[int, float]:
@@ -163,4 +178,6 @@ def metric_rows(database: Path, trial: str) -> list[tuple[str, int]]:
     with closing(sqlite3.connect(database)) as connection:
         return connection.execute(
             "select m.key, m.step from metrics m join tags t on t.run_uuid = m.run_uuid where t.key = 'uvar.trial' and t.value = ? "
-            "and m.key not like 'profile%'", (trial,)).fetchall()
+            "and m.key not like 'profile%'",
+            (trial,),
+        ).fetchall()

@@ -23,8 +23,11 @@ import torch
 GOLDEN = Path(__file__).parent / "golden" / "official.json"
 SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 VOCABULARY, CODE_DIM, CHANNELS, CLASSES, DEPTH, WIDTH, HEADS = 256, 16, 32, 12, 2, 128, 2
-VAR_CASES = {f"{'shared' if shared else 'own'}-{'l2' if l2 else 'dot'}": {"shared_aln": shared, "attn_l2_norm": l2}
-             for shared in (False, True) for l2 in (True, False)}
+VAR_CASES = {
+    f"{'shared' if shared else 'own'}-{'l2' if l2 else 'dot'}": {"shared_aln": shared, "attn_l2_norm": l2}
+    for shared in (False, True)
+    for l2 in (True, False)
+}
 SHARES = (4, 1, 0)
 CFG_SCALES = (0.0, 1.5, 4.0)
 LABELS = (3, 12, 0)
@@ -71,7 +74,9 @@ def tokens_of(seed: str, batch: int) -> list[torch.Tensor]:
 
 def import_official(checkout: str):
     """(VQVAE, VAR, helpers module) of the official code."""
-    if "huggingface_hub" not in sys.modules and importlib.util.find_spec("huggingface_hub") is None:  # it only serves uploads there
+    if (
+        "huggingface_hub" not in sys.modules and importlib.util.find_spec("huggingface_hub") is None
+    ):  # it only serves uploads there
         sys.modules["huggingface_hub"] = types.SimpleNamespace(PyTorchModelHubMixin=object)
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
@@ -85,7 +90,9 @@ def import_official(checkout: str):
 def official_vqvae(checkout: str, share: int, seed: str = "vae"):
     """An official tokenizer with seeded weights."""
     vqvae_class, _, _ = import_official(checkout)
-    vqvae = vqvae_class(vocab_size=VOCABULARY, z_channels=CODE_DIM, ch=CHANNELS, share_quant_resi=share, v_patch_nums=SCALES)
+    vqvae = vqvae_class(
+        vocab_size=VOCABULARY, z_channels=CODE_DIM, ch=CHANNELS, share_quant_resi=share, v_patch_nums=SCALES
+    )
     state = vqvae.state_dict()
     fresh = weights({key: value.shape for key, value in state.items() if "ema_vocab" not in key}, seed)
     vqvae.load_state_dict({**state, **fresh}, strict=True)
@@ -96,8 +103,17 @@ def official_var(checkout: str, vqvae, seed: str = "var", **options):
     """An official VAR with seeded weights."""
     _, var_class, _ = import_official(checkout)
     with contextlib.redirect_stdout(io.StringIO()):
-        var = var_class(vae_local=vqvae, num_classes=CLASSES, depth=DEPTH, embed_dim=WIDTH, num_heads=HEADS,
-                        cond_drop_rate=0.0, patch_nums=SCALES, drop_path_rate=0.0, **options)
+        var = var_class(
+            vae_local=vqvae,
+            num_classes=CLASSES,
+            depth=DEPTH,
+            embed_dim=WIDTH,
+            num_heads=HEADS,
+            cond_drop_rate=0.0,
+            patch_nums=SCALES,
+            drop_path_rate=0.0,
+            **options,
+        )
     buffers = {name for name, _ in var.named_buffers()}
     state = var.state_dict()
     fresh = weights({key: value.shape for key, value in state.items() if key not in buffers}, seed)
@@ -131,8 +147,11 @@ def measure(checkout: str) -> dict:
         tokens = vqvae.img_to_idxBl(images(2))
         pixels = vqvae.idxBl_to_img(tokens, same_shape=True, last_one=True)
         found["tokenizer"][str(share)] = {
-            "tokens": torch.cat(tokens, 1).tolist(), "pixels": sampled(pixels),
-            "teacher_input": sampled(vqvae.quantize.idxBl_to_var_input(tokens)), "vq_loss": _vq_loss(vqvae)}
+            "tokens": torch.cat(tokens, 1).tolist(),
+            "pixels": sampled(pixels),
+            "teacher_input": sampled(vqvae.quantize.idxBl_to_var_input(tokens)),
+            "vq_loss": _vq_loss(vqvae),
+        }
     vqvae = official_vqvae(checkout, 4)
     for name, options in VAR_CASES.items():
         var = official_var(checkout, vqvae, **options)
@@ -140,7 +159,10 @@ def measure(checkout: str) -> dict:
         found["var"][name] = {"logits": sampled(logits, 256), "greedy": {}}
         for cfg_scale in CFG_SCALES:
             pictures, tokens = official_greedy(var, vqvae, LABELS, cfg_scale)
-            found["var"][name]["greedy"][str(cfg_scale)] = {"tokens": torch.cat(tokens, 1).tolist(), "pixels": sampled(pictures)}
+            found["var"][name]["greedy"][str(cfg_scale)] = {
+                "tokens": torch.cat(tokens, 1).tolist(),
+                "pixels": sampled(pictures),
+            }
     return found
 
 

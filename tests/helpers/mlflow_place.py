@@ -22,8 +22,14 @@ class Place:
         self.uri = f"sqlite:///{self.file}"
 
     def sink(self, study: str, uri: str | None = None) -> MLflowTracker:
-        return MLflowTracker(tracking_uri=uri or self.uri, experiment="uvar_tune", study=study, say=self.said.append,
-                          artifact_root=self.root / "mlartifacts", spool_dir=self.root / study / "mlflow")
+        return MLflowTracker(
+            tracking_uri=uri or self.uri,
+            experiment="uvar_tune",
+            study=study,
+            say=self.said.append,
+            artifact_root=self.root / "mlartifacts",
+            spool_dir=self.root / study / "mlflow",
+        )
 
     def trial(self, study: str, number: int) -> Path:
         directory = self.root / study / "trials" / f"{number:05d}"
@@ -49,8 +55,15 @@ class Place:
         return dict(self.query("select key, value from params where run_uuid = ?", run_id))
 
     def runs(self, tag: str, value: str) -> list[str]:
-        return [row[0] for row in self.query("select r.run_uuid from runs r join tags t on r.run_uuid = t.run_uuid where "
-                                             "t.key = ? and t.value = ? and r.lifecycle_stage = 'active'", tag, value)]
+        return [
+            row[0]
+            for row in self.query(
+                "select r.run_uuid from runs r join tags t on r.run_uuid = t.run_uuid where "
+                "t.key = ? and t.value = ? and r.lifecycle_stage = 'active'",
+                tag,
+                value,
+            )
+        ]
 
     def status(self, run_id: str) -> str:
         return self.query("select status from runs where run_uuid = ?", run_id)[0][0]

@@ -25,13 +25,27 @@ class MLflow:
         self.uri = f"http://ann:s3cret@127.0.0.1:{self.port}"
 
     def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(self.port),
-                   "--backend-store-uri", self.store, "--artifacts-destination",
-                   str(self.directory / "artifacts")]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--workers",
+            "1",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--backend-store-uri",
+            self.store,
+            "--artifacts-destination",
+            str(self.directory / "artifacts"),
+        ]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.directory / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=log, stderr=log,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True
+            )
         self.wait()
 
     def wait(self):

@@ -38,7 +38,9 @@ def running() -> Iterator[str]:
     port, log = free_port(), directory / "log"
 
     def call(program: str, *arguments: str) -> None:
-        subprocess.run([place / program, *arguments], check=True, cwd=directory, stdout=subprocess.DEVNULL, **as_postgres)
+        subprocess.run(
+            [place / program, *arguments], check=True, cwd=directory, stdout=subprocess.DEVNULL, **as_postgres
+        )
 
     call("initdb", "-D", f"{directory}/data", "--no-sync", "-A", "trust", "-U", "uvar", "-E", "UTF8", "--locale=C")
     options = f"-p {port} -k {directory} -c listen_addresses=127.0.0.1 -c fsync=off -c shared_buffers=16MB"

@@ -42,18 +42,56 @@ class Cluster:
         self.ray("get-auth-token", "--generate")
         self.log = (home / "ray.log").open("w")
         self.head = subprocess.Popen(
-            [BIN / "ray", "start", "--head", "--block", "--port", str(gcs), "--dashboard-port", str(dashboard),
-             "--dashboard-agent-listen-port", str(agent), "--dashboard-agent-grpc-port", str(agent_grpc),
-             "--ray-client-server-port", str(client), "--min-worker-port", "21000", "--max-worker-port", "21999",
-             "--temp-dir", str(home / "ray"), "--num-cpus", "2"],
-            env=self.environment, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
+            [
+                BIN / "ray",
+                "start",
+                "--head",
+                "--block",
+                "--port",
+                str(gcs),
+                "--dashboard-port",
+                str(dashboard),
+                "--dashboard-agent-listen-port",
+                str(agent),
+                "--dashboard-agent-grpc-port",
+                str(agent_grpc),
+                "--ray-client-server-port",
+                str(client),
+                "--min-worker-port",
+                "21000",
+                "--max-worker-port",
+                "21999",
+                "--temp-dir",
+                str(home / "ray"),
+                "--num-cpus",
+                "2",
+            ],
+            env=self.environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def ray(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
-        return subprocess.run([BIN / "ray", *arguments], env=self.environment, timeout=timeout, capture_output=True, text=True)
+        return subprocess.run(
+            [BIN / "ray", *arguments], env=self.environment, timeout=timeout, capture_output=True, text=True
+        )
 
-    def submit(self, *entrypoint: str, options: tuple[str, ...] = (), timeout: float = 600) -> subprocess.CompletedProcess:
-        return self.ray("job", "submit", "--address", self.address, "--working-dir", str(REPOSITORY), *options, "--", *entrypoint,
-                        timeout=timeout)
+    def submit(
+        self, *entrypoint: str, options: tuple[str, ...] = (), timeout: float = 600
+    ) -> subprocess.CompletedProcess:
+        return self.ray(
+            "job",
+            "submit",
+            "--address",
+            self.address,
+            "--working-dir",
+            str(REPOSITORY),
+            *options,
+            "--",
+            *entrypoint,
+            timeout=timeout,
+        )
 
     def wait(self) -> None:
         deadline = time.monotonic() + 120
@@ -63,7 +101,9 @@ class Cluster:
 
     def close(self) -> None:
         listed = subprocess.run(["ps", "-eo", "pid,sid"], capture_output=True, text=True, check=True).stdout
-        session = [int(pid) for pid, sid in (line.split() for line in listed.splitlines()[1:]) if int(sid) == self.head.pid]
+        session = [
+            int(pid) for pid, sid in (line.split() for line in listed.splitlines()[1:]) if int(sid) == self.head.pid
+        ]
         self.head.terminate()
         self.head.wait(timeout=60)
         for pid in session:

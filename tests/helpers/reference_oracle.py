@@ -85,6 +85,7 @@ def over_scales(q, tokens, codebook, scales, dispersion):
 def semantic(tokens, labels, codebook, scales, dispersion, neighbours=8, metric="euclidean"):
     q = []
     for row in distance(codebook, metric):
+
         def perplexity(log_width, row=row):
             return np.exp(entropy(around(row[None], np.exp(log_width))[0]))
 

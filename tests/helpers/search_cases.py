@@ -12,8 +12,14 @@ SPACE = {
     "loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0},
     "loss.lambda_2": {"role": "scientific", "type": "float", "low": 0.004, "high": 0.9, "log": True, "baseline": 0},
     "loss.reference": {"role": "scientific", "type": "categorical", "choices": ["normal", "semantic"]},
-    "loss.neighbours": {"role": "nuisance", "type": "float", "low": 2, "high": 32, "log": True,
-                             "when": {"loss.reference": "semantic"}},
+    "loss.neighbours": {
+        "role": "nuisance",
+        "type": "float",
+        "low": 2,
+        "high": 32,
+        "log": True,
+        "when": {"loss.reference": "semantic"},
+    },
     "model.depth": {"role": "nuisance", "type": "int", "low": 1, "high": 4, "baseline": 2},
     "loss.perplexity": {"role": "fixed", "type": "categorical", "choices": [3.0]},
     "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4},
@@ -22,8 +28,15 @@ NARROW = {name: SPACE[name] for name in ("loss.lambda_1", "loss.lambda_2")}
 
 
 def study_config(name: str = "study", *, space=None, terms=None, run=None, **study) -> Config:
-    return validate({"study": {"name": name, "startup_trials": 4, **study}, "space": SPACE if space is None else space,
-                     "loss": terms or {}, "run": run or {}}, "test")
+    return validate(
+        {
+            "study": {"name": name, "startup_trials": 4, **study},
+            "space": SPACE if space is None else space,
+            "loss": terms or {},
+            "run": run or {},
+        },
+        "test",
+    )
 
 
 class Clock:

@@ -19,8 +19,13 @@ from tests.helpers.faulty_study import RUN, TRAINING, metric_rows, values
 from uvar_tune.tracking.metrics_log import read_records
 
 SEED = int(os.environ.get("UVAR_SOAK_SEED", 0))
-TITLES = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "driver": "ray::ImplicitFunc",
-          "gcs": "gcs/gcs_server", "raylet": "raylet/raylet"}
+TITLES = {
+    "worker": "ray::RayTrainWorker",
+    "controller": "ray::TrainController",
+    "driver": "ray::ImplicitFunc",
+    "gcs": "gcs/gcs_server",
+    "raylet": "raylet/raylet",
+}
 _MARK = "UVAR_SOAK_MARK"
 
 
@@ -47,8 +52,16 @@ class SoakedStudy:
         self._root, self._doors, self._mark = root, cli, uuid.uuid4().hex
         self._space, self._output = folder / f"{name}.yaml", folder / f"{name}.log"
         study = {**TINY["study"], "name": name, "trials": trials, "startup_trials": trials}
-        self._space.write_text(yaml.safe_dump({**TINY, "study": study, "training": {**TINY["training"], **TRAINING},
-                                               "run": {**RUN, "root": str(root), **run}}))
+        self._space.write_text(
+            yaml.safe_dump(
+                {
+                    **TINY,
+                    "study": study,
+                    "training": {**TINY["training"], **TRAINING},
+                    "run": {**RUN, "root": str(root), **run},
+                }
+            )
+        )
         self._moments: list[Moment] = []
 
     @property
@@ -62,9 +75,14 @@ class SoakedStudy:
 
     def start(self) -> subprocess.Popen:
         with self._output.open("a") as output:
-            return subprocess.Popen([sys.executable, "-m", "uvar_tune.sweep", self._space], cwd=self._doors.cwd, stdout=output,
-                                    stderr=subprocess.STDOUT, start_new_session=True,
-                                    env=environment(**self._doors.changes, **{_MARK: self._mark}))
+            return subprocess.Popen(
+                [sys.executable, "-m", "uvar_tune.sweep", self._space],
+                cwd=self._doors.cwd,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment(**self._doors.changes, **{_MARK: self._mark}),
+            )
 
     def finish(self, sweep: subprocess.Popen | None = None) -> None:
         """Run to the end: exit code 0, and no process left."""
@@ -74,8 +92,10 @@ class SoakedStudy:
 
     def images(self) -> int:
         """Images seen so far, over all trials."""
-        return sum(max((record["images"] for record in self.record(number) if record["kind"] == "metrics"), default=0)
-                   for number in range(self.trials))
+        return sum(
+            max((record["images"] for record in self.record(number) if record["kind"] == "metrics"), default=0)
+            for number in range(self.trials)
+        )
 
     def record(self, number: int) -> list[dict]:
         return read_records(self.directory / "trials" / f"{number:05d}" / "metrics.jsonl")[0]
@@ -110,7 +130,12 @@ class SoakedStudy:
             most_crashes: of attempts that may have ended from outside.
         """
         assert values(self._root, self.name, self.trials) == expected
-        crashes = [attempt["reason"] for trial in self._stored() for attempt in trial.user_attrs["attempts"] if "reason" in attempt]
+        crashes = [
+            attempt["reason"]
+            for trial in self._stored()
+            for attempt in trial.user_attrs["attempts"]
+            if "reason" in attempt
+        ]
         assert len(crashes) <= most_crashes, crashes
         for moment in self._moments:
             self._check_continued(moment)
@@ -118,8 +143,12 @@ class SoakedStudy:
             synced = self._doors("sync", "--study", self.name, "--root", self._root)
             assert synced.returncode == 0, synced.stdout + synced.stderr
         for number in range(self.trials):
-            recorded = {(key, record["images"]) for record in self.record(number) if record["kind"] == "metrics"
-                        for key in record["values"]}
+            recorded = {
+                (key, record["images"])
+                for record in self.record(number)
+                if record["kind"] == "metrics"
+                for key in record["values"]
+            }
             rows = metric_rows(self._root / "mlflow.db", f"{self.name}/{number}")
             assert recorded <= set(rows) and len(rows) == len(set(rows)), f"{self.name}/{number} in MLflow"
 
@@ -142,7 +171,9 @@ class SoakedStudy:
         trial, story = self.directory / "trials" / f"{number:05d}", self.record(number)
         if not story or (trial / "ended.json").exists():
             return None
-        whole = [int(path.parent.name) for path in trial.glob("checkpoints/*/manifest.json") if path.parent.name.isdigit()]
+        whole = [
+            int(path.parent.name) for path in trial.glob("checkpoints/*/manifest.json") if path.parent.name.isdigit()
+        ]
         return Moment(number, story[-1]["attempt"], max(whole, default=0))
 
     def _check_continued(self, moment: Moment) -> None:

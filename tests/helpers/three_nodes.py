@@ -13,9 +13,18 @@ from ray.cluster_utils import Cluster
 
 def main(directory: str, gcs_port: str, dashboard_port: str) -> None:
     memory = {"object_store_memory": 200 * 2**20}
-    cluster = Cluster(initialize_head=True, connect=False, head_node_args={
-        "num_cpus": 1, "gcs_server_port": int(gcs_port), "dashboard_port": int(dashboard_port), "include_dashboard": True,
-        "temp_dir": directory, **memory})
+    cluster = Cluster(
+        initialize_head=True,
+        connect=False,
+        head_node_args={
+            "num_cpus": 1,
+            "gcs_server_port": int(gcs_port),
+            "dashboard_port": int(dashboard_port),
+            "include_dashboard": True,
+            "temp_dir": directory,
+            **memory,
+        },
+    )
     nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
     cluster.wait_for_nodes()
     raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]

@@ -27,46 +27,89 @@ from uvar_tune.training import (
 )
 
 SCALES, CODES, CLASSES, IMAGES = (1, 2, 4), 24, 4, 40
-PLAN = dict(images=192, batch_size=16, learning_rate=3e-3, schedule="lin0", warmup_images=40, final_ratio=0.1,
-            weight_decay=0.05, betas=(0.9, 0.95), clip=1.0, seed=11, log_images=32, checkpoint_images=48)
+PLAN = dict(
+    images=192,
+    batch_size=16,
+    learning_rate=3e-3,
+    schedule="lin0",
+    warmup_images=40,
+    final_ratio=0.1,
+    weight_decay=0.05,
+    betas=(0.9, 0.95),
+    clip=1.0,
+    seed=11,
+    log_images=32,
+    checkpoint_images=48,
+)
 
 
 def networks() -> tuple[VAR, VQVAE]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         vqvae = VQVAE(vocab_size=CODES, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=SCALES)
-        var = VAR(depth=2, width=32, heads=2, scales=SCALES, vocab_size=CODES, code_dim=8, num_classes=CLASSES,
-                  label_dropout=0.2, drop_path=0.3)
+        var = VAR(
+            depth=2,
+            width=32,
+            heads=2,
+            scales=SCALES,
+            vocab_size=CODES,
+            code_dim=8,
+            num_classes=CLASSES,
+            label_dropout=0.2,
+            drop_path=0.3,
+        )
     return var, vqvae.eval().requires_grad_(False)
 
 
 def tokens(crops: int = 1) -> TokenCache:
     """Random tokens; image i has label i mod 4."""
     random = np.random.default_rng(2)
-    return TokenCache(random.integers(CODES, size=(IMAGES * crops, 21)).astype(np.uint16),
-                      (np.arange(IMAGES * crops) // crops % CLASSES).astype(np.int64), crops, SCALES, CODES, IMAGES,
-                      {"images": "random", "tokenizer": "untrained"})
+    return TokenCache(
+        random.integers(CODES, size=(IMAGES * crops, 21)).astype(np.uint16),
+        (np.arange(IMAGES * crops) // crops % CLASSES).astype(np.int64),
+        crops,
+        SCALES,
+        CODES,
+        IMAGES,
+        {"images": "random", "tokenizer": "untrained"},
+    )
 
 
 def loss_with(vqvae: VQVAE, seen: list | None = None, diverges: bool = False):
     """A composite loss; notes the tokens it was given, and at will becomes NaN from the fifth call on."""
-    arguments = dict(scales=SCALES, codebook=vqvae.codebook_VC.detach(), classes=torch.arange(CODES) % 3,
-                     reference_variance=torch.full((3,), 0.05), lambda_1=0.5, lambda_2=0.1)
+    arguments = dict(
+        scales=SCALES,
+        codebook=vqvae.codebook_VC.detach(),
+        classes=torch.arange(CODES) % 3,
+        reference_variance=torch.full((3,), 0.05),
+        lambda_1=0.5,
+        lambda_2=0.1,
+    )
     calls = 0
 
     def loss(model, tokenizer, tokens_BL, labels_B, noise):
         nonlocal calls
         calls += 1
         if seen is not None:
-            seen.extend(zip(tokens_BL.tolist(), noise["label_drop_B"].tolist(), noise["path_keep"].T.tolist(), strict=True))
+            seen.extend(
+                zip(tokens_BL.tolist(), noise["label_drop_B"].tolist(), noise["path_keep"].T.tolist(), strict=True)
+            )
         logits_BLV = model(labels_B, tokenizer.teacher_input(split(tokens_BL, SCALES)), **noise)
         return composite_loss(logits_BLV * (float("nan") if diverges and calls >= 5 else 1), tokens_BL, **arguments)
 
     return loss
 
 
-def run_rank(directory: Path, rank: int = 0, world_size: int = 1, *, die_at: int | None = None, diverging: int | None = None,
-             stopped_at: int | None = None, **changes) -> None:
+def run_rank(
+    directory: Path,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    die_at: int | None = None,
+    diverging: int | None = None,
+    stopped_at: int | None = None,
+    **changes,
+) -> None:
     """Train from the newest checkpoint in ``directory``; rank 0 writes curve.jsonl, checkpoints and the last parameters.
 
     Args:
@@ -75,8 +118,9 @@ def run_rank(directory: Path, rank: int = 0, world_size: int = 1, *, die_at: int
     """
     torch.set_num_threads(1)
     if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{directory}/meeting-{changes.pop('meeting')}", rank=rank,
-                                world_size=world_size)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{directory}/meeting-{changes.pop('meeting')}", rank=rank, world_size=world_size
+        )
     var, vqvae = networks()
     start = None
     found = latest_valid(directory / "checkpoints", on_skip=lambda path, why: None, training_state=True)
@@ -91,8 +135,16 @@ def run_rank(directory: Path, rank: int = 0, world_size: int = 1, *, die_at: int
     reached = 0
     if stopped_at is not None:
         changes["stop"] = lambda: rank == world_size - 1 and len(seen) * world_size >= stopped_at
-    events = train(model, vqvae, tokens(crops=2), loss=loss_with(vqvae, seen, diverging == rank), rank=rank,
-                   world_size=world_size, start=start, **{**PLAN, **changes})
+    events = train(
+        model,
+        vqvae,
+        tokens(crops=2),
+        loss=loss_with(vqvae, seen, diverging == rank),
+        rank=rank,
+        world_size=world_size,
+        start=start,
+        **{**PLAN, **changes},
+    )
     try:
         for event in events:
             _record(directory, rank, var, event)
@@ -113,8 +165,13 @@ def _record(directory: Path, rank: int, var: VAR, event) -> None:
         with (directory / "curve.jsonl").open("a") as handle:
             handle.write(json.dumps([event.images, values]) + "\n")
     elif rank == 0 and isinstance(event, CheckpointEvent):
-        save_checkpoint(directory / "checkpoints" / f"{event.images:012d}", var_state=var.state_dict(), config={"a": 1},
-                        tokenizer={"path": str(directory / "tokenizer")}, training_state=event.state())
+        save_checkpoint(
+            directory / "checkpoints" / f"{event.images:012d}",
+            var_state=var.state_dict(),
+            config={"a": 1},
+            tokenizer={"path": str(directory / "tokenizer")},
+            training_state=event.state(),
+        )
 
 
 def curve(directory: Path) -> list:
@@ -132,14 +189,25 @@ def run_tokenizer_rank(directory: Path, rank: int, world_size: int, *, meeting: 
 
     torch.set_num_threads(1)
     if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{directory}/meeting-{meeting}", rank=rank, world_size=world_size)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{directory}/meeting-{meeting}", rank=rank, world_size=world_size
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         vqvae = VQVAE(vocab_size=32, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=SCALES)
     model = torch.nn.parallel.DistributedDataParallel(vqvae) if world_size > 1 else vqvae
     images = load_images("digits", split="train", image_size=8)
-    for event in train_tokenizer(model, images, images_total=640, batch_size=32, learning_rate=2e-3, seed=1, rank=rank,
-                                 world_size=world_size, log_images=160):
+    for event in train_tokenizer(
+        model,
+        images,
+        images_total=640,
+        batch_size=32,
+        learning_rate=2e-3,
+        seed=1,
+        rank=rank,
+        world_size=world_size,
+        log_images=160,
+    ):
         if isinstance(event, Progress):
             _record(directory, rank, vqvae, event)
     torch.save(vqvae.state_dict(), directory / f"tokenizer-{rank}.pt")

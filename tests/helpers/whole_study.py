@@ -20,10 +20,16 @@ from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.tracking.parameters import run_parameters, scored_under, study_parameters, that_ran
 from uvar_tune.trial.trial import write_config
 
-CONFIG = Config.model_validate({
-    "study": {"name": "whole", "trials": 3}, "training": {"images": 640, "warmup_images": 0}, "space": {
-        "loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 1.0, "log": True},
-        "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4}}})
+CONFIG = Config.model_validate(
+    {
+        "study": {"name": "whole", "trials": 3},
+        "training": {"images": 640, "warmup_images": 0},
+        "space": {
+            "loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 1.0, "log": True},
+            "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4},
+        },
+    }
+)
 
 
 def sync(place, *options, study="whole", **variables):
@@ -31,8 +37,13 @@ def sync(place, *options, study="whole", **variables):
     command = ["sync", "--study", study, "--root", str(place.root), *options]
     out, err = io.StringIO(), io.StringIO()
     environment = {"MLFLOW_TRACKING_URI": place.uri, **variables}
-    with (mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", command), contextlib.redirect_stdout(out),
-          contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end):
+    with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
         door.run(uvar_tune.sync.sync)
     return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), err.getvalue())
 
@@ -47,7 +58,10 @@ def run_study(place):
     sink.artifact(None, files.config, "")
     MetricsLog(files.directory / "prepare.jsonl").event("prepared", reconstruction_mse=0.02)
     sink.study_metrics({"prepare/reconstruction_mse": 0.02})
-    for work, phase in ((search, "trial"), (Replicates(CONFIG, files.storage_url(CONFIG), "noise", {"baseline": {}}, 1), "noise")):
+    for work, phase in (
+        (search, "trial"),
+        (Replicates(CONFIG, files.storage_url(CONFIG), "noise", {"baseline": {}}, 1), "noise"),
+    ):
         while (proposal := work.ask()) is not None:
             _run(files, work, phase, proposal, sink)
     sink.study_metrics({"best/fid": 2.0, "best/f1": 0.5})
@@ -58,7 +72,9 @@ def run_study(place):
 def _run(files, work, phase, proposal, sink):
     number = proposal.number
     searched = phase == "trial"
-    key, directory = (number, files.trial(number)) if searched else (f"{phase}/{number}", files.directory / phase / "00000")
+    key, directory = (
+        (number, files.trial(number)) if searched else (f"{phase}/{number}", files.directory / phase / "00000")
+    )
     write_config(directory, CONFIG.with_values(proposal.values))
     tags = {"uvar.kind": proposal.kind, "uvar.phase": phase, "uvar.attempt": "1"}
     sink.watch_trial(key, directory, run_parameters(CONFIG, proposal.values), tags)
@@ -72,7 +88,11 @@ def _run(files, work, phase, proposal, sink):
     recorder.metrics(640, {"fid": 2.0})
     scores, params = {"fid": 2.0, "f1": 0.5}, {"inference.cfg_scale": 1.5}
     protocol, ran = {"samples": 1000, "reference": "4677e795", "divisor": ""}, {"loss.lambda_1": 0.25}
-    work.complete(number, 2.0, {"scores": scores, "params": params, "protocol": protocol, "ran": ran, "made_by": {"commit": "abc"}})
+    work.complete(
+        number,
+        2.0,
+        {"scores": scores, "params": params, "protocol": protocol, "ran": ran, "made_by": {"commit": "abc"}},
+    )
     sink.finish_trial(key, "FINISHED", scores, {**params, **that_ran(ran), **scored_under(protocol, proposal.seeds)})
 
 
@@ -82,7 +102,10 @@ def content(place):
     for name, run_id, status in place.query("select name, run_uuid, status from runs where lifecycle_stage = 'active'"):
         assert name not in found
         tags = {key: value for key, value in place.tags(run_id).items() if key != "mlflow.parentRunId"}
-        rows = place.query("select key, step, value, case when key like 'best/%' or key like 'prepare/%' then 0 else timestamp "
-                           "end from metrics where run_uuid = ?", run_id)
+        rows = place.query(
+            "select key, step, value, case when key like 'best/%' or key like 'prepare/%' then 0 else timestamp "
+            "end from metrics where run_uuid = ?",
+            run_id,
+        )
         found[name] = (status, sorted(rows), place.params(run_id), tags, place.artifacts(run_id))
     return found

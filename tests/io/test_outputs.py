@@ -24,8 +24,13 @@ def place(tmp_path):
         Image.new("RGB", (16, 16), (200, 20, 20)).save(tmp_path / name)
     (tmp_path / "notes.png").write_text("to be kept")
     (tmp_path / "empty.png").touch()
-    save_checkpoint(tmp_path / "trial" / "checkpoints" / "64", var_state={"x": torch.ones(1)}, config={},
-                    tokenizer={"path": str(tmp_path / "notes.png")}, training_state={"images": 64})
+    save_checkpoint(
+        tmp_path / "trial" / "checkpoints" / "64",
+        var_state={"x": torch.ones(1)},
+        config={},
+        tokenizer={"path": str(tmp_path / "notes.png")},
+        training_state={"images": 64},
+    )
     return tmp_path
 
 
@@ -34,8 +39,14 @@ def contents(place):
 
 
 def test_pictures_are_replaced_and_made(place):
-    for out in ("another.png", "empty.png", "new.PNG", "deep/er/new.png", "deep/checkpoints/new.png",
-                "trial/samples/new.png"):
+    for out in (
+        "another.png",
+        "empty.png",
+        "new.PNG",
+        "deep/er/new.png",
+        "deep/checkpoints/new.png",
+        "trial/samples/new.png",
+    ):
         check_picture(str(place / out), [str(place / "photo.png"), str(place / "trial"), None])
     assert not (place / "deep").exists()
 
@@ -109,9 +120,11 @@ def test_folders_of_images_that_a_suite_does_not_read(place):
 def test_grids_that_no_memory_holds():
     check_room(1000, 10)
     check_room(1000, 1, size=256)
-    for labels, count, size, message in ((1, 10**8, 1, "takes at most 10,000; did you mean '10000'"),
-                                         (1000, 10, 256, "of 256x256 px; one picture takes at most 1,525; did you mean '1'"),
-                                         (2000, 1, 256, "^--label: .* takes at most 1,525")):
+    for labels, count, size, message in (
+        (1, 10**8, 1, "takes at most 10,000; did you mean '10000'"),
+        (1000, 10, 256, "of 256x256 px; one picture takes at most 1,525; did you mean '1'"),
+        (2000, 1, 256, "^--label: .* takes at most 1,525"),
+    ):
         with pytest.raises(ConfigError, match=message):
             check_room(labels, count, size)
 

@@ -5,29 +5,36 @@ from uvar_tune.io.uri import cleaned, shown
 from uvar_tune.tracking.parameters import profiled, run_parameters, study_parameters
 
 
-@pytest.mark.parametrize(("uri", "seen"), [
-    ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-    ("https://ann:s3cret@host:5000/path", "https://host:5000/path"),
-    ("https://ann:s3@cret@host", "https://host"),
-    ("postgresql://ann:s3cret@db/mlflow?password=s3cret", "postgresql://db/mlflow"),
-    ("sqlite:////abs/mlflow.db", "sqlite:////abs/mlflow.db"),
-])
+@pytest.mark.parametrize(
+    ("uri", "seen"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://ann:s3cret@host:5000/path", "https://host:5000/path"),
+        ("https://ann:s3@cret@host", "https://host"),
+        ("postgresql://ann:s3cret@db/mlflow?password=s3cret", "postgresql://db/mlflow"),
+        ("sqlite:////abs/mlflow.db", "sqlite:////abs/mlflow.db"),
+    ],
+)
 def test_a_uri_is_shown_without_credentials(uri, seen):
     assert shown(uri) == seen
     assert "s3" not in shown(uri)
 
 
-@pytest.mark.parametrize("text", [
-    "API request to http://ann:s3cret%21@host:5000/api failed\nTraceback: http://ann:s3cret%21@host",
-    "could not connect as ann:s3cret%21",
-    "password authentication failed (s3cret!)",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "API request to http://ann:s3cret%21@host:5000/api failed\nTraceback: http://ann:s3cret%21@host",
+        "could not connect as ann:s3cret%21",
+        "password authentication failed (s3cret!)",
+    ],
+)
 def test_messages_lose_what_is_secret(text):
     assert "s3cret" not in cleaned(text, "http://ann:s3cret%21@host:5000")
 
 
-@pytest.mark.parametrize("query", ["user=ann&password=hunter2", "sslkey=hunter2", "passwd=hunter2",
-                                   "odbc_connect=DSN%3Ba&PWD%3Dhunter2"])
+@pytest.mark.parametrize(
+    "query", ["user=ann&password=hunter2", "sslkey=hunter2", "passwd=hunter2", "odbc_connect=DSN%3Ba&PWD%3Dhunter2"]
+)
 def test_a_password_in_the_query_is_secret_too(query):
     assert "hunter2" not in cleaned("hunter2 was refused", f"postgresql://db/mlflow?{query}")
     assert "hunter2" not in cleaned(f"postgresql://db/mlflow?{query} was refused", f"postgresql://db/mlflow?{query}")

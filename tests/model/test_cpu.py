@@ -21,8 +21,12 @@ def assert_close(found, expected):
         assert (one.double() - other).norm() <= 1e-6 * other.norm() + 1e-9
 
 
-@pytest.mark.parametrize("frozen", [(), ("fc1.weight", "fc2.bias"), ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")])
-@pytest.mark.parametrize("shape", [(3, 7, 12), (2, 1, 12), (0, 5, 12), (1, 1500, 12)])  # the last is more than one piece
+@pytest.mark.parametrize(
+    "frozen", [(), ("fc1.weight", "fc2.bias"), ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")]
+)
+@pytest.mark.parametrize(
+    "shape", [(3, 7, 12), (2, 1, 12), (0, 5, 12), (1, 1500, 12)]
+)  # the last is more than one piece
 def test_the_mlp_is_the_plain_one(shape, frozen):
     torch.manual_seed(0)
     mlp = MLP(12, 96)
@@ -57,8 +61,17 @@ def test_scaling_and_adding_is_the_plain_one(base):
 def test_a_network_has_the_gradients_of_the_plain_chain(shared_aln, checkpointing, monkeypatch):
     """Dropped paths and labels among them."""
     torch.manual_seed(0)
-    var = VAR(depth=3, width=32, heads=2, scales=(1, 2, 3), vocab_size=48, code_dim=8, num_classes=4, shared_aln=shared_aln,
-              drop_path=0.4).train()
+    var = VAR(
+        depth=3,
+        width=32,
+        heads=2,
+        scales=(1, 2, 3),
+        vocab_size=48,
+        code_dim=8,
+        num_classes=4,
+        shared_aln=shared_aln,
+        drop_path=0.4,
+    ).train()
     var.activation_checkpointing = checkpointing
     noise = var.draw_noise([torch.Generator().manual_seed(i) for i in range(6)])
     assert not noise["path_keep"].all() and noise["path_keep"].any()

@@ -36,7 +36,9 @@ def test_known_pixels_come_back_as_the_tokenizer_has_them(var, vqvae, image, kno
 def test_only_whole_cells_are_known(var, vqvae, image):
     """Of the 2x2 scale, a mask that leaves the left half and one more column gives the left cells, no others."""
     mask = box_mask((0, 0, 9, 16), 16, known="inside")
-    _, tokens = inpaint(var, vqvae, image, mask, 3, **{**SETTING, "count": 40, "seeds": range(40), "cfg_scale": 0, "top_k": 0})
+    _, tokens = inpaint(
+        var, vqvae, image, mask, 3, **{**SETTING, "count": 40, "seeds": range(40), "cfg_scale": 0, "top_k": 0}
+    )
     original = vqvae.encode(image[None] * 2 - 1)
     assert (tokens[1][:, [0, 2]] == original[1][:, [0, 2]]).all()
     assert len(tokens[1][:, 1].unique()) > 1 and len(tokens[1][:, 3].unique()) > 1 and len(tokens[0].unique()) > 1
@@ -45,7 +47,9 @@ def test_only_whole_cells_are_known(var, vqvae, image):
 def test_the_rest_depends_on_seed_label_and_on_what_is_known(var, vqvae, image):
     mask = box_mask((4, 4, 12, 12), 16, known="outside")
     tokens = concat(inpaint(var, vqvae, image, mask, 3, **SETTING)[1])
-    assert torch.equal(concat(inpaint(var, vqvae, image, mask, 3, **{**SETTING, "count": 1, "seeds": [5]})[1]), tokens[:1])
+    assert torch.equal(
+        concat(inpaint(var, vqvae, image, mask, 3, **{**SETTING, "count": 1, "seeds": [5]})[1]), tokens[:1]
+    )
     assert not torch.equal(concat(inpaint(var, vqvae, image, mask, 4, **SETTING)[1]), tokens)
     free = concat(generate(var, vqvae, [3] * 4, cfg_scale=1.5, top_k=50, seeds=SETTING["seeds"], return_tokens=True)[1])
     assert torch.equal(tokens[:, 0], free[:, 0]) and not torch.equal(tokens, free)
@@ -53,12 +57,19 @@ def test_the_rest_depends_on_seed_label_and_on_what_is_known(var, vqvae, image):
 
 def test_bad_requests_are_refused(var, vqvae, image):
     good = box_mask((4, 4, 12, 12), 16, known="outside")
-    cases = [({"known_SS": good[:8]}, "mask of shape .8, 16."), ({"known_SS": good.float()}, "float32"),
-             ({"known_SS": torch.zeros_like(good)}, "hides everything"), ({"known_SS": torch.ones_like(good)}, "hides nothing"),
-             ({"known_SS": box_mask((1, 1, 4, 4), 16, known="inside")}, "no whole cell of 4 pixels"),
-             ({"image_3SS": image[:, :8]}, "image of shape"), ({"image_3SS": image * 2}, "not in .0, 1."),
-             ({"image_3SS": image * torch.nan}, "not in .0, 1."), ({"label": 12}, "label 12"), ({"cfg_scale": -1.0}, "cfg_scale"),
-             ({"count": 0, "seeds": []}, "count 0")]
+    cases = [
+        ({"known_SS": good[:8]}, "mask of shape .8, 16."),
+        ({"known_SS": good.float()}, "float32"),
+        ({"known_SS": torch.zeros_like(good)}, "hides everything"),
+        ({"known_SS": torch.ones_like(good)}, "hides nothing"),
+        ({"known_SS": box_mask((1, 1, 4, 4), 16, known="inside")}, "no whole cell of 4 pixels"),
+        ({"image_3SS": image[:, :8]}, "image of shape"),
+        ({"image_3SS": image * 2}, "not in .0, 1."),
+        ({"image_3SS": image * torch.nan}, "not in .0, 1."),
+        ({"label": 12}, "label 12"),
+        ({"cfg_scale": -1.0}, "cfg_scale"),
+        ({"count": 0, "seeds": []}, "count 0"),
+    ]
     for wrong, message in cases:
         with pytest.raises(ConfigError, match=message):
             inpaint(var, vqvae, **{"image_3SS": image, "known_SS": good, "label": 3, **SETTING, **wrong})

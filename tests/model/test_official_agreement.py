@@ -20,16 +20,29 @@ PIXELS, LOGITS = 1e-4, 5e-5
 
 
 def our_vqvae(share: int, seed: str = "vae") -> VQVAE:
-    vqvae = VQVAE(vocab_size=golden.VOCABULARY, code_dim=golden.CODE_DIM, channels=golden.CHANNELS, scales=golden.SCALES,
-                  share_quant_resi=share)
+    vqvae = VQVAE(
+        vocab_size=golden.VOCABULARY,
+        code_dim=golden.CODE_DIM,
+        channels=golden.CHANNELS,
+        scales=golden.SCALES,
+        share_quant_resi=share,
+    )
     shapes = {key: value.shape for key, value in vqvae.state_dict().items() if "ema_vocab" not in key}
     vqvae.load_state_dict({**vqvae.state_dict(), **golden.weights(shapes, seed)})
     return vqvae.eval().requires_grad_(False)
 
 
 def our_var(name: str, seed: str = "var") -> VAR:
-    var = VAR(depth=golden.DEPTH, width=golden.WIDTH, heads=golden.HEADS, scales=golden.SCALES, vocab_size=golden.VOCABULARY,
-              code_dim=golden.CODE_DIM, num_classes=golden.CLASSES, **golden.VAR_CASES[name])
+    var = VAR(
+        depth=golden.DEPTH,
+        width=golden.WIDTH,
+        heads=golden.HEADS,
+        scales=golden.SCALES,
+        vocab_size=golden.VOCABULARY,
+        code_dim=golden.CODE_DIM,
+        num_classes=golden.CLASSES,
+        **golden.VAR_CASES[name],
+    )
     var.load_state_dict(golden.weights({key: value.shape for key, value in var.state_dict().items()}, seed))
     return var.eval().requires_grad_(False)
 
@@ -62,8 +75,15 @@ def test_transformer_gives_the_recorded_numbers(name, shared_vqvae):
     teacher_input = shared_vqvae.teacher_input(golden.tokens_of("teacher", len(golden.LABELS)))
     assert near(var(torch.tensor(golden.LABELS), teacher_input), recorded["logits"], LOGITS)
     for cfg_scale, greedy in recorded["greedy"].items():
-        images, tokens = generate(var, shared_vqvae, golden.LABELS, cfg_scale=float(cfg_scale), top_k=1,
-                                  chunk=len(golden.LABELS), return_tokens=True)
+        images, tokens = generate(
+            var,
+            shared_vqvae,
+            golden.LABELS,
+            cfg_scale=float(cfg_scale),
+            top_k=1,
+            chunk=len(golden.LABELS),
+            return_tokens=True,
+        )
         assert torch.cat(tokens, 1).tolist() == greedy["tokens"], cfg_scale
         assert near(images, greedy["pixels"], PIXELS), cfg_scale
 

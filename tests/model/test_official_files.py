@@ -13,10 +13,26 @@ SCALES = (1, 2, 4)
 
 def networks(*, scales=SCALES, share=4, shared_aln=False, l2=True, heads=2, width=32, blocks=2, multipliers=(1, 2)):
     torch.manual_seed(0)
-    vqvae = VQVAE(vocab_size=24, code_dim=8, channels=16, channel_multipliers=multipliers, scales=scales,
-                  share_quant_resi=share, blocks=blocks)
-    var = VAR(depth=3, width=width, heads=heads, scales=scales, vocab_size=24, code_dim=8, num_classes=4,
-              shared_aln=shared_aln, attn_l2_norm=l2)
+    vqvae = VQVAE(
+        vocab_size=24,
+        code_dim=8,
+        channels=16,
+        channel_multipliers=multipliers,
+        scales=scales,
+        share_quant_resi=share,
+        blocks=blocks,
+    )
+    var = VAR(
+        depth=3,
+        width=width,
+        heads=heads,
+        scales=scales,
+        vocab_size=24,
+        code_dim=8,
+        num_classes=4,
+        shared_aln=shared_aln,
+        attn_l2_norm=l2,
+    )
     return vqvae.eval(), var.eval()
 
 
@@ -25,8 +41,19 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.parametrize("options", [{}, {"share": 0}, {"share": 1}, {"shared_aln": True}, {"l2": False}, {"heads": 8},
-                                     {"blocks": 1, "multipliers": (1, 1, 4)}, {"scales": (1, 3, 4, 6)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"share": 0},
+        {"share": 1},
+        {"shared_aln": True},
+        {"l2": False},
+        {"heads": 8},
+        {"blocks": 1, "multipliers": (1, 1, 4)},
+        {"scales": (1, 3, 4, 6)},
+    ],
+)
 def test_round_trip_finds_every_size(options, tmp_path):
     vqvae, var = networks(**options)
     save_official(vqvae, var, vae_path=tmp_path / "vae.pth", var_path=tmp_path / "var.pth")
@@ -35,7 +62,8 @@ def test_round_trip_finds_every_size(options, tmp_path):
     assert again_vqvae.settings() == vqvae.settings()
     kept = {"label_dropout", "drop_path"}  # of training, not in the file
     assert {k: v for k, v in again_var.settings().items() if k not in kept} == {
-        k: v for k, v in var.settings().items() if k not in kept}
+        k: v for k, v in var.settings().items() if k not in kept
+    }
     assert same(again_vqvae, vqvae) and same(again_var, var) and not again_var.training
 
 
@@ -43,8 +71,10 @@ def test_trainer_checkpoints_are_unwrapped(tmp_path):
     vqvae, var = networks()
     vae_state, var_state = save_official(vqvae, var)
     path = tmp_path / "ar-ckpt-last.pth"
-    torch.save({"epoch": 3, "iter": 0, "trainer": {"config": {}, "var_wo_ddp": var_state, "vae_local": vae_state}, "args": {}},
-               path)
+    torch.save(
+        {"epoch": 3, "iter": 0, "trainer": {"config": {}, "var_wo_ddp": var_state, "vae_local": vae_state}, "args": {}},
+        path,
+    )
     again_vqvae, again_var = load_official(path, path)
     assert same(again_vqvae, vqvae) and same(again_var, var)
 
@@ -53,7 +83,12 @@ def test_official_layout_holds_the_buffers(tmp_path):
     _, state = save_official(*networks())
     assert state["lvl_1L"].tolist() == [[0] + [1] * 4 + [2] * 16]
     mask = state["attn_bias_for_masking"][0, 0]
-    assert mask.shape == (21, 21) and not mask[5:].any() and torch.isneginf(mask[1:5, 5:]).all() and not mask[1:5, :5].any()
+    assert (
+        mask.shape == (21, 21)
+        and not mask[5:].any()
+        and torch.isneginf(mask[1:5, 5:]).all()
+        and not mask[1:5, :5].any()
+    )
     assert not state["blocks.2.attn.zero_k_bias"].any()
 
 
@@ -88,19 +123,26 @@ def test_heads_without_l2_norm():
     assert load_official(*official)[1].settings()["heads"] == 3
 
 
-@pytest.mark.parametrize(("which", "change", "message"), [
-    ("vae", lambda s: s.pop("decoder.mid.attn_1.norm.bias"), "decoder.mid.attn_1.norm.bias is missing"),
-    ("vae", lambda s: s.update({"extra.weight": torch.zeros(1)}), "extra.weight is not expected"),
-    ("vae", lambda s: s.update({"quant_conv.bias": torch.zeros(3)}), r"quant_conv.bias has shape \(3,\), expected \(8,"),
-    ("vae", lambda s: s.pop("quantize.embedding.weight"), "quantize.embedding.weight is missing"),
-    ("var", lambda s: s.pop("blocks.1.ffn.fc2.bias"), "blocks.1.ffn.fc2.bias is missing"),
-    ("var", lambda s: s.pop("attn_bias_for_masking"), "attn_bias_for_masking is missing"),
-    ("var", lambda s: s.pop("lvl_1L"), "lvl_1L is missing"),
-    ("var", lambda s: s["lvl_1L"].add_(1), "lvl_1L does not count square scales"),
-    ("var", lambda s: s["attn_bias_for_masking"].zero_(), "attn_bias_for_masking is not what the scales"),
-    ("var", lambda s: s.update({"head.bias": torch.zeros(5)}), r"head.bias has shape \(5,\)"),
-    ("var", lambda s: s.update({"cls_token": torch.zeros(5)}), "cls_token is not expected in a VAR"),
-])
+@pytest.mark.parametrize(
+    ("which", "change", "message"),
+    [
+        ("vae", lambda s: s.pop("decoder.mid.attn_1.norm.bias"), "decoder.mid.attn_1.norm.bias is missing"),
+        ("vae", lambda s: s.update({"extra.weight": torch.zeros(1)}), "extra.weight is not expected"),
+        (
+            "vae",
+            lambda s: s.update({"quant_conv.bias": torch.zeros(3)}),
+            r"quant_conv.bias has shape \(3,\), expected \(8,",
+        ),
+        ("vae", lambda s: s.pop("quantize.embedding.weight"), "quantize.embedding.weight is missing"),
+        ("var", lambda s: s.pop("blocks.1.ffn.fc2.bias"), "blocks.1.ffn.fc2.bias is missing"),
+        ("var", lambda s: s.pop("attn_bias_for_masking"), "attn_bias_for_masking is missing"),
+        ("var", lambda s: s.pop("lvl_1L"), "lvl_1L is missing"),
+        ("var", lambda s: s["lvl_1L"].add_(1), "lvl_1L does not count square scales"),
+        ("var", lambda s: s["attn_bias_for_masking"].zero_(), "attn_bias_for_masking is not what the scales"),
+        ("var", lambda s: s.update({"head.bias": torch.zeros(5)}), r"head.bias has shape \(5,\)"),
+        ("var", lambda s: s.update({"cls_token": torch.zeros(5)}), "cls_token is not expected in a VAR"),
+    ],
+)
 def test_a_wrong_file_names_the_first_key_that_differs(which, change, message):
     states = dict(zip(("vae", "var"), save_official(*networks()), strict=True))
     states = {name: {key: value.clone() for key, value in state.items()} for name, state in states.items()}
@@ -135,13 +177,18 @@ def test_another_number_of_classes_leaves_the_table_fresh():
         assert torch.equal(value, fresh[key] if key == "class_emb.weight" else var.state_dict()[key]), key
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"depth": 4}, "place: blocks.3.attn.scale_mul_1H11 is missing"), ({"vocab_size": 30}, r"head.weight has shape \(24, 32\)"),
-    ({"width": 64, "heads": 4}, "pos_start has shape"), ({"scales": (1, 2, 3)}, "pos_1LC has shape"),
-    ({"scales": (1, 4, 2)}, "lvl_1L is not what the scales .1, 4, 2. make"),
-    ({"shared_aln": True}, "shared_ada_lin.1.weight is missing"),
-    ({"depth": 2}, "blocks.2.*is not expected in a VAR"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 4}, "place: blocks.3.attn.scale_mul_1H11 is missing"),
+        ({"vocab_size": 30}, r"head.weight has shape \(24, 32\)"),
+        ({"width": 64, "heads": 4}, "pos_start has shape"),
+        ({"scales": (1, 2, 3)}, "pos_1LC has shape"),
+        ({"scales": (1, 4, 2)}, "lvl_1L is not what the scales .1, 4, 2. make"),
+        ({"shared_aln": True}, "shared_ada_lin.1.weight is missing"),
+        ({"depth": 2}, "blocks.2.*is not expected in a VAR"),
+    ],
+)
 def test_a_wrong_start_names_the_first_key_that_differs(changes, message):
     vqvae, var = networks()
     target = other_var(var, **changes)

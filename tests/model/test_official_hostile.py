@@ -26,7 +26,9 @@ def states():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vqvae = VQVAE(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=SCALES)
-        return save_official(vqvae, VAR(depth=2, width=32, heads=2, scales=SCALES, vocab_size=24, code_dim=8, num_classes=4))
+        return save_official(
+            vqvae, VAR(depth=2, width=32, heads=2, scales=SCALES, vocab_size=24, code_dim=8, num_classes=4)
+        )
 
 
 class Made:
@@ -44,12 +46,18 @@ def quantized():
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["archive", "old"])
-@pytest.mark.parametrize("make, message", [
-    (lambda: torch.zeros(1).expand(10**11, 8), "claims 3,200,000,000,000 bytes and holds 4"),
-    (lambda: torch.zeros(24, 8, device="meta"), "meta"), (quantized, "_rebuild_qtensor"),
-    (lambda: torch.zeros(24, 8).to_sparse(), "_rebuild_sparse"), (lambda: torch.zeros(24, 8, dtype=torch.complex64), "complex64"),
-    (lambda: torch.zeros(10**11, 0), r"shape \(100000000000, 0\)"), (lambda: Made(bytearray, 10**9), "bytearray"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: torch.zeros(1).expand(10**11, 8), "claims 3,200,000,000,000 bytes and holds 4"),
+        (lambda: torch.zeros(24, 8, device="meta"), "meta"),
+        (quantized, "_rebuild_qtensor"),
+        (lambda: torch.zeros(24, 8).to_sparse(), "_rebuild_sparse"),
+        (lambda: torch.zeros(24, 8, dtype=torch.complex64), "complex64"),
+        (lambda: torch.zeros(10**11, 0), r"shape \(100000000000, 0\)"),
+        (lambda: Made(bytearray, 10**9), "bytearray"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_that_are_no_weights(tmp_path, states, old, make, message):
     path = tmp_path / "vae.pth"
@@ -69,11 +77,16 @@ class Claims(pickle.Pickler):
     """Pickles tensors as `torch.save` does, their storages as of 100,000 numbers."""
 
     def persistent_id(self, thing):
-        return ("storage", torch.FloatStorage, "0", "cpu", 10**5, None) if isinstance(thing, torch.UntypedStorage) else None
+        return (
+            ("storage", torch.FloatStorage, "0", "cpu", 10**5, None)
+            if isinstance(thing, torch.UntypedStorage)
+            else None
+        )
 
 
 def test_an_old_file_whose_storages_never_come(tmp_path):
     """Without the keys of the storages at its end, the reader makes them and fills none."""
+
     class Tensor:
         def __reduce__(self):
             return torch._utils._rebuild_tensor_v2, (torch.UntypedStorage(4), 0, (10**5,), (1,), False, OrderedDict())
@@ -137,8 +150,11 @@ def test_what_official_files_may_be(tmp_path, states, dtype, old):
     parts = flat.split([value.numel() for value in states[0].values()])
     vae = {key: part.view(value.shape) for part, (key, value) in zip(parts, states[0].items(), strict=True)}
     vae[BOOK] = torch.nn.Parameter(states[0][BOOK].to(dtype).t().contiguous()).t().detach()
-    torch.save({"trainer": {"vae_local": vae}, "flat": [flat], "args": {"step": torch.tensor(3), "shape": flat.shape}},
-               tmp_path / "vae.pth", _use_new_zipfile_serialization=not old)
+    torch.save(
+        {"trainer": {"vae_local": vae}, "flat": [flat], "args": {"step": torch.tensor(3), "shape": flat.shape}},
+        tmp_path / "vae.pth",
+        _use_new_zipfile_serialization=not old,
+    )
     loaded = load_official(tmp_path / "vae.pth", scales=SCALES)[0].state_dict()
     assert all(torch.equal(loaded[key], value.to(dtype).float()) for key, value in states[0].items())
 
@@ -149,15 +165,22 @@ def test_an_archive_that_was_repacked_as_it_is(tmp_path, states):
     assert load_official(tmp_path / "vae.pth", scales=SCALES)[0].scales == SCALES
 
 
-@pytest.mark.parametrize("which, changes, message", [
-    (1, {LEVELS: torch.tensor([[10**12]])}, "does not count"), (1, {LEVELS: torch.tensor([[-1, 0]])}, "does not count"),
-    (1, {LEVELS: torch.zeros(1, 0)}, "does not count"), (1, {LEVELS: torch.tensor([[0, 1, 2]])}, "does not count"),
-    (1, {LEVELS: torch.zeros(1, 10**6, dtype=torch.uint8)}, f"{MASK} is not what the scales .1000. make"),
-    (1, {"word_embed.weight": torch.zeros(0, 8)}, "none of them 0"), (1, {"word_embed.weight": torch.zeros(33, 8)}, "can be made"),
-    (0, {"encoder.conv_in.weight": torch.zeros(0, 3, 3, 3)}, "none of them 0"),
-    (0, {"encoder.conv_in.weight": torch.zeros(17, 3, 3, 3)}, "conv_in.bias has shape"),
-    (0, {"quantize.ema_vocab_hit_SV": torch.tensor(1.0)}, "expected 2 dimensions"), (0, {7: torch.zeros(1)}, "no state dict"),
-])
+@pytest.mark.parametrize(
+    "which, changes, message",
+    [
+        (1, {LEVELS: torch.tensor([[10**12]])}, "does not count"),
+        (1, {LEVELS: torch.tensor([[-1, 0]])}, "does not count"),
+        (1, {LEVELS: torch.zeros(1, 0)}, "does not count"),
+        (1, {LEVELS: torch.tensor([[0, 1, 2]])}, "does not count"),
+        (1, {LEVELS: torch.zeros(1, 10**6, dtype=torch.uint8)}, f"{MASK} is not what the scales .1000. make"),
+        (1, {"word_embed.weight": torch.zeros(0, 8)}, "none of them 0"),
+        (1, {"word_embed.weight": torch.zeros(33, 8)}, "can be made"),
+        (0, {"encoder.conv_in.weight": torch.zeros(0, 3, 3, 3)}, "none of them 0"),
+        (0, {"encoder.conv_in.weight": torch.zeros(17, 3, 3, 3)}, "conv_in.bias has shape"),
+        (0, {"quantize.ema_vocab_hit_SV": torch.tensor(1.0)}, "expected 2 dimensions"),
+        (0, {7: torch.zeros(1)}, "no state dict"),
+    ],
+)
 def test_sizes_of_which_nothing_can_be_made(tmp_path, states, which, changes, message):
     torch.save({**states[which], **changes}, tmp_path / "x.pth")
     files = [states[0], states[1]]

@@ -32,8 +32,9 @@ def naive_filter(logits, top_k, top_p):
     return kept
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (1, 0.0), (7, 0.0), (64, 0.0), (0, 0.8), (7, 0.8), (20, 0.31),
-                                              (0, 1e-9), (64, 1.0)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 0.0), (1, 0.0), (7, 0.0), (64, 0.0), (0, 0.8), (7, 0.8), (20, 0.31), (0, 1e-9), (64, 1.0)]
+)
 def test_filter_is_the_naive_one(top_k, top_p):
     logits = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)) * 2
     found = filter_logits(logits, top_k, top_p)
@@ -78,7 +79,9 @@ def test_tokens_follow_the_models_distribution(var, vqvae):
     """The first token of many seeds has the frequencies that the logits say (chi-square, 5 standard deviations)."""
     count = 4000
     logits = var(torch.tensor([3]), torch.zeros(1, 29, 16))[:, :1].detach()
-    first = draw(logits.expand(1, count, -1), torch.stack([uniforms(seed, var.scales)[0] for seed in range(count)])[None])[0]
+    first = draw(
+        logits.expand(1, count, -1), torch.stack([uniforms(seed, var.scales)[0] for seed in range(count)])[None]
+    )[0]
     _, tokens = generate(var, vqvae, [3] * 20, cfg_scale=0, seeds=range(20), return_tokens=True)
     assert torch.equal(tokens[0][:, 0], first[:20])
     expected = logits[0, 0].softmax(-1) * count
@@ -108,8 +111,9 @@ def test_without_guidance_greedy_sampling_takes_the_likeliest_token(var, vqvae):
     assert torch.allclose(images, vqvae.decode(tokens) / 2 + 0.5, atol=1e-4)
 
 
-@pytest.mark.parametrize(("ramp", "strengths"), [(0.0, [3.0, 3.0, 3.0, 3.0]), (1.0, [0.0, 1.0, 2.0, 3.0]),
-                                                 (2.0, [0.0, 1 / 3, 4 / 3, 3.0])])
+@pytest.mark.parametrize(
+    ("ramp", "strengths"), [(0.0, [3.0, 3.0, 3.0, 3.0]), (1.0, [0.0, 1.0, 2.0, 3.0]), (2.0, [0.0, 1 / 3, 4 / 3, 3.0])]
+)
 def test_guidance_is_that_of_the_logits(var, vqvae, ramp, strengths):
     """Guided on the states in front of the head; the same tokens as guided on logits, teacher-forced with both labels."""
     labels = torch.arange(10)
@@ -125,7 +129,9 @@ def test_guidance_is_that_of_the_logits(var, vqvae, ramp, strengths):
 def test_the_convention_of_guidance_is_named(var, vqvae):
     assert "t_k = cfg*(k/(K-1))^ramp" in CFG_CONVENTION
     assert guidance(2.0, 0, 1) == guidance(2.0, 0, 1, 0.5) == 2.0
-    as_var, given = (generate(var, vqvae, [3] * 4, seeds=range(4), cfg_scale=2.0, **ramp) for ramp in ({}, {"cfg_ramp": 1.0}))
+    as_var, given = (
+        generate(var, vqvae, [3] * 4, seeds=range(4), cfg_scale=2.0, **ramp) for ramp in ({}, {"cfg_ramp": 1.0})
+    )
     assert torch.equal(as_var, given)
     assert not torch.equal(as_var, generate(var, vqvae, [3] * 4, seeds=range(4), cfg_scale=2.0, cfg_ramp=0.0))
 
@@ -144,8 +150,9 @@ def test_at_its_bounds_sampling_still_works(var, vqvae):
 
 def test_the_doors_take_what_the_model_takes():
     options = {"cfg_scale": door.CfgScale, "cfg_ramp": door.CfgRamp, "temperature": door.Temperature}
-    assert {name: (one.__metadata__[0].min, one.__metadata__[0].max) for name, one in options.items()} \
-        == {name: ends[:2] for name, ends in BOUNDS.items()}
+    assert {name: (one.__metadata__[0].min, one.__metadata__[0].max) for name, one in options.items()} == {
+        name: ends[:2] for name, ends in BOUNDS.items()
+    }
     with pytest.raises(ConfigError, match="^--top-k: 9 is not in 0 … 8"):
         Inference(1.0, top_k=9).check(8, as_option)
 
@@ -177,16 +184,28 @@ def test_progress_counts_images(var, vqvae):
     assert seen == [(3, 7), (6, 7), (7, 7)]
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ({"labels_B": [0, 11]}, "label 11 is not one of 0 … 9"), ({"labels_B": [-1]}, "label -1"),
-    ({"labels_B": [0.5]}, "expected .B,. integers"), ({"labels_B": []}, "labels of shape"),
-    ({"cfg_scale": -0.1}, "cfg_scale: -0.1 is not in 0 … 100 .*'0'"), ({"cfg_scale": float("nan")}, "cfg_scale: nan"),
-    ({"cfg_scale": 1e308}, "cfg_scale: 1e[+]308 .*'100'"), ({"cfg_scale": float("inf")}, "cfg_scale: inf"),
-    ({"cfg_ramp": -0.5}, "cfg_ramp: -0.5 is not in"), ({"cfg_ramp": float("inf")}, "cfg_ramp: inf"),
-    ({"top_k": 129}, "top_k: 129 is not in 0 … 128.*'128'"), ({"top_k": -1}, "top_k: -1"), ({"top_p": 1.5}, "top_p: 1.5"),
-    ({"temperature": 0.0}, "temperature: 0.0"), ({"temperature": 1e-300}, "temperature: 1e-300 .*'0.0001'"),
-    ({"seeds": [1, 2]}, "2 seeds for 3 labels"), ({"chunk": 0}, "chunk 0"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels_B": [0, 11]}, "label 11 is not one of 0 … 9"),
+        ({"labels_B": [-1]}, "label -1"),
+        ({"labels_B": [0.5]}, "expected .B,. integers"),
+        ({"labels_B": []}, "labels of shape"),
+        ({"cfg_scale": -0.1}, "cfg_scale: -0.1 is not in 0 … 100 .*'0'"),
+        ({"cfg_scale": float("nan")}, "cfg_scale: nan"),
+        ({"cfg_scale": 1e308}, "cfg_scale: 1e[+]308 .*'100'"),
+        ({"cfg_scale": float("inf")}, "cfg_scale: inf"),
+        ({"cfg_ramp": -0.5}, "cfg_ramp: -0.5 is not in"),
+        ({"cfg_ramp": float("inf")}, "cfg_ramp: inf"),
+        ({"top_k": 129}, "top_k: 129 is not in 0 … 128.*'128'"),
+        ({"top_k": -1}, "top_k: -1"),
+        ({"top_p": 1.5}, "top_p: 1.5"),
+        ({"temperature": 0.0}, "temperature: 0.0"),
+        ({"temperature": 1e-300}, "temperature: 1e-300 .*'0.0001'"),
+        ({"seeds": [1, 2]}, "2 seeds for 3 labels"),
+        ({"chunk": 0}, "chunk 0"),
+    ],
+)
 def test_bad_requests_are_refused(var, vqvae, wrong, message):
     with pytest.raises(ConfigError, match=message):
         generate(var, vqvae, **{"labels_B": [0, 1, 2], "cfg_scale": 1.0, **wrong})

@@ -12,7 +12,13 @@ from uvar_tune.model import PRESETS, VAR, VQVAE, preset
 from uvar_tune.model.attention import MASKED_POSITIONS, PrefixAttention, UnitHeads, prefix_mask
 from uvar_tune.model.scales import OFFICIAL_SCALES, SCALES_512, boundaries, positions
 
-PARAMETERS = {"d16": 310_283_520, "d20": 600_917_136, "d24": 1_033_399_360, "d30": 2_010_020_356, "d36-s": 2_353_893_904}
+PARAMETERS = {
+    "d16": 310_283_520,
+    "d20": 600_917_136,
+    "d24": 1_033_399_360,
+    "d30": 2_010_020_356,
+    "d36-s": 2_353_893_904,
+}
 
 
 def given(var, batch=3, seed=0):
@@ -94,8 +100,11 @@ def test_noise_belongs_to_the_image_and_has_the_right_rates():
 def test_drop_path_keeps_the_mean():
     """A branch that is kept counts 1/(1-p): the block's output averaged over the masks is that without drop path."""
     var = VAR(depth=2, width=8, heads=2, scales=(1,), vocab_size=4, code_dim=2, num_classes=1, drop_path=0.25)
-    _, gates = var._drop(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.bool),
-                         torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 1, 1]]).bool())
+    _, gates = var._drop(
+        torch.zeros(4, dtype=torch.long),
+        torch.zeros(4, dtype=torch.bool),
+        torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 1, 1]]).bool(),
+    )
     assert torch.allclose(gates.mean(1), torch.ones(4))
 
 
@@ -124,13 +133,31 @@ def test_autocast_stays_near_float32(var):
 def test_initialisation(shared):
     """Standard deviations in units of sqrt(1/(3·width)); gates near zero, but not the shared projection."""
     torch.manual_seed(0)
-    var = VAR(depth=6, width=256, heads=4, scales=(1, 2, 3, 4, 5), vocab_size=512, code_dim=32, num_classes=200,
-              shared_aln=shared)
+    var = VAR(
+        depth=6,
+        width=256,
+        heads=4,
+        scales=(1, 2, 3, 4, 5),
+        vocab_size=512,
+        code_dim=32,
+        num_classes=200,
+        shared_aln=shared,
+    )
     unit, width = math.sqrt(1 / (3 * 256)), 256
     branch = 1 / math.sqrt(2 * 6)
-    wanted = {"pos_start": 1, "pos_1LC": 1, "word_embed.weight": 1, "class_emb.weight": 1, "lvl_embed.weight": 1,
-              "blocks.3.attn.mat_qkv.weight": 1, "blocks.3.attn.proj.weight": branch, "blocks.3.ffn.fc1.weight": 1,
-              "blocks.3.ffn.fc2.weight": branch, "head_nm.ada_lin.1.weight": 0.5, "head.weight": 0.02}
+    wanted = {
+        "pos_start": 1,
+        "pos_1LC": 1,
+        "word_embed.weight": 1,
+        "class_emb.weight": 1,
+        "lvl_embed.weight": 1,
+        "blocks.3.attn.mat_qkv.weight": 1,
+        "blocks.3.attn.proj.weight": branch,
+        "blocks.3.ffn.fc1.weight": 1,
+        "blocks.3.ffn.fc2.weight": branch,
+        "head_nm.ada_lin.1.weight": 0.5,
+        "head.weight": 0.02,
+    }
     state = var.state_dict()
     found = {key: state[key] for key in wanted}
     if shared:

@@ -81,21 +81,26 @@ def test_networks_in_parts_give_what_they_give_whole(vqvae, images, monkeypatch,
     monkeypatch.setattr(autoencoder, "CHANNELS_LAST_NUMBERS", layout_from)
     vqvae, images = copy.deepcopy(vqvae).double(), images.double()
     features = vqvae.encoder(images)
-    for network, given, wanted in ((vqvae.encoder, images, features), (vqvae.decoder, features, vqvae.decoder(features))):
+    for network, given, wanted in (
+        (vqvae.encoder, images, features),
+        (vqvae.decoder, features, vqvae.decoder(features)),
+    ):
         found = in_parts(network, given, 16)
         assert torch.allclose(found, wanted, rtol=0, atol=1e-10) and found.is_contiguous()
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(10, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
-                                               (14, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3])])
+@pytest.mark.parametrize(
+    ("count", "wanted"), [(10, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]), (14, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3])]
+)
 def test_phi_of_the_official_schedules(count, wanted):
     assert [phi_index(k, count, 4) for k in range(count)] == wanted
 
 
 @pytest.mark.parametrize("share", [0, 1, 2, 4])
 def test_settings_make_the_same_tokenizer_again(share, images):
-    vqvae = VQVAE(vocab_size=20, code_dim=8, channels=16, scales=(1, 2, 4), channel_multipliers=(1, 1, 2),
-                  share_quant_resi=share)
+    vqvae = VQVAE(
+        vocab_size=20, code_dim=8, channels=16, scales=(1, 2, 4), channel_multipliers=(1, 1, 2), share_quant_resi=share
+    )
     again = VQVAE(**vqvae.settings())
     again.load_state_dict(vqvae.state_dict())
     assert again.image_size == 16 and again.settings() == vqvae.settings()

@@ -75,7 +75,9 @@ def test_the_dataset_reference_keeps_the_entropy_of_positions():
 
 
 def test_given_the_class_less_is_uncertain():
-    by_scale, by_class = (build("dataset", source(images=300), condition_on=condition_on) for condition_on in ("scale", "class"))
+    by_scale, by_class = (
+        build("dataset", source(images=300), condition_on=condition_on) for condition_on in ("scale", "class")
+    )
     assert (np.array(by_class.diagnostics["entropy"]) < by_scale.diagnostics["entropy"]).all()
 
 

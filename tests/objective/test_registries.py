@@ -21,9 +21,17 @@ from uvar_tune.objective import (
 from uvar_tune.objective.dispersion import Dispersion
 
 
-@pytest.mark.parametrize("key, registry", [
-    ("reference", REFERENCES), ("dispersion", DISPERSIONS), ("discrepancy", DISCREPANCIES), ("normalize", NORMALIZATIONS),
-    ("partition", PARTITIONS), ("first_order", FIRST_ORDER)])
+@pytest.mark.parametrize(
+    "key, registry",
+    [
+        ("reference", REFERENCES),
+        ("dispersion", DISPERSIONS),
+        ("discrepancy", DISCREPANCIES),
+        ("normalize", NORMALIZATIONS),
+        ("partition", PARTITIONS),
+        ("first_order", FIRST_ORDER),
+    ],
+)
 def test_the_configuration_offers_what_the_registry_holds(key, registry):
     assert set(typing.get_args(LossConfig.model_fields[key].annotation)) == set(registry)
 
@@ -49,9 +57,14 @@ def test_a_new_discrepancy_is_a_function_and_a_line(monkeypatch):
 def test_a_new_dispersion_is_a_function_and_a_line(monkeypatch):
     """The example of the docstring: the mass outside the largest class."""
     case = problem(32)
-    monkeypatch.setitem(DISPERSIONS, "outside", Dispersion(lambda m: 1 - m.mass_NG.amax(-1), anchor_at="uniform",
-                                                           needs=frozenset({"mass"})))
-    logits, found = terms(case, dispersion="outside", normalize="none", variance=reference("embedding", case["codebook"]) * 0 + 0.5)
+    monkeypatch.setitem(
+        DISPERSIONS,
+        "outside",
+        Dispersion(lambda m: 1 - m.mass_NG.amax(-1), anchor_at="uniform", needs=frozenset({"mass"})),
+    )
+    logits, found = terms(
+        case, dispersion="outside", normalize="none", variance=reference("embedding", case["codebook"]) * 0 + 0.5
+    )
     mass = torch.stack([logits.softmax(-1)[..., case["classes"] == c].sum(-1) for c in (0, 1)], -1)
     torch.testing.assert_close(found.positions["dispersion"], (1 - mass.amax(-1)).mean(0).detach())
 

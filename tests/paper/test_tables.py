@@ -11,8 +11,16 @@ from uvar_tune.metrics import metric
 from uvar_tune.paper.published import PUBLISHED
 from uvar_tune.paper.tables import Column, Number, Table, write_tables
 
-PROTOCOL = Protocol(metric_version="1", samples=1000, reference="aa", feature_network="digits", weights="bb",
-                    resizer="none", precision="float32", cfg_convention="ramp")
+PROTOCOL = Protocol(
+    metric_version="1",
+    samples=1000,
+    reference="aa",
+    feature_network="digits",
+    weights="bb",
+    resizer="none",
+    precision="float32",
+    cfg_convention="ramp",
+)
 ORIGIN = Origin(configuration="cc", checkpoint="c/1", seeds="b from 7", cfg_scale=1.5)
 COLUMNS = (Column("fid", "FID"), Column("is", "IS"), Column("accuracy", "Accuracy (%)", 100, 1))
 
@@ -22,10 +30,21 @@ def number(value, spread=None, **changes):
 
 
 def table(**changes):
-    rows = {"baseline": {"fid": number(54.0), "is": number(4.0, 0.1)},
-            "ours": {"fid": number(46.97), "is": number(4.5, 0.125), "accuracy": number(0.5)}}
-    return Table(**{"suite": "table2", "title": "T", "columns": COLUMNS, "rows": rows, "published": PUBLISHED["table2"],
-                    "notes": ("A note.",), **changes})
+    rows = {
+        "baseline": {"fid": number(54.0), "is": number(4.0, 0.1)},
+        "ours": {"fid": number(46.97), "is": number(4.5, 0.125), "accuracy": number(0.5)},
+    }
+    return Table(
+        **{
+            "suite": "table2",
+            "title": "T",
+            "columns": COLUMNS,
+            "rows": rows,
+            "published": PUBLISHED["table2"],
+            "notes": ("A note.",),
+            **changes,
+        }
+    )
 
 
 def test_the_papers_figures():
@@ -43,7 +62,12 @@ def test_the_papers_figures():
 def test_methods_as_lines():
     headings, lines = table().grid()
     assert headings == ["Method", "FID ↓", "IS ↑", "Accuracy (%) ↑", "published"]
-    assert lines[0][:4] == ["baseline", "54.00", "4.00 ± 0.10", "–"] and lines[1][:4] == ["ours", "46.97", "4.50 ± 0.12", "50.0"]
+    assert lines[0][:4] == ["baseline", "54.00", "4.00 ± 0.10", "–"] and lines[1][:4] == [
+        "ours",
+        "46.97",
+        "4.50 ± 0.12",
+        "50.0",
+    ]
     assert lines[1][4].startswith("AFHQ VAR-d16: FID 46.97, IS 4.43 ± 0.16; ImageNet-100 VAR-d16: FID 20.02")
 
 
@@ -54,8 +78,9 @@ def test_the_published_baseline_stands_there_without_one_of_ours():
 
 def test_metrics_as_lines():
     rows = {"ours": {"precision": number(0.5)}}
-    headings, lines = table(columns=(Column("precision", "Precision"),), rows=rows, published=PUBLISHED["table7"],
-                            transposed=True).grid()
+    headings, lines = table(
+        columns=(Column("precision", "Precision"),), rows=rows, published=PUBLISHED["table7"], transposed=True
+    ).grid()
     assert headings == ["Metric", "ours", "published"] and lines == [["Precision ↑", "0.50", "0.62 (good: 0.5–0.8)"]]
 
 
@@ -92,5 +117,9 @@ def test_likelihoods_are_those_of_one_tokenizer(digits):
     one, other = (held_out_protocol(tokenizer, digits["validation"], resizer="native 16") for tokenizer in ("aa", "bb"))
     assert one.samples == len(digits["validation"].labels_N) and one.reference == digits["validation"].sha256
     with pytest.raises(ProtocolMismatch, match="protocol.weights"):
-        Table("table3", "T", (Column("nll_token", "NLL"),), {"baseline": {"nll_token": Number(1.0, one, ORIGIN)},
-                                                             "ours": {"nll_token": Number(1.0, other, ORIGIN)}})
+        Table(
+            "table3",
+            "T",
+            (Column("nll_token", "NLL"),),
+            {"baseline": {"nll_token": Number(1.0, one, ORIGIN)}, "ours": {"nll_token": Number(1.0, other, ORIGIN)}},
+        )

@@ -11,8 +11,10 @@ from uvar_tune.trial.assets import _facts
 from uvar_tune.trial.outcome_file import read_crash, read_outcome, write_crash, write_outcome
 
 GLOO = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
-LOW = RuntimeError("2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 8b39) "
-                   "was 12.97GB used / 23.54GB limit (0.55)\nOOM kill reason: …")
+LOW = RuntimeError(
+    "2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 8b39) "
+    "was 12.97GB used / 23.54GB limit (0.55)\nOOM kill reason: …"
+)
 FULL = OSError(28, "No space left on device", "/runs/study/trials/00001")
 
 
@@ -24,12 +26,19 @@ class Group(Exception):
         self.worker_failures = {int(rank[1:]): failure for rank, failure in failures.items()}
 
 
-@pytest.mark.parametrize(("failures", "said"), [
-    ({"r0": GLOO, "r1": LOW}, "low memory: Ray ended it, its node was low on memory (12.97GB used / 23.54GB limit)"),
-    ({"r0": GLOO, "r1": FULL}, "OSError: [Errno 28] No space left on device: '/runs/study/trials/00001'"),
-    ({"r0": GLOO, "r1": ValueError("label 12\nis none")}, "ValueError: label 12 is none"),
-    ({"r0": ValueError("first"), "r1": ValueError("second")}, "ValueError: first"),
-    ({"r0": GLOO}, f"RuntimeError: {GLOO}")])
+@pytest.mark.parametrize(
+    ("failures", "said"),
+    [
+        (
+            {"r0": GLOO, "r1": LOW},
+            "low memory: Ray ended it, its node was low on memory (12.97GB used / 23.54GB limit)",
+        ),
+        ({"r0": GLOO, "r1": FULL}, "OSError: [Errno 28] No space left on device: '/runs/study/trials/00001'"),
+        ({"r0": GLOO, "r1": ValueError("label 12\nis none")}, "ValueError: label 12 is none"),
+        ({"r0": ValueError("first"), "r1": ValueError("second")}, "ValueError: first"),
+        ({"r0": GLOO}, f"RuntimeError: {GLOO}"),
+    ],
+)
 def test_the_failure_from_which_the_others_follow(failures, said):
     assert root_cause(Group(**failures)) == said
 
@@ -55,5 +64,8 @@ def test_a_tokenizer_whose_facts_were_not_written_is_trained_again(tmp_path):
 
 def test_a_client_of_ray_is_told_to_submit(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://headnode:10001")
-    with pytest.raises(ConfigError, match="'ray://headnode:10001' is a client's address.*ray job submit"), cluster(print):
+    with (
+        pytest.raises(ConfigError, match="'ray://headnode:10001' is a client's address.*ray job submit"),
+        cluster(print),
+    ):
         pass

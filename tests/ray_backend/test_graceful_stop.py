@@ -64,7 +64,9 @@ def test_a_rung_whose_score_was_not_told_is_scored_when_the_trial_goes_on(root):
     job, steps = hands.job(work.ask()), iter(range(1, 100))
     asked = attempt(job, report=told["asked"].append, stop=lambda: next(steps) >= RUNG // 64)
     assert (asked["outcome"], asked["images"]) == ("interrupted", RUNG) and not told["asked"]
-    assert [record["text"] for record in records(root / "asked") if record["kind"] == "say"] == [f"saved at {RUNG} images"]
+    assert [record["text"] for record in records(root / "asked") if record["kind"] == "say"] == [
+        f"saved at {RUNG} images"
+    ]
     again = attempt({**job, "attempt": 2}, report=told["asked"].append)
     assert told["asked"] == told["left"] and [rung["images"] for rung in told["left"]] == [RUNG]
     assert (again["outcome"], again["value"]) == ("complete", left["value"])

@@ -31,8 +31,14 @@ def listener():
 
 def watching(listener: socket.socket, patience_sec: float) -> subprocess.Popen:
     address = "{}:{}".format(*listener.getsockname())
-    process = subprocess.Popen([sys.executable, "-c", WAITS, address, str(patience_sec)], env=environment(), text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS, address, str(patience_sec)],
+        env=environment(),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout.readline() == "watching\n"
     listener.accept()  # it has looked once
     return process
@@ -44,15 +50,25 @@ def test_it_ends_with_one_line_when_the_head_is_gone(listener):
     assert process.wait(timeout=60) == 1  # although its input is still open
     out, err = process.communicate()
     assert out == ""
-    assert err.startswith("error: Ray's head at 127.0.0.1:") and err.count("\n") == 1 and "the same command continues" in err
+    assert (
+        err.startswith("error: Ray's head at 127.0.0.1:")
+        and err.count("\n") == 1
+        and "the same command continues" in err
+    )
 
 
 def test_it_ends_also_where_nobody_takes_the_line(listener):
     """Standard error on a full disk, which may be what took Ray down."""
     address = "{}:{}".format(*listener.getsockname())
     with open("/dev/full", "w") as full:
-        process = subprocess.Popen([sys.executable, "-c", WAITS, address, "0"], env=environment(), text=True,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAITS, address, "0"],
+            env=environment(),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=full,
+        )
     assert process.stdout.readline() == "watching\n"
     listener.accept()
     listener.close()
@@ -92,11 +108,14 @@ def test_a_head_that_comes_late_is_waited_for():
         assert begun.finished.is_set()
 
 
-@pytest.mark.parametrize("address, error, said", [
-    ("127.0.0.1:{port}", ConnectionError, "Connection refused"),
-    ("nobody.invalid:{port}", ConnectionError, "not known|resolution|address associated"),
-    ("127.0.0.1:head", ValueError, "head"),
-])
+@pytest.mark.parametrize(
+    "address, error, said",
+    [
+        ("127.0.0.1:{port}", ConnectionError, "Connection refused"),
+        ("nobody.invalid:{port}", ConnectionError, "not known|resolution|address associated"),
+        ("127.0.0.1:head", ValueError, "head"),
+    ],
+)
 def test_an_address_at_which_no_head_listens_is_told_from_one(address, error, said):
     with pytest.raises(error, match=said):
         answering(address.format(port=free_port()), 0)

@@ -80,23 +80,31 @@ with cluster(print), WorkerPrestarter() as warm:
 @pytest.mark.ray
 def test_the_next_actor_takes_a_process_that_waits(tmp_path):
     """As many as trials are still to come, none for the last."""
-    done = subprocess.run([sys.executable, "-c", STUDY], env=environment(), cwd=tmp_path, capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", STUDY], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["none"], found["ahead"]) == (0, 3), "for the one trial to come"
     assert found["taken"] and found["before"] > 2
     assert found["imported"]["TrainController"] == ["ray.train", "ray.tune", "torch"]
-    assert "uvar_tune.ray_backend.trainer" in found["imported"]["ImplicitFunc"] and not found["imported"]["RayTrainWorker"]
+    assert (
+        "uvar_tune.ray_backend.trainer" in found["imported"]["ImplicitFunc"] and not found["imported"]["RayTrainWorker"]
+    )
 
 
-@pytest.mark.parametrize("kind, has, lacks", [
-    ({KIND: TASK}, ["ray"], ["ray.train", "torch"]),
-    ({KIND: WORKER}, ["torch._dynamo", "uvar_tune.trial.trial"], []),
-])
+@pytest.mark.parametrize(
+    "kind, has, lacks",
+    [
+        ({KIND: TASK}, ["ray"], ["ray.train", "torch"]),
+        ({KIND: WORKER}, ["torch._dynamo", "uvar_tune.trial.trial"], []),
+    ],
+)
 def test_a_process_imports_what_its_kind_needs(kind, has, lacks):
     asked = "from uvar_tune.ray_backend.process_roles import setup; setup(); import json, sys; print(json.dumps([*sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", asked], env=environment(**kind), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env=environment(**kind), capture_output=True, text=True, timeout=120
+    )
     loaded = json.loads(done.stdout.splitlines()[-1])
     assert set(has) <= set(loaded) and not set(lacks) & set(loaded)
 
@@ -119,6 +127,7 @@ print(looked)
 torch.cuda.is_available()
 print(looked[:1])
 """
-    done = subprocess.run([sys.executable, "-c", asked], env=environment(**{KIND: WORKER}), capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env=environment(**{KIND: WORKER}), capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.splitlines() == ["[]", "['is_available']"], done.stderr

@@ -42,8 +42,13 @@ with cluster(lambda text: None):
 @pytest.mark.faults
 def test_a_rank_says_itself_what_went_wrong(tmp_path):
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", GROUP, tmp_path], env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP, tmp_path], env=environment(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     result, seconds = json.loads(done.stdout.splitlines()[-1])
-    assert result == {"outcome": "crashed", "reason": "LookupError: label 12 of image 7 is no class seen by rank 1 alone"}
+    assert result == {
+        "outcome": "crashed",
+        "reason": "LookupError: label 12 of image 7 is no class seen by rank 1 alone",
+    }
     assert seconds < 200 and time.monotonic() - began < 300  # gloo would wait for 30 minutes

@@ -42,13 +42,27 @@ def stopped_study(request, ray_cluster, root, tmp_path_factory):
     Nothing says where its files belong, so that they lie in the default place, below the home directory.
     """
     stops, name = request.param, f"stopped-{request.param}"
-    space = {"loss.lambda_1": TINY["space"]["loss.lambda_1"],
-             "training.learning_rate": {"role": "nuisance", "type": "float", "low": 1e-9, "high": 1e-8, "log": True}}
-    study = {**TINY["study"], "name": name, "trials": stops + 1, "startup_trials": stops + 1, "pruner": "successive_halving",
-             "rungs": [RUNG], "rung_samples": 100}
-    tree = {**TINY, "study": study, "model": {**TINY["model"], "width": 64},
-            "training": {**TINY["training"], "images": FACTOR[stops] * RUNG, "learning_rate": 4e-3}, "space": space,
-            "run": {"max_concurrent": 1}}
+    space = {
+        "loss.lambda_1": TINY["space"]["loss.lambda_1"],
+        "training.learning_rate": {"role": "nuisance", "type": "float", "low": 1e-9, "high": 1e-8, "log": True},
+    }
+    study = {
+        **TINY["study"],
+        "name": name,
+        "trials": stops + 1,
+        "startup_trials": stops + 1,
+        "pruner": "successive_halving",
+        "rungs": [RUNG],
+        "rung_samples": 100,
+    }
+    tree = {
+        **TINY,
+        "study": study,
+        "model": {**TINY["model"], "width": 64},
+        "training": {**TINY["training"], "images": FACTOR[stops] * RUNG, "learning_rate": 4e-3},
+        "space": space,
+        "run": {"max_concurrent": 1},
+    }
     runs = Path(ray_cluster.environment["HOME"]) / "uvar_tune_runs"
     runs.mkdir(exist_ok=True)
     (root / "cache").mkdir(exist_ok=True)
@@ -58,7 +72,9 @@ def stopped_study(request, ray_cluster, root, tmp_path_factory):
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump(tree))
     with (folder / "looks").open("w") as looks:
-        watcher = subprocess.Popen([sys.executable, "-c", WATCH, ray_cluster.address], env=ray_cluster.environment, stdout=looks)
+        watcher = subprocess.Popen(
+            [sys.executable, "-c", WATCH, ray_cluster.address], env=ray_cluster.environment, stdout=looks
+        )
         try:
             done = ray_cluster.submit("python", "-m", "uvar_tune.sweep", str(path), timeout=240 * (stops + 1))
             assert watcher.poll() is None
@@ -95,15 +111,19 @@ def test_a_stopped_trial_frees_what_it_held_while_the_study_goes_on(stopped_stud
     ends = [trial.user_attrs["attempts"][-1]["ended"] for trial in stored(directory)[1:]]
     took = []
     for number, ended in enumerate(ends[:-1], start=1):
-        held = {one: what for _, came, alive in looks if came <= ended for one, what in alive.items() if of_a_trial(what)}
+        held = {
+            one: what for _, came, alive in looks if came <= ended for one, what in alive.items() if of_a_trial(what)
+        }
         assert {"placement group", "RayTrainWorker", "TrainController"} <= set(held.values())
         after = [(came, alive) for began, came, alive in looks if began >= ended]
         freed = next((came for came, alive in after if not held.keys() & alive.keys()), None)
         assert freed is not None and freed < ends[number], f"trial {number} still holds {held}"
         took.append(freed - ended)
     with capsys.disabled():
-        print(f"\n{stops} stops in a row: what a trial held was gone {max(took):.1f} s after the stop at the latest, "
-              f"{sorted(took)[len(took) // 2]:.1f} s in the median (load {os.getloadavg()[0]:.1f})")
+        print(
+            f"\n{stops} stops in a row: what a trial held was gone {max(took):.1f} s after the stop at the latest, "
+            f"{sorted(took)[len(took) // 2]:.1f} s in the median (load {os.getloadavg()[0]:.1f})"
+        )
 
 
 def test_nothing_is_left_of_stopped_trials(stopped_study, ray_cluster):
@@ -127,8 +147,11 @@ def left_over(ray_cluster, stops: int) -> list[str]:
     groups = listed(ray_cluster, "placement-groups")
     assert len(groups) > stops
     actors = [actor["class_name"] for actor in listed(ray_cluster, "actors") if actor["state"] != "DEAD"]
-    return [*(group["state"] for group in groups if group["state"] != "REMOVED"), *(name for name in actors if "Train" in name),
-            *processes(ray_cluster)]
+    return [
+        *(group["state"] for group in groups if group["state"] != "REMOVED"),
+        *(name for name in actors if "Train" in name),
+        *processes(ray_cluster),
+    ]
 
 
 def processes(ray_cluster) -> list[str]:

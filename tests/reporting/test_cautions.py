@@ -11,37 +11,64 @@ def results(tmp_path_factory):
     return study(tmp_path_factory.mktemp("study"), 30)
 
 
-@pytest.mark.parametrize(("name", "value", "end"), [
-    ("loss.lambda_1", 0.0105, "lower bound 0.01"), ("loss.lambda_1", 5.9, "upper bound 6"),
-    ("loss.lambda_2", 0.004, "lower bound 0.004"), ("loss.lambda_1", 0.012, None), ("loss.lambda_2", 0.8, None),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "end"),
+    [
+        ("loss.lambda_1", 0.0105, "lower bound 0.01"),
+        ("loss.lambda_1", 5.9, "upper bound 6"),
+        ("loss.lambda_2", 0.004, "lower bound 0.004"),
+        ("loss.lambda_1", 0.012, None),
+        ("loss.lambda_2", 0.8, None),
+    ],
+)
 def test_a_best_at_a_bound_is_warned_of(results, name, value, end):
-    best = dataclasses.replace(results.best, params={**results.best.params, "loss.lambda_1": 0.3, "loss.lambda_2": 0.05,
-                                                     name: value})
+    best = dataclasses.replace(
+        results.best, params={**results.best.params, "loss.lambda_1": 0.3, "loss.lambda_2": 0.05, name: value}
+    )
     trials = tuple(best if trial.number == best.number else trial for trial in results.trials)
     found = boundary_warnings(dataclasses.replace(results, trials=trials))
     assert [end in line for line in found] == ([True] if end else [])
 
 
-@pytest.mark.parametrize(("cfg", "mode", "warned"), [(4.0, "per_checkpoint", True), (0.0, "per_checkpoint", False), (2.0, "per_checkpoint", False),
-                                                     (0.0, "joint", True), (4.0, "joint", True)])
+@pytest.mark.parametrize(
+    ("cfg", "mode", "warned"),
+    [
+        (4.0, "per_checkpoint", True),
+        (0.0, "per_checkpoint", False),
+        (2.0, "per_checkpoint", False),
+        (0.0, "joint", True),
+        (4.0, "joint", True),
+    ],
+)
 def test_so_is_a_cfg_scale_at_an_end(results, cfg, mode, warned):
     best = dataclasses.replace(results.best, params={"inference.cfg_scale": cfg})
     config = {**results.config, "inference": {**results.config["inference"], "search": mode}}
     assert bool(boundary_warnings(dataclasses.replace(results, trials=(best,), config=config))) == warned
 
 
-@pytest.mark.parametrize(("low", "high", "said"), [
-    (0.0002, 0.0009, "does next to nothing"), (0.0002, 0.0011, None), (0.01, 0.9, None), (0.45, 0.9, None), (0.51, 0.9, "rules"),
-])
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.0002, 0.0009, "does next to nothing"),
+        (0.0002, 0.0011, None),
+        (0.01, 0.9, None),
+        (0.45, 0.9, None),
+        (0.51, 0.9, "rules"),
+    ],
+)
 def test_a_weight_that_does_nothing_or_everything_is_warned_of(results, low, high, said):
     """Shares of the searched trials between low and high; that of the baseline, whose λ is 0, does not count."""
     scored = [trial.number for trial in results.ranked() if trial.kind == "search"]
     trials = []
     for trial in results.trials:
         share = low if trial.number == scored[0] else high
-        trials.append(dataclasses.replace(trial, scores={**trial.scores, "grad_share/second_order": share if trial.number else 0.2})
-                      if trial.number in (0, *scored) else trial)
+        trials.append(
+            dataclasses.replace(
+                trial, scores={**trial.scores, "grad_share/second_order": share if trial.number else 0.2}
+            )
+            if trial.number in (0, *scored)
+            else trial
+        )
     found = share_warnings(dataclasses.replace(results, trials=tuple(trials)))
     assert [said in line and line.startswith("λ₁") for line in found] == ([True] if said else [])
 
@@ -50,21 +77,35 @@ def test_a_weight_that_was_not_searched_is_not_warned_of(results):
     trials = tuple(dataclasses.replace(trial, scores={"grad_share/second_order": 1e-5}) for trial in results.trials)
     fixed = {name: entry for name, entry in results.space.items() if name != "loss.lambda_1"}
     assert share_warnings(dataclasses.replace(results, trials=trials)) and not share_warnings(
-        dataclasses.replace(results, trials=trials, space=fixed))
+        dataclasses.replace(results, trials=trials, space=fixed)
+    )
 
 
-@pytest.mark.parametrize(("spearman", "trials", "later", "warned"), [
-    (0.3, 40, "end", True), (0.6, 40, "end", False), (0.3, 5, "end", False), (0.3, 40, 12800, False), (None, 40, "end", False),
-])
+@pytest.mark.parametrize(
+    ("spearman", "trials", "later", "warned"),
+    [
+        (0.3, 40, "end", True),
+        (0.6, 40, "end", False),
+        (0.3, 5, "end", False),
+        (0.3, 40, 12800, False),
+        (None, 40, "end", False),
+    ],
+)
 def test_a_rung_that_misleads_is_warned_of(results, spearman, trials, later, warned):
     row = {"rung": 6400, "later": later, "trials": trials, "spearman": spearman, "kendall": spearman}
     assert bool(rung_warnings(dataclasses.replace(results, rung_correlation=(row,)))) == warned
 
 
 def test_no_feasible_trial_is_said_with_what_the_best_oversteps(results):
-    trials = tuple(dataclasses.replace(trial, violations={"nll_token max_above_baseline": 0.1, "seconds max": -3.0})
-                   for trial in results.trials)
+    trials = tuple(
+        dataclasses.replace(trial, violations={"nll_token max_above_baseline": 0.1, "seconds max": -3.0})
+        for trial in results.trials
+    )
     broken = dataclasses.replace(results, trials=trials)
-    assert [line for line in cautions(broken) if "no trial keeps" in line and line.endswith("oversteps NLL (max above baseline)")]
+    assert [
+        line
+        for line in cautions(broken)
+        if "no trial keeps" in line and line.endswith("oversteps NLL (max above baseline)")
+    ]
     one = dataclasses.replace(trials[4], violations={"seconds max": -3.0})
     assert dataclasses.replace(results, trials=(*trials[:4], one, *trials[5:])).best.number == 4

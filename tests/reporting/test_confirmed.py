@@ -14,12 +14,16 @@ def results(tmp_path_factory):
 
 def judged_as(results, word: str, **changes):
     arm = f"trial {results.best.number}"
-    return dataclasses.replace(results, verdicts={**results.verdicts, arm: {**results.verdicts[arm], "verdict": word, **changes}})
+    return dataclasses.replace(
+        results, verdicts={**results.verdicts, arm: {**results.verdicts[arm], "verdict": word, **changes}}
+    )
 
 
 def rows(html: str) -> list[list[str]]:
-    return [[re.sub("<[^>]*>", " ", cell).strip() for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]
-            for row in re.findall(r"<tr[^>]*>(.*?)</tr>", html)]
+    return [
+        [re.sub("<[^>]*>", " ", cell).strip() for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", html)
+    ]
 
 
 def test_every_arm_has_its_row_the_best_first_and_the_baseline_last(results):
@@ -33,8 +37,14 @@ def test_every_arm_has_its_row_the_best_first_and_the_baseline_last(results):
     assert best["sampled at"] == "CFG 1.5, temperature 0.95" and best["optimism"].startswith(("+", "−"))
 
 
-@pytest.mark.parametrize(("word", "said"), [("better", "better than the baseline"), ("worse", "worse than the baseline"),
-                                            ("not distinguishable", "not distinguishable from the baseline")])
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("better", "better than the baseline"),
+        ("worse", "worse than the baseline"),
+        ("not distinguishable", "not distinguishable from the baseline"),
+    ],
+)
 def test_the_head_says_the_verdict_on_the_best(results, word, said):
     note = confirmed.headline(judged_as(results, word, seeds_needed=34))
     assert f"Verdict on trial {results.best.number}: {said}" in note
@@ -44,20 +54,33 @@ def test_the_head_says_the_verdict_on_the_best(results, word, said):
 def test_the_head_says_why_there_is_no_verdict(results):
     arm = f"trial {results.best.number}"
     others = {name: one for name, one in results.verdicts.items() if name != arm}
-    note = confirmed.headline(dataclasses.replace(results, verdicts=others, unjudged={arm: "replicate 1: out_of_memory"}))
+    note = confirmed.headline(
+        dataclasses.replace(results, verdicts=others, unjudged={arm: "replicate 1: out_of_memory"})
+    )
     assert "Verdict: unconfirmed" in note and "replicate 1: out_of_memory" in note
     better = [name for name, one in others.items() if one["verdict"] == "better"]
     assert "2nd alone" in better and f"Better than the baseline: {', '.join(better)}." in note
-    few = confirmed.headline(judged_as(results, "not distinguishable", note="3 pairs: a verdict needs at least 4", low=None,
-                                       high=None, optimism=None, seeds_needed=None))
+    few = confirmed.headline(
+        judged_as(
+            results,
+            "not distinguishable",
+            note="3 pairs: a verdict needs at least 4",
+            low=None,
+            high=None,
+            optimism=None,
+            seeds_needed=None,
+        )
+    )
     assert "3 pairs: a verdict needs at least 4." in few and "[" not in few and "flattered" not in few
 
 
 def test_the_2x2_holds_means_of_the_four_arms(results):
     table = rows(confirmed.factorial(results))
     means = {cell: facts.text(results.confirmed[arm]["mean"]) for cell, arm in results.factorial.items()}
-    assert [[cell.split()[0] for cell in row[1:]] for row in table[1:]] == [[means["none"], means["semantic"]],
-                                                                           [means["second"], means["both"]]]
+    assert [[cell.split()[0] for cell in row[1:]] for row in table[1:]] == [
+        [means["none"], means["semantic"]],
+        [means["second"], means["both"]],
+    ]
     arms = {arm: one for arm, one in results.confirmed.items() if arm != "SE alone"}
     assert confirmed.factorial(dataclasses.replace(results, confirmed=arms)) == ""  # a cell has no score yet
 
@@ -65,7 +88,10 @@ def test_the_2x2_holds_means_of_the_four_arms(results):
 def test_noise_is_told_as_standard_deviations_and_gaps(results):
     html, noise = confirmed.noise(results), results.noise
     table = rows(html)
-    assert table[1][1] == f"{noise['training']['value'] ** 0.5:.3g}" and table[3][1] == f"{noise['replicate']['value'] ** 0.5:.3g}"
+    assert (
+        table[1][1] == f"{noise['training']['value'] ** 0.5:.3g}"
+        and table[3][1] == f"{noise['replicate']['value'] ** 0.5:.3g}"
+    )
     assert [row[0] for row in table[5:]] == ["4 pairs", "8 pairs", "16 pairs", "32 pairs"]
     gap = abs(results.best.value - results.baseline.value)
     shown = [row["pairs"] for row in noise["detectable"] if row["gap"] <= gap]

@@ -52,13 +52,23 @@ def results(tmp_path_factory):
 
 def test_the_page_holds_all_and_needs_no_network(results, tmp_path):
     pages = write_report(results, tmp_path)
-    assert sorted(pages) == ["html", "png", "profile", "training"] and all(path.stat().st_size > 5000 for path in pages.values())
+    assert sorted(pages) == ["html", "png", "profile", "training"] and all(
+        path.stat().st_size > 5000 for path in pages.values()
+    )
     page, text = read(pages), pages["html"].read_text()
     assert len(page.links) == 5 and all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "http://" not in text and "https://" not in text and page.scripts == 1
     words = " ".join(page.words)
-    for wanted in ("Do λ1 and λ2 lower the FID?", "Verdict: unconfirmed", facts.text(results.best.value), "feature network",
-                   "abc123", "samples a score", "Best: trial", "Baseline: trial 0"):
+    for wanted in (
+        "Do λ1 and λ2 lower the FID?",
+        "Verdict: unconfirmed",
+        facts.text(results.best.value),
+        "feature network",
+        "abc123",
+        "samples a score",
+        "Best: trial",
+        "Baseline: trial 0",
+    ):
         assert wanted in words
     assert page.rows == 24 + 1 + 2 + 1  # trials and their head, phases and theirs
     for absent in ("Verdicts", "2×2", "Several objectives", "Which parameters", "Noise", "short run"):
@@ -70,8 +80,18 @@ def test_a_study_of_all_phases_has_every_section(tmp_path):
     pages = write_report(results, tmp_path)
     assert sorted(pages) == ["html", "importance", "pareto", "png", "profile", "training", "verdicts"]
     page, words = read(pages), " ".join(read(pages).words)
-    for wanted in ("Verdicts on fresh seeds", "The 2×2", "Several objectives", "Which parameters matter", "Noise of the baseline",
-                   "Is the short run a valid proxy?", "Cost", "replicate 2: diverged", "λ₁ does next to nothing", "idle places"):
+    for wanted in (
+        "Verdicts on fresh seeds",
+        "The 2×2",
+        "Several objectives",
+        "Which parameters matter",
+        "Noise of the baseline",
+        "Is the short run a valid proxy?",
+        "Cost",
+        "replicate 2: diverged",
+        "λ₁ does next to nothing",
+        "idle places",
+    ):
         assert wanted in words
     assert all(link.startswith("data:image/png;base64,") for link in page.links) and len(page.links) == 6
 
@@ -116,15 +136,26 @@ def test_a_directory_that_cannot_be_written_is_one_clear_line(results, tmp_path)
 
 def test_the_better_end_is_above_and_a_far_out_value_does_not_flatten_the_rest():
     down, up = Values([1.0, 2.0, 3.0], "minimize"), Values([1.0, 2.0, 3.0], "maximize")
-    assert [down.place(value) for value in (1.0, 2.0, 3.0)] == [1.0, 0.5, 0.0] == [1 - up.place(value) for value in (1.0, 2.0, 3.0)]
+    assert (
+        [down.place(value) for value in (1.0, 2.0, 3.0)]
+        == [1.0, 0.5, 0.0]
+        == [1 - up.place(value) for value in (1.0, 2.0, 3.0)]
+    )
     many = Values([*np.linspace(1, 2, 20), 500.0], "minimize")
     assert many.clipped and many.place(500.0) == 0.0 and many.place(1.0) == 1.0 and many.place(2.0) > 0.5
     assert not down.clipped and Values([3.0], "minimize").place(3.0) == pytest.approx(0.5)
 
 
 def test_a_profile_over_several_parameters_is_dots_of_the_best_at_each_scale(results, tmp_path):
-    points = [{"cfg_scale": cfg, "temperature": temperature, "seeds": seeds, "fid": fid} for cfg, temperature, seeds, fid in (
-        (1.0, 0.9, "a", 6.0), (1.0, 1.0, "a", 5.0), (2.0, 1.1, "a", 7.0), (1.0, 1.0, "b", 5.5))]
+    points = [
+        {"cfg_scale": cfg, "temperature": temperature, "seeds": seeds, "fid": fid}
+        for cfg, temperature, seeds, fid in (
+            (1.0, 0.9, "a", 6.0),
+            (1.0, 1.0, "a", 5.0),
+            (2.0, 1.1, "a", 7.0),
+            (1.0, 1.0, "b", 5.5),
+        )
+    ]
     trials = tuple(dataclasses.replace(trial, profile=points) for trial in results.trials)
     several = dataclasses.replace(results, trials=trials)
     assert _profile(several, trials[0]) == [(1.0, 5.0), (2.0, 7.0)] == _profile(results, trials[0])
@@ -147,14 +178,19 @@ def test_an_axis_of_whole_numbers_names_no_others(results):
     axis = _axis(dataclasses.replace(results, space={**results.space, "model.depth": depth}), "model.depth", trials)
     assert [label for _, label in axis.ticks] == ["1", "2", "3", "4"]
     heights = [axis.place(value) for value in (1, 2, 3, 4)]
-    assert [height for height, _ in axis.ticks] == pytest.approx(heights) and heights == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert [height for height, _ in axis.ticks] == pytest.approx(heights) and heights == pytest.approx(
+        [0, 1 / 3, 2 / 3, 1]
+    )
 
 
 @pytest.mark.parametrize(("values", "seen"), [((1.0,), ["0.1", "1", "10"]), ((0.5, 2.0), ["0.5", "1", "2"])])
 def test_the_axis_of_the_scales_that_were_chosen(results, values, seen):
     """From the lowest to the highest, the whole range where there is one only; no line stands beside its value."""
     entry = {"role": "nuisance", "type": "float", "low": 0.1, "high": 10.0, "log": True}
-    trials = [dataclasses.replace(results.best, params={**results.best.params, "inference.cfg_scale": value}) for value in values]
+    trials = [
+        dataclasses.replace(results.best, params={**results.best.params, "inference.cfg_scale": value})
+        for value in values
+    ]
     searched = dataclasses.replace(results, space={**results.space, "inference.cfg_scale": entry})
     axis = _axis(searched, "inference.cfg_scale", trials)
     assert [label for _, label in axis.ticks] == seen

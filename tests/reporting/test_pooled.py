@@ -19,17 +19,22 @@ from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
 
 ARM = {"role": "scientific", "type": "categorical"}
-SPACE = {"loss.lambda_1": {**ARM, "role": "fixed", "choices": [0.05]},
-         "loss.reference": {**ARM, "choices": ["normal", "uniform"]},
-         "loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"]}}
+SPACE = {
+    "loss.lambda_1": {**ARM, "role": "fixed", "choices": [0.05]},
+    "loss.reference": {**ARM, "choices": ["normal", "uniform"]},
+    "loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"]},
+}
 ARMS = ["normal, wasserstein", "normal, kl", "uniform, wasserstein", "uniform, kl"]
 EFFECT = {"normal": 1.0, "uniform": -0.5}  # planted, in FID over the baseline's
 
 
 def grid(root, seed, *, trials=5, lost=(), protocol=None, name=None, **changes):
     """(configuration, results) of a study whose FID is a seed's own level, plus the effect of the reference, plus a little."""
-    tree = {"study": {"name": name or f"grid-{seed}", "seed": seed, "sampler": "grid", "trials": 5},
-            "loss": {"lambda_unit": "share"}, "space": SPACE}
+    tree = {
+        "study": {"name": name or f"grid-{seed}", "seed": seed, "sampler": "grid", "trials": 5},
+        "loss": {"lambda_unit": "share"},
+        "space": SPACE,
+    }
     config = validate(tree, "grid.yaml").with_values(changes)
     files = StudyDirectory(root, config.study.name)
     files.prepare()
@@ -43,8 +48,16 @@ def grid(root, seed, *, trials=5, lost=(), protocol=None, name=None, **changes):
         fid = 5 + seed + effect + 0.01 * rng.standard_normal()
         weight = {"loss.lambda_1": 0.5 + seed if proposal.number else 0.0}
         scores = {"fid": fid, "entropy": 2.0 + effect, "ece_token": 0.01 * (1 + seed), "grad_share/second_order": 0.05}
-        search.complete(proposal.number, fid, {"scores": scores, "ran": weight, "protocol": protocol or {"samples": 1000},
-                                               "params": {"inference.cfg_scale": 0.5}})
+        search.complete(
+            proposal.number,
+            fid,
+            {
+                "scores": scores,
+                "ran": weight,
+                "protocol": protocol or {"samples": 1000},
+                "params": {"inference.cfg_scale": 0.5},
+            },
+        )
     return config, load_results(config, files, search)
 
 
@@ -59,7 +72,9 @@ def test_each_study_is_one_pair_of_every_arm_with_its_own_baseline(four):
     for arm, verdict in pooled.verdicts.items():
         pairs = [pooled.arms[arm][seed].value - pooled.arms["baseline"][seed].value for seed in range(4)]
         assert verdict.difference == pytest.approx(np.mean(pairs)) and verdict.pairs == 4
-        assert verdict.difference == pytest.approx(EFFECT[arm.split(",")[0]], abs=0.05)  # the levels of the seeds cancel
+        assert verdict.difference == pytest.approx(
+            EFFECT[arm.split(",")[0]], abs=0.05
+        )  # the levels of the seeds cancel
     assert [pooled.verdicts[arm].verdict for arm in ARMS] == ["worse", "worse", "better", "better"]
     assert not pooled.lost
 
@@ -80,12 +95,15 @@ def test_an_arm_that_one_study_lost_or_has_not_reached_is_named(tmp_path):
         pool([grid(tmp_path, 3), grid(tmp_path, 4, trials=1, lost=(0,))])
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"study.seed": 0}, "'grid-0' and 'other' have the same study.seed 0"),
-    ({"study.sampler": "random"}, "draws new training seeds for each trial"),
-    ({"training.images": 64_000}, "no replicate of 'grid-0': training.images was 32000, is 64000"),
-    ({"protocol": {"samples": 500}}, "protocol.samples is 500, and 1000 in study 'grid-0'"),
-])
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"study.seed": 0}, "'grid-0' and 'other' have the same study.seed 0"),
+        ({"study.sampler": "random"}, "draws new training seeds for each trial"),
+        ({"training.images": 64_000}, "no replicate of 'grid-0': training.images was 32000, is 64000"),
+        ({"protocol": {"samples": 500}}, "protocol.samples is 500, and 1000 in study 'grid-0'"),
+    ],
+)
 def test_what_is_no_replicate_is_refused(tmp_path, changes, said):
     protocol = changes.get("protocol")
     changes = {name: value for name, value in changes.items() if name != "protocol"}
@@ -113,6 +131,8 @@ def test_what_is_written(four, tmp_path):
     assert all(math.isclose(float(row["ece_token"]), 0.01 * (1 + int(row["seed"]))) for row in rows)
     assert [float(row["loss.lambda_1 that ran"]) for row in rows[4:8]] == [0.5, 1.5, 2.5, 3.5]
     lines = pages["table"].read_text().splitlines()
-    assert lines[0].startswith("| arm | FID | difference, 90 % interval | p (Holm) | verdict | λ₁ that ran | entropy | ECE")
+    assert lines[0].startswith(
+        "| arm | FID | difference, 90 % interval | p (Holm) | verdict | λ₁ that ran | entropy | ECE"
+    )
     assert len({line.count("|") for line in lines[:7]}) == 1 and lines[2].startswith("| baseline | ")
     assert pages["chart"].read_bytes().startswith(b"\x89PNG")

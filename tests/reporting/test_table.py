@@ -25,7 +25,12 @@ def test_every_trial_is_ranked_or_has_its_reason(results):
     assert ranks == list(range(1, len(ranks) + 1)) and len(rows) == 30
     values = [trial.value for rank, trial in rows if rank is not None]
     assert values == sorted(values)
-    assert {facts.outcome(trial) for rank, trial in rows if rank is None} <= {"diverged", "out of memory", "crashed", "running"}
+    assert {facts.outcome(trial) for rank, trial in rows if rank is None} <= {
+        "diverged",
+        "out of memory",
+        "crashed",
+        "running",
+    }
 
 
 def test_the_columns_hold_what_ran(results):
@@ -54,7 +59,10 @@ def test_a_long_study_shows_its_best_and_its_baseline(tmp_path):
 def test_columns_appear_where_they_hold_something(results, tmp_path):
     assert not {"verdict", "feasible", "ece_token"} & set(columns(results))
     whole = whole_study(tmp_path, 40)
-    assert columns(whole)[:6] == ["rank", "trial", "kind", "fid", "ece_token", "verdict"] and columns(whole)[6] == "feasible"
+    assert (
+        columns(whole)[:6] == ["rank", "trial", "kind", "fid", "ece_token", "verdict"]
+        and columns(whole)[6] == "feasible"
+    )
     assert cell(whole, whole.best, 1, "verdict") == "better" and cell(whole, whole.baseline, 9, "verdict") is None
     assert cell(whole, whole.best, 1, "ece_token") == whole.best.objectives["ece_token"]
     ranks = [cell(whole, trial, rank, "feasible") for rank, trial in ordered(whole) if rank]
@@ -87,16 +95,21 @@ def test_what_lambda_1_weights_did_not_run_in_the_baseline(results):
 def test_a_parameter_whose_condition_does_not_hold_did_not_run(results):
     entry = {"type": "float", "low": 2.0, "high": 32.0, "log": True, "when": {"loss.reference": "semantic"}}
     space = {**results.space, "loss.neighbours": entry}
-    trials = tuple(dataclasses.replace(trial, params={**trial.params, "loss.neighbours": 8.0}) for trial in results.trials)
+    trials = tuple(
+        dataclasses.replace(trial, params={**trial.params, "loss.neighbours": 8.0}) for trial in results.trials
+    )
     conditional = dataclasses.replace(results, space=space, trials=trials)
-    shown = {trial.params["loss.reference"] for trial in trials[1:]
-             if cell(conditional, trial, 1, "loss.neighbours") == 8.0}
+    shown = {
+        trial.params["loss.reference"] for trial in trials[1:] if cell(conditional, trial, 1, "loss.neighbours") == 8.0
+    }
     assert shown == {"semantic"}
 
 
 def test_what_the_profile_chose_besides_the_cfg_scale_is_a_column(results):
-    trials = tuple(dataclasses.replace(trial, params={**trial.params, "inference.temperature": 0.9 + 0.01 * trial.number})
-                   for trial in results.trials)
+    trials = tuple(
+        dataclasses.replace(trial, params={**trial.params, "inference.temperature": 0.9 + 0.01 * trial.number})
+        for trial in results.trials
+    )
     assert "inference.temperature" in columns(dataclasses.replace(results, trials=trials))
     assert "inference.temperature" not in columns(results)
 

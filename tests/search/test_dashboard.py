@@ -26,8 +26,11 @@ class Dashboard:
         self._port, self._log = free_port(), log
         program = Path(sys.executable).parent / "optuna-dashboard"
         with log.open("w") as output:
-            self._process = subprocess.Popen([program, storage, "--host", "127.0.0.1", "--port", str(self._port)],
-                                             stdout=output, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                [program, storage, "--host", "127.0.0.1", "--port", str(self._port)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
 
     def __enter__(self) -> Dashboard:
         return self
@@ -74,9 +77,17 @@ def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
             else:
                 search.complete(number, 5.0 - number, details(fid=5.0 - number))
             value = 9.0 - number if number == 2 else 5.0 - number  # of what ended early its last rung's
-            told.append((number, STATES["PRUNED" if number == 2 else "COMPLETE"], [value],
-                         {name: drawn for name, drawn in proposal.values.items() if number}))
-            seen = dashboard.shows(lambda trials, after=number + 1: sum(t["state"] != STATES["RUNNING"] for t in trials) == after)
+            told.append(
+                (
+                    number,
+                    STATES["PRUNED" if number == 2 else "COMPLETE"],
+                    [value],
+                    {name: drawn for name, drawn in proposal.values.items() if number},
+                )
+            )
+            seen = dashboard.shows(
+                lambda trials, after=number + 1: sum(t["state"] != STATES["RUNNING"] for t in trials) == after
+            )
             assert [(t["number"], t["state"], t.get("values"), _parameters(t)) for t in seen] == told
             assert seen[-1]["intermediate_values"] == [{"step": 8000, "value": 9.0 - number}]
     assert search.done()

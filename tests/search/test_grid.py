@@ -12,7 +12,11 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.search.study import Search
 
 ARM = {"role": "scientific", "type": "categorical"}
-REFERENCES, DISCREPANCIES, DEPTHS = ["normal", "uniform", "dataset", "semantic"], ["wasserstein", "squared", "kl"], [1, 2]
+REFERENCES, DISCREPANCIES, DEPTHS = (
+    ["normal", "uniform", "dataset", "semantic"],
+    ["wasserstein", "squared", "kl"],
+    [1, 2],
+)
 SPACE = {
     "loss.lambda_1": {**ARM, "role": "fixed", "choices": [0.05]},
     "loss.reference": {**ARM, "choices": REFERENCES},
@@ -69,7 +73,9 @@ def test_trials_of_one_grid_are_paired_and_another_seed_is_another_replicate(jou
 def test_a_search_below_a_grid_ends_with_its_own_last_combination(journal):
     """The baseline's tuning searches the nuisance parameters alone, with as many trials as the study has."""
     config = grid_config()
-    config = config.model_copy(update={"space": {name: config.space[name] for name in ("model.depth", "inference.cfg_scale")}})
+    config = config.model_copy(
+        update={"space": {name: config.space[name] for name in ("model.depth", "inference.cfg_scale")}}
+    )
     search = Search(config, journal, under="baseline")
     asked = run_to_end(search, lambda proposal: 5.0)
     assert [proposal.values["model.depth"] for proposal in asked[1:]] == DEPTHS
@@ -79,12 +85,19 @@ def test_a_search_below_a_grid_ends_with_its_own_last_combination(journal):
 RANGE = {"role": "scientific", "type": "float", "low": 0.01, "high": 0.3, "log": True}
 
 
-@pytest.mark.parametrize("study, changes, said", [
-    ({}, {"loss.lambda_1": RANGE}, "space.loss.lambda_1: study.sampler 'grid' tries every combination of choices"),
-    ({}, {"model.depth": {"role": "nuisance", "type": "int", "low": 1, "high": 2}}, "this is a range; give it type categorical"),
-    ({}, {"model.depth": {**SPACE["model.depth"], "when": {"loss.reference": "normal"}}}, "does not exist in some"),
-    ({"trials": 26}, {}, "study.trials 26: the baseline and the grid are 25 trials"),
-])
+@pytest.mark.parametrize(
+    "study, changes, said",
+    [
+        ({}, {"loss.lambda_1": RANGE}, "space.loss.lambda_1: study.sampler 'grid' tries every combination of choices"),
+        (
+            {},
+            {"model.depth": {"role": "nuisance", "type": "int", "low": 1, "high": 2}},
+            "this is a range; give it type categorical",
+        ),
+        ({}, {"model.depth": {**SPACE["model.depth"], "when": {"loss.reference": "normal"}}}, "does not exist in some"),
+        ({"trials": 26}, {}, "study.trials 26: the baseline and the grid are 25 trials"),
+    ],
+)
 def test_what_is_no_grid_is_refused(study, changes, said):
     tree = {"study": {"sampler": "grid", "trials": 25, **study}, "space": {**SPACE, **changes}}
     with pytest.raises(ConfigError) as caught:

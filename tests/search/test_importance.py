@@ -11,9 +11,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from uvar_tune.search.importance import FANOVA, MIN_TRIALS, PED_ANOVA, importances
 
-LAMBDA_1, LAMBDA_2, REFERENCE, NEIGHBOURS = (f"loss.{name}" for name in ("lambda_1", "lambda_2", "reference", "neighbours"))
-SPACE = {LAMBDA_1: FloatDistribution(0.01, 6, log=True), LAMBDA_2: FloatDistribution(0.004, 0.9, log=True),
-         REFERENCE: CategoricalDistribution(["normal", "semantic"])}
+LAMBDA_1, LAMBDA_2, REFERENCE, NEIGHBOURS = (
+    f"loss.{name}" for name in ("lambda_1", "lambda_2", "reference", "neighbours")
+)
+SPACE = {
+    LAMBDA_1: FloatDistribution(0.01, 6, log=True),
+    LAMBDA_2: FloatDistribution(0.004, 0.9, log=True),
+    REFERENCE: CategoricalDistribution(["normal", "semantic"]),
+}
 
 
 def planted(count: int, seed: int = 0, sign: float = 1.0) -> list[FrozenTrial]:
@@ -21,8 +26,11 @@ def planted(count: int, seed: int = 0, sign: float = 1.0) -> list[FrozenTrial]:
     rng = random.Random(seed)
     trials = []
     for _ in range(count):
-        params = {LAMBDA_1: 0.01 * 600 ** rng.random(), LAMBDA_2: 0.004 * 225 ** rng.random(),
-                  REFERENCE: rng.choice(["normal", "semantic"])}
+        params = {
+            LAMBDA_1: 0.01 * 600 ** rng.random(),
+            LAMBDA_2: 0.004 * 225 ** rng.random(),
+            REFERENCE: rng.choice(["normal", "semantic"]),
+        }
         value = math.log10(params[LAMBDA_1] / 0.3) ** 2 + rng.gauss(0, 0.05)
         trials.append(create_trial(value=sign * value, params=params, distributions=SPACE))
     return trials
@@ -42,9 +50,16 @@ def test_the_direction_decides_which_trials_are_the_best():
 def test_what_was_searched_on_a_log_scale_is_judged_on_it():
     logged = []
     for trial in planted(60):
-        params = {**trial.params, LAMBDA_1: math.log(trial.params[LAMBDA_1]), LAMBDA_2: math.log(trial.params[LAMBDA_2])}
-        space = {**SPACE, LAMBDA_1: FloatDistribution(math.log(0.01), math.log(6)),
-                 LAMBDA_2: FloatDistribution(math.log(0.004), math.log(0.9))}
+        params = {
+            **trial.params,
+            LAMBDA_1: math.log(trial.params[LAMBDA_1]),
+            LAMBDA_2: math.log(trial.params[LAMBDA_2]),
+        }
+        space = {
+            **SPACE,
+            LAMBDA_1: FloatDistribution(math.log(0.01), math.log(6)),
+            LAMBDA_2: FloatDistribution(math.log(0.004), math.log(0.9)),
+        }
         logged.append(create_trial(value=trial.value, params=params, distributions=space))
     assert importances(planted(60), "minimize") == importances(logged, "minimize")
 
@@ -61,14 +76,18 @@ def test_only_trials_with_a_score_and_parameters_count():
 @pytest.mark.parametrize("values", [[1.0] * 30, [1.0] * 29 + [0.5]])
 def test_no_best_part_of_the_trials_no_answer(values):
     """All equal, or one better than all others, which are the worst: the best five and the worst are one."""
-    trials = [create_trial(value=value, params=trial.params, distributions=SPACE)
-              for value, trial in zip(values, planted(30), strict=True)]
+    trials = [
+        create_trial(value=value, params=trial.params, distributions=SPACE)
+        for value, trial in zip(values, planted(30), strict=True)
+    ]
     assert importances(trials, "minimize") == {PED_ANOVA: None, FANOVA: None}
 
 
 def test_many_equal_scores_and_a_worse_one_have_an_answer():
-    trials = [create_trial(value=2.0 if index == 0 else 1.0, params=trial.params, distributions=SPACE)
-              for index, trial in enumerate(planted(30))]
+    trials = [
+        create_trial(value=2.0 if index == 0 else 1.0, params=trial.params, distributions=SPACE)
+        for index, trial in enumerate(planted(30))
+    ]
     for shares in importances(trials, "minimize").values():
         assert math.fsum(shares.values()) == pytest.approx(1)
 
@@ -86,7 +105,9 @@ def test_a_parameter_of_some_trials_has_no_share_in_the_forest():
 
 
 def test_nothing_that_all_trials_share_leaves_the_forest_without_an_answer():
-    trials = [create_trial(value=trial.value, params={name: trial.params[name]}, distributions={name: SPACE[name]})
-              for trial, name in zip(planted(40), [LAMBDA_1, LAMBDA_2] * 20, strict=True)]
+    trials = [
+        create_trial(value=trial.value, params={name: trial.params[name]}, distributions={name: SPACE[name]})
+        for trial, name in zip(planted(40), [LAMBDA_1, LAMBDA_2] * 20, strict=True)
+    ]
     found = importances(trials, "minimize")
     assert found[FANOVA] is None and set(found[PED_ANOVA]) == {LAMBDA_1, LAMBDA_2}

@@ -34,8 +34,13 @@ def searched(files: StudyDirectory, **study):
         for images in config.study.rungs:
             search.report(number, images, fid + 1)
         clock.now += 100
-        details = {"scores": {"fid": fid, "recall": recall, "nll_token": nll}, "seconds": 100.0, "start_up_seconds": 10.0,
-                   "cpu_sec": {"training": 60.0, "evaluation": 20.0}, "params": {"inference.cfg_scale": 2.0}}
+        details = {
+            "scores": {"fid": fid, "recall": recall, "nll_token": nll},
+            "seconds": 100.0,
+            "start_up_seconds": 10.0,
+            "cpu_sec": {"training": 60.0, "evaluation": 20.0},
+            "params": {"inference.cfg_scale": 2.0},
+        }
         search.complete(number, fid, details)
         clock.now += 1000  # nobody works
     return config, search
@@ -45,7 +50,13 @@ def test_a_plain_study_has_nothing_but_its_trials(files):
     config, search = searched(files)
     results = load_results(config, files, search)
     assert results.best.number == 2 and results.best.objectives == {"fid": 3.0}
-    assert (results.further, results.pareto, results.confirmed, results.factorial, results.verdicts) == ({}, (), {}, {}, {})
+    assert (results.further, results.pareto, results.confirmed, results.factorial, results.verdicts) == (
+        {},
+        (),
+        {},
+        {},
+        {},
+    )
     assert results.rung_correlation == () and set(results.importances.values()) == {None}
     assert all(trial.violations == {} and trial.rungs == {} and trial.feasible for trial in results.trials)
 
@@ -71,7 +82,11 @@ def test_rungs_are_compared_with_the_end(files, several):
     config, search = searched(files, rungs=[6400, 12800], pruner="median", **several)
     results = load_results(config, files, search)
     assert results.trials[3].rungs == {6400: 5.5, 12800: 5.5}
-    assert [(row["rung"], row["later"]) for row in results.rung_correlation] == [(6400, 12800), (6400, "end"), (12800, "end")]
+    assert [(row["rung"], row["later"]) for row in results.rung_correlation] == [
+        (6400, 12800),
+        (6400, "end"),
+        (12800, "end"),
+    ]
     assert all(row["spearman"] == pytest.approx(1) and row["trials"] == 6 for row in results.rung_correlation)
 
 
@@ -91,7 +106,9 @@ def test_time_is_divided_among_work_start_up_earlier_attempts_and_idle_places(fi
     results = load_results(config, files, search)
     assert results.trials[0].wall_sec == {"start-up": 8.0, "work": 42.0, "earlier": 30.0}
     assert results.trials[1].wall_sec == {"start-up": 5.0, "work": 95.0, "earlier": 0.0}
-    assert results.trials[2].wall_sec == {} and results.idle_sec == pytest.approx(20)  # two places of 100 s, 180 s of work
+    assert results.trials[2].wall_sec == {} and results.idle_sec == pytest.approx(
+        20
+    )  # two places of 100 s, 180 s of work
 
 
 def confirm(config, files, results, rounds: int, effects: dict[str, float]) -> Replicates:
@@ -103,7 +120,9 @@ def confirm(config, files, results, rounds: int, effects: dict[str, float]) -> R
         replicate = proposal.number // len(arms)
         value = 5 + replicate + effects[proposal.kind] + 0.01 * ((7 * proposal.number) % 5)
         params = {"inference.cfg_scale": 1.0 + replicate, "inference.temperature": 0.9}
-        work.complete(proposal.number, value, {"scores": {"fid": value}, "params": params, "protocol": {"samples": 1000}})
+        work.complete(
+            proposal.number, value, {"scores": {"fid": value}, "params": params, "protocol": {"samples": 1000}}
+        )
     work.ask()
     return work
 
@@ -115,7 +134,12 @@ def test_the_confirmation_is_read_back_whole(files):
     config, search = searched(files, confirm_top=2)
     confirm(config, files, load_results(config, files, search), 5, EFFECTS)
     results = load_results(config, files)
-    assert results.factorial == {"none": BASELINE, "second": SECOND_ALONE, "semantic": SEMANTIC_ALONE, "both": "trial 2"}
+    assert results.factorial == {
+        "none": BASELINE,
+        "second": SECOND_ALONE,
+        "semantic": SEMANTIC_ALONE,
+        "both": "trial 2",
+    }
     best = results.confirmed["trial 2"]
     assert list(best["values"]) == [0, 1, 2, 3, 4] and best["mean"] == pytest.approx(sum(best["values"].values()) / 5)
     assert best["points"] == {"inference.cfg_scale": 3.0, "inference.temperature": 0.9}
@@ -169,7 +193,11 @@ def test_a_protocol_that_changed_between_replicates_gives_no_verdict(files):
     with pytest.raises(ConfigError, match=said):
         verdicts(config, work.cells(), results)
     found = load_results(config, files, search)
-    assert found.verdicts == {} and all(said in why for why in found.unjudged.values()) and len(found.unjudged) == len(arms) - 1
+    assert (
+        found.verdicts == {}
+        and all(said in why for why in found.unjudged.values())
+        and len(found.unjudged) == len(arms) - 1
+    )
 
 
 def test_a_confirmation_under_way_is_no_error(files):

@@ -14,17 +14,23 @@ from uvar_tune.search.objectives import check_objective, directions, named_score
 from uvar_tune.search.pruning import rung_correlation
 
 
-@pytest.mark.parametrize("study, said", [
-    ({"metric": "loss/total"}, "contains the searched λ"),
-    ({"metric": "loss"}, "contains the searched λ"),
-    ({"further_metrics": ["loss/ce"]}, "contains the searched λ"),
-    ({"constraints": {"loss/total": {"max": 1}}}, "contains the searched λ"),
-    ({"metric": "fdi"}, "did you mean 'fid'"),
-    ({"metric": "nll_token"}, "'nll_token' is not one of"),  # all but prefers λ = 0
-    ({"further_metrics": ["learning_rate"]}, "'learning_rate' is not one of"),
-    ({"constraints": {"nll_tokn": {"max": 1}}}, "did you mean 'nll_token'"),
-    ({"further_metrics": ["ece_token"], "stop_metric": "ece_token", "pruner": "median", "rungs": [6400]}, "cannot stop trials"),
-])
+@pytest.mark.parametrize(
+    "study, said",
+    [
+        ({"metric": "loss/total"}, "contains the searched λ"),
+        ({"metric": "loss"}, "contains the searched λ"),
+        ({"further_metrics": ["loss/ce"]}, "contains the searched λ"),
+        ({"constraints": {"loss/total": {"max": 1}}}, "contains the searched λ"),
+        ({"metric": "fdi"}, "did you mean 'fid'"),
+        ({"metric": "nll_token"}, "'nll_token' is not one of"),  # all but prefers λ = 0
+        ({"further_metrics": ["learning_rate"]}, "'learning_rate' is not one of"),
+        ({"constraints": {"nll_tokn": {"max": 1}}}, "did you mean 'nll_token'"),
+        (
+            {"further_metrics": ["ece_token"], "stop_metric": "ece_token", "pruner": "median", "rungs": [6400]},
+            "cannot stop trials",
+        ),
+    ],
+)
 def test_objectives_that_a_study_must_not_have(study, said):
     with pytest.raises(ConfigError, match=said):
         check_objective(study_config(**study))
@@ -37,8 +43,10 @@ def test_objectives_must_be_computed():
 
 
 def test_objectives_of_a_good_study():
-    config = study_config(further_metrics=["is", "coverage", "ece_token"], constraints={
-        "nll_token": {"max_above_baseline": 0.05}, "gpu_peak_gib": {"max": 70}})
+    config = study_config(
+        further_metrics=["is", "coverage", "ece_token"],
+        constraints={"nll_token": {"max_above_baseline": 0.05}, "gpu_peak_gib": {"max": 70}},
+    )
     check_objective(config)
     assert directions(config) == ["minimize", "maximize", "maximize", "minimize"]
     assert named_scores(config) == {"fid", "is", "coverage", "ece_token", "nll_token"}
@@ -47,7 +55,12 @@ def test_objectives_of_a_good_study():
 def test_violations_are_positive_where_a_bound_is_overstepped():
     bounds = {"nll_token": {"max_above_baseline": 0.5, "max": 3.0}, "is": {"min": 2.0, "max_below_baseline": 1.0}}
     found = violations(study_config(constraints=bounds), {"nll_token": 2.75, "is": 1.5}, {"nll_token": 2.0, "is": 4.0})
-    assert found == {"nll_token max": -0.25, "nll_token max_above_baseline": 0.25, "is min": 0.5, "is max_below_baseline": 1.5}
+    assert found == {
+        "nll_token max": -0.25,
+        "nll_token max_above_baseline": 0.25,
+        "is min": 0.5,
+        "is max_below_baseline": 1.5,
+    }
 
 
 def test_the_pareto_front_is_what_nobody_beats():
@@ -57,7 +70,9 @@ def test_the_pareto_front_is_what_nobody_beats():
         wanted = [draw.choice(["minimize", "maximize"]) for _ in range(dimensions)]
 
         def better(a, b, wanted=wanted):  # at least as good in each, better in one
-            pairs = [(x, y) if direction == "minimize" else (y, x) for x, y, direction in zip(a, b, wanted, strict=True)]
+            pairs = [
+                (x, y) if direction == "minimize" else (y, x) for x, y, direction in zip(a, b, wanted, strict=True)
+            ]
             return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
         unbeaten = [i for i, point in enumerate(points) if not any(better(other, point) for other in points)]
@@ -83,17 +98,27 @@ def test_a_ledger_says_what_all_spans_together_say(before):
             elif len(flying) < 5:
                 flying.append(now)
             told, oracle = ledger.cost(flying, now, gpus), spent([*ended, *((start, now) for start in flying)], gpus)
-            assert told.gpu_hours == pytest.approx(oracle.gpu_hours) and told.wall_hours == pytest.approx(oracle.wall_hours)
+            assert told.gpu_hours == pytest.approx(oracle.gpu_hours) and told.wall_hours == pytest.approx(
+                oracle.wall_hours
+            )
 
 
 def test_rank_correlation_between_rungs():
-    rungs = {0: {100: 4.0, 200: 1.0}, 1: {100: 3.0, 200: 2.0}, 2: {100: 2.0, 200: 3.0}, 3: {100: 1.0, 200: 4.0}, 4: {100: 9.0}}
+    rungs = {
+        0: {100: 4.0, 200: 1.0},
+        1: {100: 3.0, 200: 2.0},
+        2: {100: 2.0, 200: 3.0},
+        3: {100: 1.0, 200: 4.0},
+        4: {100: 9.0},
+    }
     final = {0: 1.0, 1: 3.0, 2: 2.0, 3: 4.0}
     first, to_end, second = rung_correlation(rungs, final)
     assert (first["rung"], first["later"], first["trials"]) == (100, 200, 4)
     assert (first["spearman"], first["kendall"]) == pytest.approx((-1.0, -1.0))
     assert (second["rung"], second["later"]) == (200, "end")
-    assert (second["spearman"], second["kendall"]) == pytest.approx((1 - 6 * 2 / (4 * 15), 4 / 6))  # one swapped pair of six
+    assert (second["spearman"], second["kendall"]) == pytest.approx(
+        (1 - 6 * 2 / (4 * 15), 4 / 6)
+    )  # one swapped pair of six
     assert to_end["spearman"] == pytest.approx(-second["spearman"])
     short = rung_correlation({0: {100: 1.0}, 1: {100: 2.0}}, {0: 1.0, 1: 2.0})
     assert short == [{"rung": 100, "later": "end", "trials": 2, "spearman": None, "kendall": None}]

@@ -21,7 +21,9 @@ def test_one_storage_and_another_directory_is_refused(tmp_path, storage):
     yours.mkdir()
     for _ in range(2):
         verify_directory_owner(storage, "study", mine)
-    with pytest.raises(ConfigError, match=f"'study' whose files lie in .*:{mine}, not in {yours}: .*another --study name"):
+    with pytest.raises(
+        ConfigError, match=f"'study' whose files lie in .*:{mine}, not in {yours}: .*another --study name"
+    ):
         verify_directory_owner(storage, "study", yours)
     verify_directory_owner(storage, "study", mine)
 
@@ -42,7 +44,9 @@ def test_trials_without_their_storage_are_not_begun_anew(tmp_path):
     assert require_existing_study(url, "study", directory)
     (directory / "optuna.journal").unlink()
     for elsewhere in (url, f"sqlite:///{tmp_path / 'other.db'}"):
-        with pytest.raises(ConfigError, match=f"does not hold study 'study', whose trials lie in {directory}: .*UVAR_STORAGE"):
+        with pytest.raises(
+            ConfigError, match=f"does not hold study 'study', whose trials lie in {directory}: .*UVAR_STORAGE"
+        ):
             require_existing_study(elsewhere, "study", directory)
     assert not (directory / "optuna.journal").exists() and not (tmp_path / "other.db").exists()
 

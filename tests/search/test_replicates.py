@@ -24,6 +24,7 @@ def finish(work: Replicates, limit: int = 100) -> list:
 def begin(journal):
     def opened(arms, count):
         return Replicates(study_config(), journal, "confirm", arms, count)
+
     return opened
 
 
@@ -42,7 +43,9 @@ def test_other_arms_begin_anew_on_fresh_seeds_and_nothing_is_lost(begin):
     assert other.phase == other.folder == "confirm-2" and other.cells() == []
     second = finish(other)
     assert [proposal.kind for proposal in second] == ["baseline", "trial 9"] * 2
-    assert {seed for one in first for seed in one.seeds.values()}.isdisjoint(seed for one in second for seed in one.seeds.values())
+    assert {seed for one in first for seed in one.seeds.values()}.isdisjoint(
+        seed for one in second for seed in one.seeds.values()
+    )
     assert second[0].seeds["training"] == second[1].seeds["training"]  # paired
     assert begin(OTHER, 2).phase == "confirm-2" and len(begin(OTHER, 2).cells()) == 4
     assert [cell.arm for cell in cells_of(other.storage, "study", "confirm")] == ["baseline", "trial 9"] * 2

@@ -44,7 +44,9 @@ def test_a_sobol_point_lies_in_the_space():
 def test_all_samplers_start_at_the_same_sobol_points(sampler, tmp_path):
     config = study_config(space=NARROW, sampler=sampler, startup_trials=3, trials=4, seed=7)
     first = [proposal.values for proposal in run_to_end(Search(config, f"journal:{tmp_path / sampler}"))[1:]]
-    reference = run_to_end(Search(config.with_values({"study.sampler": "qmc"}), f"journal:{tmp_path / 'qmc-again'}"))[1:]
+    reference = run_to_end(Search(config.with_values({"study.sampler": "qmc"}), f"journal:{tmp_path / 'qmc-again'}"))[
+        1:
+    ]
     assert first == [proposal.values for proposal in reference]
 
 
@@ -88,8 +90,14 @@ def test_gp_counts_a_trial_that_ended_early_as_bad(journal):
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "qmc", "gp"])
 def test_several_objectives_and_a_conditional_space(journal, sampler):
-    config = study_config(space=SPACE, sampler=sampler, startup_trials=4, trials=9 if sampler == "gp" else 14,
-                          further_metrics=["is"], constraints={"nll_token": {"max": 2.0}})
+    config = study_config(
+        space=SPACE,
+        sampler=sampler,
+        startup_trials=4,
+        trials=9 if sampler == "gp" else 14,
+        further_metrics=["is"],
+        constraints={"nll_token": {"max": 2.0}},
+    )
     search = Search(config, journal)
     while (proposal := search.ask()) is not None:
         if proposal.number == 5:
@@ -107,9 +115,14 @@ def test_several_objectives_and_a_conditional_space(journal, sampler):
 def test_two_arms_a_parameter_are_all_met_by_the_first_points(journal):
     """What the ablation rests on: 2^d Sobol points meet each of the 2^d combinations once."""
     arm = {"role": "scientific", "type": "categorical"}
-    space = {LAMBDA_1: {**arm, "choices": [0.0, 1.0]}, "loss.lambda_2": {**arm, "choices": [0.0, 0.1]},
-             "model.depth": {**arm, "choices": [1, 2]}}
+    space = {
+        LAMBDA_1: {**arm, "choices": [0.0, 1.0]},
+        "loss.lambda_2": {**arm, "choices": [0.0, 0.1]},
+        "model.depth": {**arm, "choices": [1, 2]},
+    }
     for seed in range(5):
-        asked = run_to_end(Search(study_config(f"arms-{seed}", space=space, sampler="qmc", trials=9, seed=seed), journal))
+        asked = run_to_end(
+            Search(study_config(f"arms-{seed}", space=space, sampler="qmc", trials=9, seed=seed), journal)
+        )
         met = [tuple(proposal.values.values()) for proposal in asked[1:]]
         assert sorted(met) == sorted(itertools.product([0.0, 1.0], [0.0, 0.1], [1, 2]))

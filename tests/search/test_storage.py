@@ -62,8 +62,16 @@ def test_a_whole_journal_is_left_as_it_is(journal):
         assert file.read() == before
 
 
-@pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "postgresql://user:secret@127.0.0.1:9/none", "oracle://x",
-                                 "nonsense", "journal:/nowhere/at/all"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////nowhere/at/all.db",
+        "postgresql://user:secret@127.0.0.1:9/none",
+        "oracle://x",
+        "nonsense",
+        "journal:/nowhere/at/all",
+    ],
+)
 def test_a_storage_that_cannot_be_opened_is_bad_input(url):
     with pytest.raises(ConfigError) as caught:
         open_storage(url)

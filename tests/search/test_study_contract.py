@@ -39,8 +39,7 @@ class TestContract:
         search = self.opened(storage_url, name, trials=3)
         baseline, second = search.ask(), search.ask()
         assert (baseline.number, baseline.kind, second.kind) == (0, "baseline", "search")
-        assert baseline.values == {"loss.lambda_1": 0.0, "loss.lambda_2": 0.0, "model.depth": 2,
-                                   "loss.perplexity": 3.0}
+        assert baseline.values == {"loss.lambda_1": 0.0, "loss.lambda_2": 0.0, "model.depth": 2, "loss.perplexity": 3.0}
         stored = search.study.get_trials(deepcopy=False)
         assert stored[0].params == {} and stored[0].user_attrs["kind"] == "baseline"
         assert stored[1].params == {key: value for key, value in second.values.items() if key != "loss.perplexity"}
@@ -90,12 +89,19 @@ class TestContract:
         stored = search.study.get_trials(deepcopy=False)
         assert [trial.values for trial in stored] == [[4.0], None, None, None]
         assert [trial.user_attrs.get("outcome") for trial in stored] == [None, "diverged", "out_of_memory", "crashed"]
-        assert [attempt["reason"] for attempt in stored[3].user_attrs["attempts"]] == ["worker lost", "worker lost again"]
+        assert [attempt["reason"] for attempt in stored[3].user_attrs["attempts"]] == [
+            "worker lost",
+            "worker lost again",
+        ]
         assert stored[0].user_attrs["scores"] == {"fid": 4.0}
 
-    @pytest.mark.parametrize(("reasons", "state", "outcome"), [
-        ((f"{LOW_MEMORY}: 7 of 8 GB", f"{LOW_MEMORY}: 8 of 8 GB"), "PRUNED", "out_of_memory"),
-        ((f"{LOW_MEMORY}: 7 of 8 GB", "worker lost"), "FAIL", "crashed")])
+    @pytest.mark.parametrize(
+        ("reasons", "state", "outcome"),
+        [
+            ((f"{LOW_MEMORY}: 7 of 8 GB", f"{LOW_MEMORY}: 8 of 8 GB"), "PRUNED", "out_of_memory"),
+            ((f"{LOW_MEMORY}: 7 of 8 GB", "worker lost"), "FAIL", "crashed"),
+        ],
+    )
     def test_a_node_low_on_memory_each_time_is_the_trials_own_fault(self, storage_url, name, reasons, state, outcome):
         search = self.opened(storage_url, f"{name}-{outcome}", trials=1, run={"max_attempts": 2})
         for reason in reasons:
@@ -201,8 +207,9 @@ class TestContract:
         search.prune(6, "stopped", {})
         assert search.unfinished() == [7]
         stored = search.study.get_trials(deepcopy=False)
-        assert rung_values(stored) == {number: {8000: value} for number, value in enumerate(
-            [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 6.3, 6.7])}
+        assert rung_values(stored) == {
+            number: {8000: value} for number, value in enumerate([4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 6.3, 6.7])
+        }
         assert stored[6].user_attrs["rungs"]["8000"]["stop"] and not stored[7].user_attrs["rungs"]["8000"]["stop"]
 
     def test_constraints_reach_the_sampler(self, storage_url, name):
@@ -218,15 +225,18 @@ class TestContract:
         search.ask()
         search.complete(1, 4.0, details(fid=4.0, nll_token=2.125))
         assert search.study.get_trials(deepcopy=False)[1].constraints == pytest.approx(
-            {"nll_token max_above_baseline": 0.075, "seconds max": 1.0})
+            {"nll_token max_above_baseline": 0.075, "seconds max": 1.0}
+        )
 
     def test_without_the_baseline_s_score_nothing_relative_goes_on(self, storage_url, name):
         search = self.opened(storage_url, name, trials=3, space={}, terms={"lambda_unit": "share"})
         search.ask()
         search.prune(0, "diverged", {})
         assert search.ask() is None and "the baseline has no score" in search.halted()
-        assert "the baseline has no score" in self.opened(storage_url, name, trials=3, space={},
-                                                          terms={"lambda_unit": "share"}).halted()
+        assert (
+            "the baseline has no score"
+            in self.opened(storage_url, name, trials=3, space={}, terms={"lambda_unit": "share"}).halted()
+        )
 
     def test_a_budget_ends_the_asking_and_a_larger_one_continues(self, storage_url, name):
         clock, limits = Clock(), {"trials": 9, "max_gpu_hours": 5.0}
@@ -246,14 +256,23 @@ class TestContract:
         search.complete(0, 3.0, details(fid=3.0))
 
         seen = {1: clock.now + 1800}
-        larger = Search(study_config(name, run=run, **{**limits, "max_gpu_hours": 9.0}), storage_url, clock=Clock(clock.now + 1e6),
-                        last_seen=seen.get)
+        larger = Search(
+            study_config(name, run=run, **{**limits, "max_gpu_hours": 9.0}),
+            storage_url,
+            clock=Clock(clock.now + 1e6),
+            last_seen=seen.get,
+        )
         assert larger.spent().gpu_hours == pytest.approx(7.0)  # trial 1 ran on until it was last seen
         assert (larger.ask().number, larger.ask().number, larger.halted()) == (1, 2, None)
 
 
 def test_profiled_and_fixed_parameters_are_not_sampled():
-    assert list(searched(study_config())) == ["loss.lambda_1", "loss.lambda_2", "loss.reference",
-                                              "loss.neighbours", "model.depth"]
+    assert list(searched(study_config())) == [
+        "loss.lambda_1",
+        "loss.lambda_2",
+        "loss.reference",
+        "loss.neighbours",
+        "model.depth",
+    ]
     joint = validate({"inference": {"search": "joint"}, "space": SPACE}, "test")
     assert "inference.cfg_scale" in searched(joint)

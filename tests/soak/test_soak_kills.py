@@ -21,7 +21,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 KILLS = 10
 SECONDS = float(os.environ.get("UVAR_SOAK_SEC", 3600))
 WHOLE = ("sweep", "gcs", "raylet")  # with these the whole command ends, and the same command is given again
-MOST_CRASHES = {"sweep": 0, "gcs": 2, "raylet": 2, "worker": 1, "controller": 1, "driver": 1}  # attempts that may count as crashed
+MOST_CRASHES = {
+    "sweep": 0,
+    "gcs": 2,
+    "raylet": 2,
+    "worker": 1,
+    "controller": 1,
+    "driver": 1,
+}  # attempts that may count as crashed
 
 
 @pytest.fixture
@@ -29,6 +36,7 @@ def tell(capsys):
     def line(text: str) -> None:
         with capsys.disabled():
             print(text, flush=True)
+
     return line
 
 
@@ -80,14 +88,18 @@ def test_the_sweep_is_killed_ten_times(study, tell):
         struck.kill(psutil.Process(sweep.pid))
         sweep.wait()
         struck.vanish()
-        tell(f"kill {kill} of {KILLS}: the sweep, {after:.0f} s after its start, from {before:,} to {struck.images():,} of "
-             f"{struck.total_images:,} images; all its processes gone {time.monotonic() - began - after:.0f} s later")
+        tell(
+            f"kill {kill} of {KILLS}: the sweep, {after:.0f} s after its start, from {before:,} to {struck.images():,} of "
+            f"{struck.total_images:,} images; all its processes gone {time.monotonic() - began - after:.0f} s later"
+        )
     struck.finish()
     struck.check(expected, MOST_CRASHES["sweep"])
     again = struck.repeated()
     assert max(again) <= RUN["checkpoint_images"]
-    tell(f"after {KILLS} kills the same {struck.trials} trials with the same values; {len(again)} attempts continued from a "
-         f"checkpoint and computed at most {max(again)} images again")
+    tell(
+        f"after {KILLS} kills the same {struck.trials} trials with the same values; {len(again)} attempts continued from a "
+        f"checkpoint and computed at most {max(again)} images again"
+    )
 
 
 def test_random_kills_for_an_hour(study, tell):
@@ -118,14 +130,22 @@ def test_random_kills_for_an_hour(study, tell):
         again += repeated
         struck_at[kind] += at is not None
         missed += at is None
-        what = f"ended before its {kind} was killed" if at is None else f"{kind} killed at {at:,} of {one.total_images:,} images"
-        tell(f"{number}: {what}; same trials, same values, each record once; again {repeated or 'nothing'}; "
-             f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
+        what = (
+            f"ended before its {kind} was killed"
+            if at is None
+            else f"{kind} killed at {at:,} of {one.total_images:,} images"
+        )
+        tell(
+            f"{number}: {what}; same trials, same values, each record once; again {repeated or 'nothing'}; "
+            f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}"
+        )
         shutil.rmtree(one.directory)
     assert struck_at.total() > 0
-    tell(f"{struck_at.total()} kills in {SECONDS:.0f} s (seed {SEED}): "
-         + ", ".join(f"{count} {kind}" for kind, count in sorted(struck_at.items()))
-         + f"; {missed} studies ended before; at most {max(again)} images computed again; no invariant broken")
+    tell(
+        f"{struck_at.total()} kills in {SECONDS:.0f} s (seed {SEED}): "
+        + ", ".join(f"{count} {kind}" for kind, count in sorted(struck_at.items()))
+        + f"; {missed} studies ended before; at most {max(again)} images computed again; no invariant broken"
+    )
 
 
 def strike(one: SoakedStudy, sweep: subprocess.Popen, kind: str, images: float, later_sec: float, draw) -> int | None:

@@ -28,7 +28,9 @@ def test_the_profile_is_a_curve_over_cfg_and_its_second_scoring_is_left_out(tmp_
     recorder.event("score", images=640, cfg_scale=0.5, seeds="b", fid=4.0)
     points, end = new_points(tmp_path, 0, scored)
     assert [(key, value, step) for key, value, _, step in points if key.endswith("fid")] == [
-        ("profile/fid", 3.0, 500), ("profile_b/fid", 4.0, 500)]
+        ("profile/fid", 3.0, 500),
+        ("profile_b/fid", 4.0, 500),
+    ]
     assert math.isnan(next(value for key, value, _, _ in points if key == "profile/kid"))
     recorder.event("score", images=640, cfg_scale=0.5, seeds="a", fid=9.0)
     assert new_points(tmp_path, end, scored)[0] == []

@@ -22,7 +22,11 @@ def files_of_at_most(size: int):
 
 
 def points(path) -> list[tuple[int, float]]:
-    return [(record["images"], record["values"]["loss/total"]) for record in read_records(path)[0] if record["kind"] == "metrics"]
+    return [
+        (record["images"], record["values"]["loss/total"])
+        for record in read_records(path)[0]
+        if record["kind"] == "metrics"
+    ]
 
 
 def test_what_the_disk_refuses_comes_later_in_order_and_no_line_is_torn(tmp_path):

@@ -16,7 +16,7 @@ def test_operations_come_back_in_order_from_any_offset(tmp_path):
     found = spool.after(0)
     assert [operation["op"] for operation, _ in found] == ["one", "two", "three"]
     for i, (_, end) in enumerate(found):
-        assert operations(spool, end) == ["one", "two", "three"][i + 1:]
+        assert operations(spool, end) == ["one", "two", "three"][i + 1 :]
 
 
 def test_a_line_torn_by_a_kill_spoils_neither_the_next_nor_the_reading(tmp_path):

@@ -3,9 +3,15 @@
 from uvar_tune.config.schema import Config
 from uvar_tune.tracking.parameters import run_parameters, that_ran
 
-SHARES = Config.model_validate({"loss": {"lambda_unit": "share"}, "space": {
-    "loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.001, "high": 0.3, "log": True},
-    "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4}}})
+SHARES = Config.model_validate(
+    {
+        "loss": {"lambda_unit": "share"},
+        "space": {
+            "loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.001, "high": 0.3, "log": True},
+            "inference.cfg_scale": {"role": "inference", "type": "float", "low": 0, "high": 4},
+        },
+    }
+)
 
 
 def test_the_share_that_was_asked_for_and_the_weight_that_ran_are_both_shown(place, said):

@@ -15,7 +15,9 @@ DRIVER = Path(__file__).parents[1] / "helpers" / "killed_driver.py"
 
 def drive(place, study, first, last, pause, finish=""):
     command = [sys.executable, str(DRIVER), str(place.root), study, place.uri, *map(str, (first, last, pause)), finish]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
 
 
 def test_killed_in_the_middle_and_started_again(place, said):

@@ -57,10 +57,17 @@ def test_absent_hung_and_killed_nothing_is_missing_and_nothing_twice(tmp_path, s
     assert place.sink("away", server.uri).close(60)
     server.kill()
     database = server.directory / "mlflow.db"
-    runs = dict(query(database, "select t.value, r.run_uuid from runs r join tags t on r.run_uuid = t.run_uuid where "
-                      "t.key = 'uvar.trial' and r.lifecycle_stage = 'active'"))
-    rows = {name: sorted(query(database, "select key, step, value from metrics where run_uuid = ?", run_id))
-            for name, run_id in runs.items()}
+    runs = dict(
+        query(
+            database,
+            "select t.value, r.run_uuid from runs r join tags t on r.run_uuid = t.run_uuid where "
+            "t.key = 'uvar.trial' and r.lifecycle_stage = 'active'",
+        )
+    )
+    rows = {
+        name: sorted(query(database, "select key, step, value from metrics where run_uuid = ?", run_id))
+        for name, run_id in runs.items()
+    }
     assert rows == {"away/0": sorted([*expected(range(30)), ("fid", 64 * 29, 1.0)]), "away/1": expected(range(4))}
     active = query(database, "select name, status from runs where lifecycle_stage = 'active' order by name")
     assert active == [("away", "FINISHED"), ("trial 0", "FINISHED"), ("trial 1", "FAILED")]

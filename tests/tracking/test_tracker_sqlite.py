@@ -35,16 +35,24 @@ def test_a_study_and_its_trial(place, said):
     sink.finish_study("FINISHED")
     assert sink.close(60) and said == []
     [parent], [child] = place.runs("uvar.study", "plain"), place.runs("uvar.trial", "plain/0")
-    assert (sink.run_id(None), sink.run_id(0)) == (parent, child) and known_runs(place.root / "plain" / "mlflow") == {0: child}
+    assert (sink.run_id(None), sink.run_id(0)) == (parent, child) and known_runs(place.root / "plain" / "mlflow") == {
+        0: child
+    }
     assert [row for row in place.rows(child) if row[0] in ("loss/total", "grad_norm")] == expected(range(5))
-    assert {row for row in place.rows(child) if row[1] >= 640} == {("fid", 640, 3.0), ("kid", 640, 0.0), ("recall", 640, 0.5),
-                                                                    ("profile/fid", 1500, 3.5)}
+    assert {row for row in place.rows(child) if row[1] >= 640} == {
+        ("fid", 640, 3.0),
+        ("kid", 640, 0.0),
+        ("recall", 640, 0.5),
+        ("profile/fid", 1500, 3.5),
+    }
     assert place.query("select is_nan from metrics where run_uuid = ? and key = 'kid'", child) == [(1,)]
     assert place.rows(parent) == [("best/fid", 0, 3.0)]
     assert place.params(parent) == {"study.trials": "2", "tokenizer.scales": "[1, 2]"}
     assert place.params(child) == {"loss.lambda_1": "0.5", "evaluation.samples": "400", "inference.cfg_scale": "1.5"}
     tags = place.tags(child)
-    assert tags["mlflow.parentRunId"] == parent and tags["mlflow.runName"] == "trial 0" and tags["uvar.kind"] == "baseline"
+    assert (
+        tags["mlflow.parentRunId"] == parent and tags["mlflow.runName"] == "trial 0" and tags["uvar.kind"] == "baseline"
+    )
     assert place.artifacts(child) == {"config.yaml", "samples/000640.png", "checkpoint/000640/var.safetensors"}
     assert place.artifacts(parent) == {"report/config.yaml"}
     assert place.status(parent) == place.status(child) == "FINISHED"
@@ -87,7 +95,12 @@ def test_what_the_server_refuses_holds_up_nothing(place, said):
 
 def test_what_is_no_operation_is_put_aside_and_the_rest_goes_on(place, said):
     spool = Outbox(place.root / "nonsense" / "mlflow")
-    for operation in ({"op": "metrics", "time": 1.0, "values": {"best/fid": "no number"}}, {"op": "dance"}, {}, {"op": "watch"}):
+    for operation in (
+        {"op": "metrics", "time": 1.0, "values": {"best/fid": "no number"}},
+        {"op": "dance"},
+        {},
+        {"op": "watch"},
+    ):
         spool.put(operation)
     sink, _, _ = one_trial(place, "nonsense")
     sink.finish_trial(0, "FINISHED")

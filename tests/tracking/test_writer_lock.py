@@ -31,7 +31,9 @@ with open_metrics_log(Path(sys.argv[1]), attempt=1) as recorder:
 @pytest.fixture
 def outliving(tmp_path):
     """A process that writes a trial's record without end."""
-    process = subprocess.Popen([sys.executable, "-c", OUTLIVES, tmp_path], env=environment(), text=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OUTLIVES, tmp_path], env=environment(), text=True, stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == "writing\n"
     yield process
     process.kill()
@@ -40,8 +42,9 @@ def outliving(tmp_path):
 
 def test_the_next_attempt_waits_until_the_last_worker_has_ended(tmp_path, outliving):
     began = time.monotonic()
-    killer = subprocess.Popen([sys.executable, "-c", "import os, sys, time; time.sleep(1); os.kill(int(sys.argv[1]), 9)",
-                               str(outliving.pid)])
+    killer = subprocess.Popen(
+        [sys.executable, "-c", "import os, sys, time; time.sleep(1); os.kill(int(sys.argv[1]), 9)", str(outliving.pid)]
+    )
     with open_metrics_log(tmp_path, attempt=2) as recorder:
         waited = time.monotonic() - began
         reached = max(record["images"] for record in read_records(tmp_path / "metrics.jsonl")[0] if "images" in record)
@@ -51,13 +54,17 @@ def test_the_next_attempt_waits_until_the_last_worker_has_ended(tmp_path, outliv
     assert waited >= 0.9
     records, _ = read_records(tmp_path / "metrics.jsonl")
     assert [record["text"] for record in records if record["kind"] == "say"] == [
-        f"waited for process {outliving.pid} on {socket.gethostname()}, of an earlier attempt, to end"]
+        f"waited for process {outliving.pid} on {socket.gethostname()}, of an earlier attempt, to end"
+    ]
     assert [record["attempt"] for record in records] == [1] * reached + [2, 2]
     assert [record["images"] for record in records if "images" in record] == list(range(1, reached + 2))
 
 
 def test_it_is_not_waited_for_without_end(tmp_path, outliving):
-    with pytest.raises(InfrastructureError, match=f"is still written by process {outliving.pid} "), open_metrics_log(tmp_path, wait_sec=0.3):
+    with (
+        pytest.raises(InfrastructureError, match=f"is still written by process {outliving.pid} "),
+        open_metrics_log(tmp_path, wait_sec=0.3),
+    ):
         pass
 
 
@@ -70,4 +77,7 @@ def test_whoever_is_first_waits_for_nobody(tmp_path):
     for attempt in (1, 2):
         with open_metrics_log(tmp_path / "new", attempt=attempt) as recorder:
             recorder.event("began")
-    assert [record["kind"] for record in read_records(Path(tmp_path / "new" / "metrics.jsonl"))[0]] == ["began", "began"]
+    assert [record["kind"] for record in read_records(Path(tmp_path / "new" / "metrics.jsonl"))[0]] == [
+        "began",
+        "began",
+    ]

@@ -22,8 +22,10 @@ def ranks():
         directory.mkdir(exist_ok=True)
         if world_size > 1:
             options["meeting"] = next(_meetings)
-        processes = [context.Process(target=target, args=(directory, rank, world_size), kwargs=options)
-                     for rank in range(world_size)]
+        processes = [
+            context.Process(target=target, args=(directory, rank, world_size), kwargs=options)
+            for rank in range(world_size)
+        ]
         for process in processes:
             process.start()
         for process in processes:

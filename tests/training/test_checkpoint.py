@@ -33,12 +33,19 @@ def tokenizer(tmp_path):
 @pytest.fixture
 def save(tmp_path, tokenizer):
     """Writes the checkpoint of so many images; its directory."""
+
     def write(images: int, **more):
         directory = tmp_path / "checkpoints" / f"{images:012d}"
-        save_checkpoint(directory, var_state={"w": torch.full((300,), float(images)), "b": torch.tensor(1, dtype=torch.int64)},
-                        config={"training": {"learning_rate": 1e-5, "betas": (0.9, 0.95)}}, tokenizer=tokenizer,
-                        training_state={"images": images, "optimizer": {"step": torch.tensor(3.0)}}, **more)
+        save_checkpoint(
+            directory,
+            var_state={"w": torch.full((300,), float(images)), "b": torch.tensor(1, dtype=torch.int64)},
+            config={"training": {"learning_rate": 1e-5, "betas": (0.9, 0.95)}},
+            tokenizer=tokenizer,
+            training_state={"images": images, "optimizer": {"step": torch.tensor(3.0)}},
+            **more,
+        )
         return directory
+
     return write
 
 
@@ -59,8 +66,13 @@ def test_what_was_saved_comes_back(save, tokenizer):
 
 
 def test_averaged_weights_in_the_state_become_a_file_of_their_own(save, tmp_path, tokenizer):
-    save_checkpoint(tmp_path / "c" / "1", var_state={}, config={}, tokenizer=tokenizer,
-                    training_state={"images": 1, "ema": {"w": torch.ones(1)}})
+    save_checkpoint(
+        tmp_path / "c" / "1",
+        var_state={},
+        config={},
+        tokenizer=tokenizer,
+        training_state={"images": 1, "ema": {"w": torch.ones(1)}},
+    )
     assert (tmp_path / "c" / "1" / "ema.safetensors").exists()
     assert load_checkpoint(tmp_path / "c" / "1").ema_state.keys() == {"w"}
 
@@ -70,7 +82,9 @@ def test_the_configuration_of_a_checkpoint_is_compared_key_by_key(save):
     require_same(then, {"training": {"learning_rate": 1e-5, "betas": (0.9, 0.95)}}, where="here")
     now = {"training": {"learning_rate": 2e-5, "betas": (0.9, 0.95)}, "model": {"depth": 2}}
     assert differences(then, now) == ["training.learning_rate was 1e-05, now 2e-05", "model was None, now {'depth': 2}"]
-    with pytest.raises(ConfigError, match="here: cannot be continued under another configuration: training.learning_rate"):
+    with pytest.raises(
+        ConfigError, match="here: cannot be continued under another configuration: training.learning_rate"
+    ):
         require_same(then, now, where="here")
 
 
@@ -85,6 +99,7 @@ def edit_manifest(change):
         manifest = json.loads((directory / "manifest.json").read_text())
         change(manifest)
         (directory / "manifest.json").write_text(json.dumps(manifest))
+
     return damage
 
 
@@ -107,9 +122,18 @@ DAMAGE = {
     "weights gone": (lambda d: (d / "var.safetensors").unlink(), "var.safetensors is missing"),
     "manifest gone": (lambda d: (d / "manifest.json").unlink(), "no readable manifest.json"),
     "manifest cut": (lambda d: os.truncate(d / "manifest.json", 40), "no readable manifest.json"),
-    "manifest of other files": (edit_manifest(lambda m: m["files"].update({"../../x": m["files"]["config.yaml"]})), "names"),
-    "manifest of endless bytes": (edit_manifest(lambda m: m["files"]["config.yaml"].update(bytes=1e999)), "no readable manifest"),
-    "manifest far too long": (lambda d: os.truncate(d / "manifest.json", 2**25), "manifest.json (cannot be read (larger than"),
+    "manifest of other files": (
+        edit_manifest(lambda m: m["files"].update({"../../x": m["files"]["config.yaml"]})),
+        "names",
+    ),
+    "manifest of endless bytes": (
+        edit_manifest(lambda m: m["files"]["config.yaml"].update(bytes=1e999)),
+        "no readable manifest",
+    ),
+    "manifest far too long": (
+        lambda d: os.truncate(d / "manifest.json", 2**25),
+        "manifest.json (cannot be read (larger than",
+    ),
     "manifest that is a device": (lambda d: lead(d / "manifest.json", "/dev/null"), "no regular file"),
     "a bad sector": (unreadable, "var.safetensors cannot be read (Input/output error)"),
     "manifest without images": (edit_manifest(lambda m: m.pop("images")), "does not say how many images"),

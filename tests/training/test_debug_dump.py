@@ -21,8 +21,15 @@ def fail(tmp_path, loss=None, **changes):
     plan = {**PLAN, **changes}
     with pytest.raises((Diverged, OutOfMemory)) as failure:
         list(train(var, vqvae, tokens(crops=2), loss=loss or loss_with(vqvae), **plan))
-    place = dump_failed_batch(tmp_path, failure.value, var, tokens(crops=2), seed=plan["seed"], batch_size=plan["batch_size"],
-                             tokenizer="somewhere")
+    place = dump_failed_batch(
+        tmp_path,
+        failure.value,
+        var,
+        tokens(crops=2),
+        seed=plan["seed"],
+        batch_size=plan["batch_size"],
+        tokenizer="somewhere",
+    )
     return failure.value, place
 
 
@@ -47,6 +54,7 @@ def test_weights_that_explode_and_their_batch_make_the_loss_that_is_no_number(tm
 
 def test_a_gradient_too_large_for_its_norm_comes_again(tmp_path):
     """A loss of 1e30 is a number, and so is each gradient; the sum of their squares is none."""
+
     def loss(model, vqvae, tokens_BL, labels_B, noise):
         terms = inner(model, vqvae, tokens_BL, labels_B, noise)
         return type(terms)(terms.total * 1e30, *list(vars(terms).values())[1:])
@@ -80,8 +88,9 @@ def test_memory_that_is_refused_is_told_with_the_images_before_and_the_very_batc
     assert isinstance(error, OutOfMemory) and error.images == 48 and "allocate" in str(error)
     assert sorted(path.name for path in place.iterdir()) == ["batch.safetensors", "manifest.json"]
     batch = load_file(place / "batch.safetensors")
-    assert [(t, bool(d), p) for t, d, p in seen[-16:]] == list(zip(
-        batch["tokens_BL"].tolist(), batch["label_drop_B"].tolist(), batch["path_keep"].T.tolist(), strict=True))
+    assert [(t, bool(d), p) for t, d, p in seen[-16:]] == list(
+        zip(batch["tokens_BL"].tolist(), batch["label_drop_B"].tolist(), batch["path_keep"].T.tolist(), strict=True)
+    )
 
 
 def test_another_failure_of_a_step_is_left_as_it_is(tmp_path):

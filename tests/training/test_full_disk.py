@@ -20,8 +20,13 @@ def disk(tmp_path):
 
 def save(directory, images: int) -> None:
     state = {"images": images, "moments": torch.zeros(300_000)}  # 1.2 MB each
-    save_checkpoint(directory / f"{images:012d}", var_state={"weight": torch.zeros(300_000)}, config={}, training_state=state,
-                    tokenizer={"path": "nowhere", "sha256": "0" * 64})
+    save_checkpoint(
+        directory / f"{images:012d}",
+        var_state={"weight": torch.zeros(300_000)},
+        config={},
+        training_state=state,
+        tokenizer={"path": "nowhere", "sha256": "0" * 64},
+    )
 
 
 @pytest.mark.parametrize("leave", [0, 600_000, 1_204_224, 1_500_000, 2_400_000])

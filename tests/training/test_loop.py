@@ -14,8 +14,14 @@ from uvar_tune.training import CheckpointEvent, Progress, resolve_precision, tra
 
 def training(var=None, loss=None, start=None, **changes):
     made, vqvae = networks()
-    return train(var if var is not None else made, vqvae, tokens(), loss=loss or loss_with(vqvae), start=start,
-                 **{**PLAN, **changes})
+    return train(
+        var if var is not None else made,
+        vqvae,
+        tokens(),
+        loss=loss or loss_with(vqvae),
+        start=start,
+        **{**PLAN, **changes},
+    )
 
 
 def test_events_of_a_training():
@@ -24,8 +30,9 @@ def test_events_of_a_training():
     assert [e.images for e in events if isinstance(e, CheckpointEvent)] == [48, 96, 144, 192]
     assert [type(e) for e in events[-2:]] == [Progress, CheckpointEvent]
     values = events[0].values
-    assert values["loss/total"] == pytest.approx(values["loss/ce"] + 0.5 * values["loss/second_order"]
-                                                 + 0.1 * values["loss/semantic_entropy"], rel=1e-5)
+    assert values["loss/total"] == pytest.approx(
+        values["loss/ce"] + 0.5 * values["loss/second_order"] + 0.1 * values["loss/semantic_entropy"], rel=1e-5
+    )
     assert values["images_per_sec"] > 0 and values["grad_norm"] > 0
     assert values["learning_rate"] == pytest.approx(3e-3 * (0.005 + 0.995 * 16 / 40))  # of the second step
 
@@ -39,7 +46,9 @@ def test_the_last_events_come_where_the_end_is_no_multiple():
 def test_checkpoints_at_further_places_change_nothing_else():
     plain, more = list(training()), list(training(also_at=(80,)))
     assert [e.images for e in more if isinstance(e, CheckpointEvent)] == [48, 80, 96, 144, 192]
-    curves = [[{**e.values, "images_per_sec": 0} for e in events if isinstance(e, Progress)] for events in (plain, more)]
+    curves = [
+        [{**e.values, "images_per_sec": 0} for e in events if isinstance(e, Progress)] for events in (plain, more)
+    ]
     assert curves[0] == curves[1]
 
 
@@ -58,6 +67,7 @@ def test_reported_values_are_means_over_the_steps_since_the_last():
 
 def test_a_caller_may_evaluate_between_events():
     """Eval mode left on by the caller changes nothing."""
+
     def end(meddle: bool):
         var = networks()[0]
         for _ in training(var):
@@ -98,8 +108,10 @@ def test_recomputed_activations_change_nothing():
 
 @pytest.mark.slow
 def test_compiled_forward_gives_the_same_curve():
-    curves = [[e.values["loss/total"] for e in training(compile=compiled) if isinstance(e, Progress)]
-              for compiled in (False, True)]
+    curves = [
+        [e.values["loss/total"] for e in training(compile=compiled) if isinstance(e, Progress)]
+        for compiled in (False, True)
+    ]
     assert curves[1] == pytest.approx(curves[0], rel=1e-3)
 
 
@@ -154,7 +166,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("changes, message", BAD, ids=[", ".join(changes) + str(i) for i, (changes, _) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    "changes, message", BAD, ids=[", ".join(changes) + str(i) for i, (changes, _) in enumerate(BAD)]
+)
 def test_what_cannot_be_honoured_is_refused_before_the_first_step(changes, message):
     with pytest.raises(ConfigError, match=message):
         training(**changes)
@@ -168,7 +182,12 @@ def test_resume_under_another_configuration_shows_the_difference():
     state = next(e for e in training() if isinstance(e, CheckpointEvent)).state()
     with pytest.raises(ConfigError) as refused:
         training(start=state, learning_rate=1e-3, schedule="cos", seed=12)
-    for part in ("learning_rate was 0.003, now 0.001", "schedule was 'lin0', now 'cos'", "seed was 11, now 12", "48 images"):
+    for part in (
+        "learning_rate was 0.003, now 0.001",
+        "schedule was 'lin0', now 'cos'",
+        "seed was 11, now 12",
+        "48 images",
+    ):
         assert part in str(refused.value)
     assert "betas" not in str(refused.value)
 

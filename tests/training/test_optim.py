@@ -20,16 +20,20 @@ def official(schedule: str, it: int) -> float:
         return 0.005 + 0.995 * it / WARM
     pasd = (it - WARM) / (STEPS - 1 - WARM)
     rest = 1 - pasd
-    return {"lin0": 1 if pasd < 0.05 else FINAL + (1 - FINAL) * rest / 0.95,
-            "lin": 1 if pasd < 0.15 else FINAL + (1 - FINAL) * rest / 0.85,
-            "lin00": FINAL + (1 - FINAL) * rest,
-            "cos": FINAL + (1 - FINAL) * (0.5 + 0.5 * math.cos(math.pi * pasd)),
-            "exp": 1 if pasd < 0.15 else math.exp(math.log(FINAL) * (pasd - 0.15) / 0.85)}[schedule]
+    return {
+        "lin0": 1 if pasd < 0.05 else FINAL + (1 - FINAL) * rest / 0.95,
+        "lin": 1 if pasd < 0.15 else FINAL + (1 - FINAL) * rest / 0.85,
+        "lin00": FINAL + (1 - FINAL) * rest,
+        "cos": FINAL + (1 - FINAL) * (0.5 + 0.5 * math.cos(math.pi * pasd)),
+        "exp": 1 if pasd < 0.15 else math.exp(math.log(FINAL) * (pasd - 0.15) / 0.85),
+    }[schedule]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_are_the_official_ones(schedule):
-    plan = dict(schedule=schedule, images=STEPS * BATCH, batch_size=BATCH, warmup_images=WARM * BATCH, final_ratio=FINAL)
+    plan = dict(
+        schedule=schedule, images=STEPS * BATCH, batch_size=BATCH, warmup_images=WARM * BATCH, final_ratio=FINAL
+    )
     got = [rate_factor(it * BATCH, **plan) for it in range(STEPS)]
     assert got == pytest.approx([official(schedule, it) for it in range(STEPS)], rel=1e-12)
     assert got[-1] == pytest.approx(FINAL) and max(got) == 1
@@ -39,8 +43,15 @@ def test_a_single_step_after_the_warm_up_has_the_peak():
     assert rate_factor(64, schedule="cos", images=128, batch_size=64, warmup_images=64, final_ratio=0.1) == 1
 
 
-@pytest.mark.parametrize("name, shared, tensors, numbers", [
-    ("d16", False, 118, 944_384), ("d16", True, 119, 950_528), ("d20", False, 146, 1_251_216), ("d30", False, 216, 2_143_876)])
+@pytest.mark.parametrize(
+    "name, shared, tensors, numbers",
+    [
+        ("d16", False, 118, 944_384),
+        ("d16", True, 119, 950_528),
+        ("d20", False, 146, 1_251_216),
+        ("d30", False, 216, 2_143_876),
+    ],
+)
 def test_groups_have_the_official_sizes(name, shared, tensors, numbers):
     with torch.device("meta"):
         model = VAR(**{**preset(name)[1], "shared_aln": shared})

@@ -64,8 +64,11 @@ def test_goes_on_with_the_same_bits(trained, digits):
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in vqvae.state_dict().items())
 
     def curve(events):
-        return [(event.images, {**event.values, "images_per_sec": 0}) for event in events
-                if isinstance(event, Progress) and event.images > 1600]
+        return [
+            (event.images, {**event.values, "images_per_sec": 0})
+            for event in events
+            if isinstance(event, Progress) and event.images > 1600
+        ]
 
     assert curve(rest) == curve(events)
 
@@ -115,9 +118,15 @@ def test_alarm_when_few_codes_serve():
     assert len(alarms) == 1 and "of the 64 codes are in use" in alarms[0].text
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"learning_rate": 0.0}, "learning_rate: 0.0"), ({"images_total": 100}, "nearest: 96 or 128"),
-    ({"precision": "bf16"}, "bf16 needs a GPU"), ({"batch_size": 1600, "images_total": 3200}, "1438 images are fewer")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"learning_rate": 0.0}, "learning_rate: 0.0"),
+        ({"images_total": 100}, "nearest: 96 or 128"),
+        ({"precision": "bf16"}, "bf16 needs a GPU"),
+        ({"batch_size": 1600, "images_total": 3200}, "1438 images are fewer"),
+    ],
+)
 def test_bad_settings_are_refused(digits, changes, message):
     with pytest.raises(ConfigError, match=message):
         train_tokenizer(small(), digits, **{**PLAN, **changes})

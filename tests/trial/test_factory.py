@@ -47,7 +47,14 @@ def test_a_file_and_a_directory_are_the_same_tokenizer(places, count, size, scal
 
 def test_a_file_with_weights_of_each_scale_has_the_official_list(tmp_path):
     """phi of its own for each of 10 scales: with the 4 that are the default it has too many."""
-    vqvae = VQVAE(vocab_size=16, code_dim=8, channels=8, scales=OFFICIAL_SCALES[10], channel_multipliers=(1, 1), share_quant_resi=0)
+    vqvae = VQVAE(
+        vocab_size=16,
+        code_dim=8,
+        channels=8,
+        scales=OFFICIAL_SCALES[10],
+        channel_multipliers=(1, 1),
+        share_quant_resi=0,
+    )
     save_official(vqvae, vae_path=tmp_path / "own.pth")
     assert tokenizer_at(tmp_path / "own.pth", wanting(32)).scales == OFFICIAL_SCALES[10]
     with pytest.raises(ConfigError, match="data.image_size 64"):
@@ -66,8 +73,14 @@ def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
     vqvae, file, _ = places[4]
     found = []
     for size, scales in ((8, (1, 2)), (16, (1, 2, 3, 4)), (16, (1, 3, 4))):
-        config = wanting(size, scales).with_values({"tokenizer.path": str(file), "loss.partition": "reconstruction",
-                                                    "loss.class_count": 3, "evaluation.extractor": "digits"})
+        config = wanting(size, scales).with_values(
+            {
+                "tokenizer.path": str(file),
+                "loss.partition": "reconstruction",
+                "loss.class_count": 3,
+                "evaluation.extractor": "digits",
+            }
+        )
         images, given = load_split(config, "validation"), tokenizer_at(file, config)
         place = _tokens(config, tmp_path, file, "validation", images, given, MetricsLog(tmp_path / "record.jsonl"))
         assert TokenCache.open(place).scales == scales == given.scales
@@ -83,9 +96,19 @@ def test_one_file_serves_images_of_another_size_where_their_scales_are_told(plac
     assert tokenizer_at(places[10][1], wanting(64, longer)).scales == longer
 
 
-@pytest.mark.parametrize(("count", "kind", "size", "said"), [
-    (4, 1, 32, "data.image_size 32 is 8 codes wide with this tokenizer, and its scales end at 4 .tokenizer.scales."),
-    (10, 1, 64, "data.image_size 64 is 32 codes wide"), (4, 2, 32, "its scales end at 4$")])
+@pytest.mark.parametrize(
+    ("count", "kind", "size", "said"),
+    [
+        (
+            4,
+            1,
+            32,
+            "data.image_size 32 is 8 codes wide with this tokenizer, and its scales end at 4 .tokenizer.scales.",
+        ),
+        (10, 1, 64, "data.image_size 64 is 32 codes wide"),
+        (4, 2, 32, "its scales end at 4$"),
+    ],
+)
 def test_images_of_another_size_are_refused(places, count, kind, size, said):
     with pytest.raises(ConfigError, match=said):
         tokenizer_at(places[count][kind], wanting(size))

@@ -15,8 +15,13 @@ TOP_K = {"role": "inference", "type": "categorical", "choices": [0, 16, 32]}
 
 
 def config_of(space, **inference):
-    return validate({"inference": {"search_cfg_scales": [0, 0.5, 2], "search_refinements": 8, **inference},
-                     "space": {"loss.lambda_1": LAMBDA, **space}}, "space.yaml")
+    return validate(
+        {
+            "inference": {"search_cfg_scales": [0, 0.5, 2], "search_refinements": 8, **inference},
+            "space": {"loss.lambda_1": LAMBDA, **space},
+        },
+        "space.yaml",
+    )
 
 
 def asked(config, fid=lambda point: 1.0):
@@ -40,12 +45,20 @@ def test_the_space_alone_decides_over_truncation():
 
 
 def test_a_named_range_takes_the_place_of_the_usual_one():
-    space = {"inference.temperature": {"role": "inference", "type": "float", "low": 0.9, "high": 1.1},
-             "inference.top_p": {"role": "inference", "type": "float", "low": 0.8, "high": 1.0}}
+    space = {
+        "inference.temperature": {"role": "inference", "type": "float", "low": 0.9, "high": 1.1},
+        "inference.top_p": {"role": "inference", "type": "float", "low": 0.8, "high": 1.0},
+    }
     points = asked(config_of(space, search_axes=["cfg_scale", "temperature", "cfg_ramp"]))
     assert all(0.9 <= point["temperature"] <= 1.1 and 0.8 <= point["top_p"] <= 1.0 for point in points)
     assert len({point["temperature"] for point in points}) > 2 and len({point["cfg_ramp"] for point in points}) > 2
-    start = {"cfg_scale": 2.0, "temperature": 1.0, "cfg_ramp": 1.0, "top_p": 0.8, "seeds": "a"}  # top_p 0 is outside: its end
+    start = {
+        "cfg_scale": 2.0,
+        "temperature": 1.0,
+        "cfg_ramp": 1.0,
+        "top_p": 0.8,
+        "seeds": "a",
+    }  # top_p 0 is outside: its end
     assert points[0] == start
 
 

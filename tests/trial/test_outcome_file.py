@@ -23,10 +23,16 @@ def found(directory):
     return read_outcome(directory, SEEDS), read_crash(directory, 1)
 
 
-@pytest.mark.parametrize("left", [
-    pytest.param("[" * 10**5, id="deep"), pytest.param(json.dumps(WHOLE) + " " * 2**24, id="long"),
-    json.dumps({"seeds": SEEDS, "attempt": 1}), json.dumps({**WHOLE, "result": [], "reason": None}),
-    json.dumps({**WHOLE, "result": {"images": 1}, "reason": {}})])
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param("[" * 10**5, id="deep"),
+        pytest.param(json.dumps(WHOLE) + " " * 2**24, id="long"),
+        json.dumps({"seeds": SEEDS, "attempt": 1}),
+        json.dumps({**WHOLE, "result": [], "reason": None}),
+        json.dumps({**WHOLE, "result": {"images": 1}, "reason": {}}),
+    ],
+)
 def test_an_end_that_is_not_ours_is_none(tmp_path, left):
     for name in FILES:
         (tmp_path / name).write_text(json.dumps(WHOLE))
@@ -53,9 +59,13 @@ def going_on(tmp_path):
     (tmp_path / "vae.pth").write_bytes(b"weights")
 
     def save(images: int, *, config=ASKED, state=STATE, **content) -> None:
-        save_checkpoint(tmp_path / "checkpoints" / f"{images:012d}", tokenizer={"path": str(tmp_path / "vae.pth")}, config=config,
-                        training_state={"images": images, **state},
-                        **{"var_state": {"weight": torch.full((1, 2), float(images))}, **content})
+        save_checkpoint(
+            tmp_path / "checkpoints" / f"{images:012d}",
+            tokenizer={"path": str(tmp_path / "vae.pth")},
+            config=config,
+            training_state={"images": images, **state},
+            **{"var_state": {"weight": torch.full((1, 2), float(images))}, **content},
+        )
 
     def go(**newest):
         save(64)
@@ -73,15 +83,19 @@ def test_the_newest_is_gone_on_from(going_on):
     assert going_on() == (128, [128.0, 128.0], ["continues at 128 images"])
 
 
-@pytest.mark.parametrize(("newest", "why"), [
-    ({"var_state": {"weight": torch.ones(1, 3)}}, "weight has shape (1, 3), expected (1, 2)"),
-    ({"var_state": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}}, "bias has shape (1,), expected None"),
-    ({"ema_state": {}}, "weight has shape None, expected (1, 2)"),
-    ({"config": {key: ASKED[key] for key in ("tokenizer", "model", "loss")}}, "config.yaml has no section 'data'"),
-    ({"config": {**ASKED, "model": 2}}, "config.yaml has no section 'model'"),
-    ({"config": []}, "config.yaml: holds no mapping"),
-    ({"state": {**STATE, "ema": {"weight": torch.ones(1, 3)}}}, "weight has shape (1, 3), expected (1, 2)"),
-    ({"state": {"plan": {}}}, "training.pt holds no 'optimizer'")])
+@pytest.mark.parametrize(
+    ("newest", "why"),
+    [
+        ({"var_state": {"weight": torch.ones(1, 3)}}, "weight has shape (1, 3), expected (1, 2)"),
+        ({"var_state": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}}, "bias has shape (1,), expected None"),
+        ({"ema_state": {}}, "weight has shape None, expected (1, 2)"),
+        ({"config": {key: ASKED[key] for key in ("tokenizer", "model", "loss")}}, "config.yaml has no section 'data'"),
+        ({"config": {**ASKED, "model": 2}}, "config.yaml has no section 'model'"),
+        ({"config": []}, "config.yaml: holds no mapping"),
+        ({"state": {**STATE, "ema": {"weight": torch.ones(1, 3)}}}, "weight has shape (1, 3), expected (1, 2)"),
+        ({"state": {"plan": {}}}, "training.pt holds no 'optimizer'"),
+    ],
+)
 def test_one_that_does_not_fit_is_told_and_the_one_before_used(going_on, newest, why):
     images, weight, said = going_on(**newest)
     assert (images, weight) == (64, [64.0, 64.0])

@@ -38,14 +38,28 @@ def place(tmp_path_factory):
     splits = {name: load_images("digits", split=name, image_size=16) for name in ("train", "validation")}
     for name, images in splits.items():
         build_token_cache(root / "tokens" / name, images, vqvae)
-    assets = {"tokens": {name: str(root / "tokens" / name) for name in splits}, "tokenizer": str(root / "tokenizer"),
-              "cache": str(root / "cache"), "num_classes": 10, "classifier": None}
+    assets = {
+        "tokens": {name: str(root / "tokens" / name) for name in splits},
+        "tokenizer": str(root / "tokenizer"),
+        "cache": str(root / "cache"),
+        "num_classes": 10,
+        "classifier": None,
+    }
     baseline = new_var(config_of(), vqvae, 10, seed=1)
     for parameter in baseline.parameters():  # predictions that differ, as those of a trained network do
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    save_checkpoint(root / "trials" / "00000" / "checkpoints" / "000000000640", var_state=baseline.state_dict(), config={},
-                    tokenizer={"path": str(root / "tokenizer")}, training_state={"images": 640})
-    return vqvae, baseline.eval(), {"assets": assets, "baseline": str(root / "trials" / "00000"), "directory": str(root / "own")}
+    save_checkpoint(
+        root / "trials" / "00000" / "checkpoints" / "000000000640",
+        var_state=baseline.state_dict(),
+        config={},
+        tokenizer={"path": str(root / "tokenizer")},
+        training_state={"images": 640},
+    )
+    return (
+        vqvae,
+        baseline.eval(),
+        {"assets": assets, "baseline": str(root / "trials" / "00000"), "directory": str(root / "own")},
+    )
 
 
 def share_moved(config, vqvae, baseline, job) -> float:
@@ -55,16 +69,22 @@ def share_moved(config, vqvae, baseline, job) -> float:
     labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"))
     with torch.no_grad():
         logits_BLV = baseline(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales))).double()
-    found = composite_loss(logits_BLV.requires_grad_(), tokens_BL, **loss_arguments(config, job["assets"], vqvae, "cpu"))
+    found = composite_loss(
+        logits_BLV.requires_grad_(), tokens_BL, **loss_arguments(config, job["assets"], vqvae, "cpu")
+    )
     whole, ce = (torch.autograd.grad(loss, logits_BLV, retain_graph=True)[0] for loss in (found.total, found.ce))
     return float((whole - ce).norm() / ce.norm())
 
 
-@pytest.mark.parametrize("reference, discrepancy", itertools.product(("normal", "uniform", "dataset", "semantic"),
-                                                                     ("wasserstein", "squared", "kl")))
+@pytest.mark.parametrize(
+    "reference, discrepancy",
+    itertools.product(("normal", "uniform", "dataset", "semantic"), ("wasserstein", "squared", "kl")),
+)
 def test_one_share_serves_every_reference_and_discrepancy(place, reference, discrepancy):
     vqvae, baseline, job = place
-    config, ran = resolve_lambdas(config_of(lambda_1=0.05, reference=reference, discrepancy=discrepancy), job, vqvae, "cpu")
+    config, ran = resolve_lambdas(
+        config_of(lambda_1=0.05, reference=reference, discrepancy=discrepancy), job, vqvae, "cpu"
+    )
     assert ran == {"loss.lambda_1": config.loss.lambda_1, "loss.lambda_2": 0.0} and ran["loss.lambda_1"] > 0
     o = config.loss
     assert (o.lambda_unit, o.reference, o.discrepancy) == ("raw", reference, discrepancy)
@@ -73,8 +93,10 @@ def test_one_share_serves_every_reference_and_discrepancy(place, reference, disc
 
 def test_the_weights_differ_where_the_shares_are_equal(place):
     vqvae, _, job = place
-    ran = [resolve_lambdas(config_of(lambda_1=0.05, discrepancy=name), job, vqvae, "cpu")[1]["loss.lambda_1"]
-           for name in ("wasserstein", "squared", "kl")]
+    ran = [
+        resolve_lambdas(config_of(lambda_1=0.05, discrepancy=name), job, vqvae, "cpu")[1]["loss.lambda_1"]
+        for name in ("wasserstein", "squared", "kl")
+    ]
     assert max(ran) > 2 * min(ran)
 
 
@@ -106,23 +128,38 @@ def test_what_a_trial_is_told_beside_its_samples(place):
     assert {"ece_token", "grad_share/second_order", "grad_share/second_order_cosine"} <= set(found)
     assert all(metric(name).title for name in found)
     assert found["grad_share/second_order"] == pytest.approx(0.05, rel=1e-3)  # it was measured on this very network
-    assert found["entropy"] == pytest.approx((found["entropy/scale_1"] + 4 * found["entropy/scale_2"]
-                                              + 16 * found["entropy/scale_3"]) / 21)
+    assert found["entropy"] == pytest.approx(
+        (found["entropy/scale_1"] + 4 * found["entropy/scale_2"] + 16 * found["entropy/scale_3"]) / 21
+    )
     assert 0 < found["entropy"] < torch.tensor(32.0).log()
 
 
 ARM = {"role": "scientific", "type": "categorical"}
-PERPLEXITY = {"role": "nuisance", "type": "float", "low": 1.001, "high": 8, "log": True, "when": {"loss.reference": "normal"}}
+PERPLEXITY = {
+    "role": "nuisance",
+    "type": "float",
+    "low": 1.001,
+    "high": 8,
+    "log": True,
+    "when": {"loss.reference": "normal"},
+}
 NEIGHBOURS = {"role": "nuisance", "type": "float", "low": 2, "high": 32, "when": {"loss.reference": "semantic"}}
 KL = {"loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"]}}
 
 
-@pytest.mark.parametrize("space, said", [
-    ({"loss.reference": {**ARM, "choices": ["uniform", "semantic"]}, "loss.neighbours": NEIGHBOURS},
-     "1 < neighbours < 32"),
-    ({"loss.reference": {**ARM, "choices": ["uniform", "normal"]}, "loss.perplexity": PERPLEXITY, **KL},
-     "'kl' with loss.dispersion embedding, loss.reference normal, loss.perplexity 1.001: .* is below 0.001 of the"),
-])
+@pytest.mark.parametrize(
+    "space, said",
+    [
+        (
+            {"loss.reference": {**ARM, "choices": ["uniform", "semantic"]}, "loss.neighbours": NEIGHBOURS},
+            "1 < neighbours < 32",
+        ),
+        (
+            {"loss.reference": {**ARM, "choices": ["uniform", "normal"]}, "loss.perplexity": PERPLEXITY, **KL},
+            "'kl' with loss.dispersion embedding, loss.reference normal, loss.perplexity 1.001: .* is below 0.001 of the",
+        ),
+    ],
+)
 def test_what_no_trial_could_be_asked_for_ends_a_study_before_its_first(place, space, said):
     """Both ends of a range are tried, which the schema cannot judge: they depend on the codes and the tokens."""
     vqvae, _, job = place

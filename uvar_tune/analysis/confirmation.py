@@ -27,8 +27,11 @@ _LAMBDA_1, _LAMBDA_2 = "loss.lambda_1", "loss.lambda_2"
 def check_replicates(config: Config) -> None:
     """ConfigError where there would be too few pairs for a verdict."""
     if config.study.confirm_replicates < MIN_PAIRS:
-        raise ConfigError(f"{config.study.confirm_replicates} replicates: a verdict needs at least {MIN_PAIRS} pairs",
-                          where="study.confirm_replicates", nearest=str(MIN_PAIRS))
+        raise ConfigError(
+            f"{config.study.confirm_replicates} replicates: a verdict needs at least {MIN_PAIRS} pairs",
+            where="study.confirm_replicates",
+            nearest=str(MIN_PAIRS),
+        )
 
 
 def arm_of(trial: TrialResult) -> str:
@@ -57,12 +60,17 @@ def confirm_arms(config: Config, results: StudyResults, tuned_baseline: Mapping[
     if not found:
         raise ConfigError(f"study {results.name!r} has no finished trial to confirm yet", where="--phase confirm")
     raw = {"loss.lambda_unit": "raw"} if config.loss.lambda_unit == "share" else {}
-    plain = {**{name: value for name, value in baseline_point(config).items() if not name.startswith("inference.")},
-             **tuned_baseline, **raw}
+    plain = {
+        **{name: value for name, value in baseline_point(config).items() if not name.startswith("inference.")},
+        **tuned_baseline,
+        **raw,
+    }
     arms = {BASELINE: plain, SMOOTHING: {**plain, "loss.first_order": "label_smoothing"}}
     arms |= {arm_of(trial): trained_values(config, trial) for trial in found}
     best = trained_values(config, found[0])
-    if all(best.get(name, config.get(name)) > 0 for name in (_LAMBDA_1, _LAMBDA_2)):  # else it is one of the two already
+    if all(
+        best.get(name, config.get(name)) > 0 for name in (_LAMBDA_1, _LAMBDA_2)
+    ):  # else it is one of the two already
         arms[SECOND_ALONE], arms[SEMANTIC_ALONE] = {**best, _LAMBDA_2: 0.0}, {**best, _LAMBDA_1: 0.0}
     return arms
 
@@ -87,12 +95,16 @@ def verdicts(config: Config, cells: list[Cell], results: StudyResults) -> tuple[
     judged = {arm: values for arm, values in scores.items() if arm not in lost}
     common = set.intersection(*map(set, judged.values())) if judged else set()
     if BASELINE not in judged or not common:
-        raise ConfigError(f"the baseline has no replicate to compare with ({lost.get(BASELINE, 'none has finished')})",
-                          where="--phase confirm")
+        raise ConfigError(
+            f"the baseline has no replicate to compare with ({lost.get(BASELINE, 'none has finished')})",
+            where="--phase confirm",
+        )
     searched = {arm_of(trial): trial.value for trial in results.trials}
     protocol = _protocol(cells, judged)
-    arms = [Arm(arm, {replicate: values[replicate] for replicate in sorted(common)}, protocol, searched.get(arm))
-            for arm, values in judged.items()]
+    arms = [
+        Arm(arm, {replicate: values[replicate] for replicate in sorted(common)}, protocol, searched.get(arm))
+        for arm, values in judged.items()
+    ]
     baseline = next(arm for arm in arms if arm.name == BASELINE)
     others = [arm for arm in arms if arm.name != BASELINE]
     return judge(baseline, others, direction=metric(config.study.metric).direction) if others else [], lost
@@ -103,13 +115,19 @@ def _protocol(cells: list[Cell], judged: Mapping[str, Any]) -> dict[str, Any]:
     told = [cell for cell in cells if cell.value is not None and cell.arm in judged]
     known = told[0].details.get("protocol", {})
     for cell in told:
-        require_same_protocol(cell.details.get("protocol", {}), known, where=f"arm {cell.arm!r}, replicate {cell.replicate}",
-                              of=f"replicate {told[0].replicate} of {told[0].arm!r}")
+        require_same_protocol(
+            cell.details.get("protocol", {}),
+            known,
+            where=f"arm {cell.arm!r}, replicate {cell.replicate}",
+            of=f"replicate {told[0].replicate} of {told[0].arm!r}",
+        )
     return known
 
 
 def noise_of(cells: list[Cell], objective: str, samplings: int) -> Noise | None:
     """Variance components of the baseline from its replicates × sampling seeds; None while there are fewer than 2 × 2."""
-    rows = [[cell.details["scores"][objective], *cell.details.get("again", [])] for cell in cells if cell.value is not None]
+    rows = [
+        [cell.details["scores"][objective], *cell.details.get("again", [])] for cell in cells if cell.value is not None
+    ]
     whole = [row for row in rows if len(row) == samplings]
     return variance_components(whole) if len(whole) >= 2 and samplings >= 2 else None

@@ -77,8 +77,10 @@ class Noise:
 
     def as_dict(self, pairs: Sequence[int] = (4, 8, 16, 32)) -> dict[str, Any]:
         """Plain data, with the detectable gap, also relative to the mean, for each of ``pairs``."""
-        gaps = [{"pairs": n, "gap": self.detectable_gap(n), "relative": _relative(self.detectable_gap(n), self.mean)}
-                for n in pairs]
+        gaps = [
+            {"pairs": n, "gap": self.detectable_gap(n), "relative": _relative(self.detectable_gap(n), self.mean)}
+            for n in pairs
+        ]
         return {**dataclasses.asdict(self), "confidence": CONFIDENCE, "detectable": gaps}
 
 
@@ -97,9 +99,15 @@ def variance_components(scores_TS: Sequence[Sequence[float]]) -> Noise:
     sampling = (T * float(columns_S @ columns_S) / (S - 1), S - 1)
     rest = (float((rest_TS**2).sum()) / ((T - 1) * (S - 1)), (T - 1) * (S - 1))
     return Noise(
-        mean=float(mean), training_seeds=T, sampling_seeds=S,
-        training=_difference(training, rest, S), shared=_difference(sampling, rest, T), rest=_sum((1.0, rest)),
-        sampling=_sum((1 / T, sampling), (1 - 1 / T, rest)), replicate=_sum((1 / S, training), (1 - 1 / S, rest)))
+        mean=float(mean),
+        training_seeds=T,
+        sampling_seeds=S,
+        training=_difference(training, rest, S),
+        shared=_difference(sampling, rest, T),
+        rest=_sum((1.0, rest)),
+        sampling=_sum((1 / T, sampling), (1 - 1 / T, rest)),
+        replicate=_sum((1 / S, training), (1 - 1 / S, rest)),
+    )
 
 
 def detectable_gap(sd_of_difference: float, pairs: int) -> float:
@@ -109,9 +117,13 @@ def detectable_gap(sd_of_difference: float, pairs: int) -> float:
         ConfigError: fewer pairs than a verdict needs.
     """
     if pairs < MIN_PAIRS:
-        raise ConfigError(f"{pairs} paired seeds: a verdict needs at least {MIN_PAIRS}", where="pairs", nearest=str(MIN_PAIRS))
+        raise ConfigError(
+            f"{pairs} paired seeds: a verdict needs at least {MIN_PAIRS}", where="pairs", nearest=str(MIN_PAIRS)
+        )
     critical = scipy.stats.t.isf(ALPHA, pairs - 1)
-    shift = scipy.optimize.brentq(lambda shift: scipy.stats.nct.sf(critical, pairs - 1, shift) - POWER, 0.0, 2 * critical + 4)
+    shift = scipy.optimize.brentq(
+        lambda shift: scipy.stats.nct.sf(critical, pairs - 1, shift) - POWER, 0.0, 2 * critical + 4
+    )
     return float(shift * sd_of_difference / math.sqrt(pairs))
 
 
@@ -125,7 +137,9 @@ def seeds_needed(gain: float, sd_of_difference: float) -> int | None:
     if sd_of_difference == 0 or gain / sd_of_difference > 5:
         return MIN_PAIRS
     effect = gain / sd_of_difference
-    normal = math.ceil(((scipy.stats.norm.isf(ALPHA) + scipy.stats.norm.ppf(POWER)) / effect) ** 2)  # never more than t needs
+    normal = math.ceil(
+        ((scipy.stats.norm.isf(ALPHA) + scipy.stats.norm.ppf(POWER)) / effect) ** 2
+    )  # never more than t needs
     pairs = max(MIN_PAIRS, normal)
     while pairs < _PLAIN_BEYOND and power(effect, pairs) < POWER:
         pairs += 1
@@ -139,12 +153,17 @@ def power(effect: float, pairs: int) -> float:
 
 def _checked(scores_TS) -> np.ndarray:
     if len({len(row) for row in scores_TS}) > 1:
-        raise ConfigError(f"rows of {[len(row) for row in scores_TS]} scores: each training seed needs the same sampling seeds",
-                          where="noise")
+        raise ConfigError(
+            f"rows of {[len(row) for row in scores_TS]} scores: each training seed needs the same sampling seeds",
+            where="noise",
+        )
     scores_TS = np.asarray(scores_TS, dtype=np.float64)
     if scores_TS.ndim != 2 or min(scores_TS.shape) < 2:
-        raise ConfigError(f"{' × '.join(map(str, scores_TS.shape))} scores: variance components need at least 2 training × "
-                          "2 sampling seeds", where="noise")
+        raise ConfigError(
+            f"{' × '.join(map(str, scores_TS.shape))} scores: variance components need at least 2 training × "
+            "2 sampling seeds",
+            where="noise",
+        )
     if not np.isfinite(scores_TS).all():
         t, s = np.argwhere(~np.isfinite(scores_TS))[0]
         raise ConfigError(f"training seed {t}, sampling seed {s}: {scores_TS[t, s]} is not a score", where="noise")

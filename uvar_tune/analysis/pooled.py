@@ -63,9 +63,13 @@ def pool(studies: Sequence[tuple[Config, StudyResults]]) -> Pooled:
                 lost.setdefault(arm, f"{results.name} has not come to it yet")
     arms = {arm: trials for arm, trials in found.items() if arm not in lost}
     if BASELINE not in arms or len(arms) < 2:
-        raise ConfigError(f"nothing to compare: {'; '.join(f'{arm} ({why})' for arm, why in lost.items())}", where="--study")
+        raise ConfigError(
+            f"nothing to compare: {'; '.join(f'{arm} ({why})' for arm, why in lost.items())}", where="--study"
+        )
     protocol = studies[0][1].protocol
-    base, *others = (Arm(arm, {seed: trial.value for seed, trial in trials.items()}, protocol) for arm, trials in arms.items())
+    base, *others = (
+        Arm(arm, {seed: trial.value for seed, trial in trials.items()}, protocol) for arm, trials in arms.items()
+    )
     verdicts = {one.arm: one for one in judge(base, others, direction=studies[0][1].direction)}
     return Pooled({results.name: config.study.seed for config, results in studies}, arms, verdicts, lost, studies[0][1])
 
@@ -83,15 +87,25 @@ def _check(studies: Sequence[tuple[Config, StudyResults]]) -> None:
     for config, other in studies:
         study = config.study
         if study.sampler != "grid":
-            raise ConfigError(f"study {study.name!r} draws new training seeds for each trial (sampler {study.sampler!r}), so that "
-                              "its trials are no pairs; pooled are studies with sampler 'grid'", where="--study")
+            raise ConfigError(
+                f"study {study.name!r} draws new training seeds for each trial (sampler {study.sampler!r}), so that "
+                "its trials are no pairs; pooled are studies with sampler 'grid'",
+                where="--study",
+            )
         if study.seed in seeds:
-            raise ConfigError(f"studies {seeds[study.seed]!r} and {study.name!r} have the same study.seed {study.seed}: replicates "
-                              "have seeds of their own", where="--study")
+            raise ConfigError(
+                f"studies {seeds[study.seed]!r} and {study.name!r} have the same study.seed {study.seed}: replicates "
+                "have seeds of their own",
+                where="--study",
+            )
         seeds[study.seed] = study.name
         renamed = config.with_values({"study.name": first.study.name, "study.seed": first.study.seed})
         if difference := differences(first, renamed):
-            raise ConfigError(f"study {study.name!r} is no replicate of {first.study.name!r}: {'; '.join(difference[:4])}",
-                              where="--study")
+            raise ConfigError(
+                f"study {study.name!r} is no replicate of {first.study.name!r}: {'; '.join(difference[:4])}",
+                where="--study",
+            )
         if other.protocol and results.protocol:
-            require_same_protocol(other.protocol, results.protocol, where=f"study {study.name!r}", of=f"study {first.study.name!r}")
+            require_same_protocol(
+                other.protocol, results.protocol, where=f"study {study.name!r}", of=f"study {first.study.name!r}"
+            )

@@ -120,8 +120,12 @@ class StudyResults:
     def _ranked(self) -> tuple[TrialResult, ...]:
         sign = 1 if self.direction == "minimize" else -1
         scored = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
-        return tuple(sorted((trial for trial in scored if math.isfinite(trial.value)),
-                            key=lambda trial: (not trial.feasible, sign * trial.value, trial.number)))
+        return tuple(
+            sorted(
+                (trial for trial in scored if math.isfinite(trial.value)),
+                key=lambda trial: (not trial.feasible, sign * trial.value, trial.number),
+            )
+        )
 
     @property
     def best(self) -> TrialResult | None:

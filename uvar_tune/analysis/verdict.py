@@ -108,10 +108,14 @@ def judge(baseline: Arm, candidates: Sequence[Arm], *, direction: str) -> list[V
     resolution = _ROUNDING * max(np.abs(scores_MN).max(), np.abs(base_N).max())
     tests = [None] * len(candidates)
     if len(replicates) > 1:
-        tests = [{key: float(of_M[i]) for key, of_M in paired_tests(gains_MN, resolution).items()}
-                 for i in range(len(candidates))]
-    return [_verdict(arm, sign, float(scores_N.mean()), float(base_N.mean()), len(replicates), test, len(candidates))
-            for arm, scores_N, test in zip(candidates, scores_MN, tests, strict=True)]
+        tests = [
+            {key: float(of_M[i]) for key, of_M in paired_tests(gains_MN, resolution).items()}
+            for i in range(len(candidates))
+        ]
+    return [
+        _verdict(arm, sign, float(scores_N.mean()), float(base_N.mean()), len(replicates), test, len(candidates))
+        for arm, scores_N, test in zip(candidates, scores_MN, tests, strict=True)
+    ]
 
 
 def paired_tests(gains_MN: np.ndarray, resolution: float = 0.0) -> dict[str, np.ndarray]:
@@ -131,8 +135,14 @@ def paired_tests(gains_MN: np.ndarray, resolution: float = 0.0) -> dict[str, np.
     statistic = mean / np.where(flat, 1.0, sd) * math.sqrt(pairs)
     better = np.where(flat, np.where(mean > resolution, 0.5**pairs, 1.0), scipy.stats.t.sf(statistic, pairs - 1))
     worse = np.where(flat, np.where(mean < -resolution, 0.5**pairs, 1.0), scipy.stats.t.cdf(statistic, pairs - 1))
-    return {"mean": mean, "sd": np.where(flat, 0.0, sd), "better": better, "worse": worse,
-            "better_adjusted": holm(better), "worse_adjusted": holm(worse)}
+    return {
+        "mean": mean,
+        "sd": np.where(flat, 0.0, sd),
+        "better": better,
+        "worse": worse,
+        "better_adjusted": holm(better),
+        "worse_adjusted": holm(worse),
+    }
 
 
 def holm(p_M: np.ndarray) -> np.ndarray:
@@ -150,8 +160,9 @@ def decide(better_adjusted: float, worse_adjusted: float, pairs: int) -> str:
     return BETTER if better_adjusted <= ALPHA else WORSE if worse_adjusted <= ALPHA else UNDECIDED
 
 
-def _verdict(arm: Arm, sign: float, value: float, baseline: float, pairs: int, test: dict[str, float] | None,
-             candidates: int) -> Verdict:
+def _verdict(
+    arm: Arm, sign: float, value: float, baseline: float, pairs: int, test: dict[str, float] | None, candidates: int
+) -> Verdict:
     difference = value - baseline
     spread = test["sd"] if test else None
     alone = _interval(difference, spread, pairs, ALPHA)
@@ -163,12 +174,27 @@ def _verdict(arm: Arm, sign: float, value: float, baseline: float, pairs: int, t
     elif not spread:
         note = "differences without spread: the sign test takes the place of the t test"
     return Verdict(
-        arm=arm.name, verdict=decide(p["better_adjusted"], p["worse_adjusted"], pairs), value=value, baseline=baseline,
-        direction="maximize" if sign > 0 else "minimize", difference=difference, low=alone[0], high=alone[1],
-        simultaneous_low=together[0], simultaneous_high=together[1], sd=spread, pairs=pairs,
-        p_value=p["better"], p_adjusted=p["better_adjusted"], p_worse=p["worse"], p_worse_adjusted=p["worse_adjusted"],
-        seeds_needed=seeds_needed(sign * difference, spread) if spread else None, candidates=candidates, note=note,
-        optimism=None if arm.search_value is None else sign * (arm.search_value - value))
+        arm=arm.name,
+        verdict=decide(p["better_adjusted"], p["worse_adjusted"], pairs),
+        value=value,
+        baseline=baseline,
+        direction="maximize" if sign > 0 else "minimize",
+        difference=difference,
+        low=alone[0],
+        high=alone[1],
+        simultaneous_low=together[0],
+        simultaneous_high=together[1],
+        sd=spread,
+        pairs=pairs,
+        p_value=p["better"],
+        p_adjusted=p["better_adjusted"],
+        p_worse=p["worse"],
+        p_worse_adjusted=p["worse_adjusted"],
+        seeds_needed=seeds_needed(sign * difference, spread) if spread else None,
+        candidates=candidates,
+        note=note,
+        optimism=None if arm.search_value is None else sign * (arm.search_value - value),
+    )
 
 
 def _interval(centre: float, sd: float | None, pairs: int, tail: float) -> tuple[float | None, float | None]:
@@ -205,8 +231,11 @@ def _check_arm(arm: Arm, baseline: Arm) -> None:
             raise ConfigError(f"{score} is not a score", where=f"{where}, replicate {replicate}")
     for replicate in sorted(set(arm.scores) ^ set(baseline.scores)):
         lacking = arm if replicate in baseline.scores else baseline
-        raise ConfigError(f"no score, and {(baseline if lacking is arm else arm).name!r} has one: every arm needs the same "
-                          "replicates", where=f"arm {lacking.name!r}, replicate {replicate}")
+        raise ConfigError(
+            f"no score, and {(baseline if lacking is arm else arm).name!r} has one: every arm needs the same "
+            "replicates",
+            where=f"arm {lacking.name!r}, replicate {replicate}",
+        )
     require_same_protocol(arm.protocol, baseline.protocol, where=where, of=repr(baseline.name))
     if arm.search_value is not None and not math.isfinite(arm.search_value):
         raise ConfigError(f"search value {arm.search_value} is not a score", where=where)

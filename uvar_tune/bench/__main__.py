@@ -16,13 +16,18 @@ from typing import Any
 
 from uvar_tune.errors import BAD_INPUT, ConfigError, choose
 
-BENCHMARKS = {"data": ("uvar_tune.bench.data", "reading the token cache against encoding the images"),
-              "loss": ("uvar_tune.bench.loss", "the fused objective against plain cross-entropy and autograd"),
-              "model": ("uvar_tune.bench.model", "tokenising, training and sampling, against the official code (--official PATH)"),
-              "profile": ("uvar_tune.bench.profile", "searching CFG with the rest against profiling each checkpoint"),
-              "start": ("uvar_tune.bench.start", "from a trial's start to its first step, against a plain nested trial"),
-              "study": ("uvar_tune.bench.study", "what asking, reporting and telling cost the driver"),
-              "train": ("uvar_tune.bench.train", "a training step and its memory, against the official code (--official PATH)")}
+BENCHMARKS = {
+    "data": ("uvar_tune.bench.data", "reading the token cache against encoding the images"),
+    "loss": ("uvar_tune.bench.loss", "the fused objective against plain cross-entropy and autograd"),
+    "model": (
+        "uvar_tune.bench.model",
+        "tokenising, training and sampling, against the official code (--official PATH)",
+    ),
+    "profile": ("uvar_tune.bench.profile", "searching CFG with the rest against profiling each checkpoint"),
+    "start": ("uvar_tune.bench.start", "from a trial's start to its first step, against a plain nested trial"),
+    "study": ("uvar_tune.bench.study", "what asking, reporting and telling cost the driver"),
+    "train": ("uvar_tune.bench.train", "a training step and its memory, against the official code (--official PATH)"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,8 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _Parser(prog="python -m uvar_tune.bench", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, (_, description) in BENCHMARKS.items():
-        command = commands.add_parser(name, help=description, description=description,
-                                      epilog="further options: the keyword arguments of run() in its module, as --name VALUE")
+        command = commands.add_parser(
+            name,
+            help=description,
+            description=description,
+            epilog="further options: the keyword arguments of run() in its module, as --name VALUE",
+        )
         command.add_argument("--json", action="store_true", help="rows as JSON instead of lines")
         command.add_argument("--small", action="store_true", help="a shape that takes seconds, to see that it works")
         command.add_argument("--repeats", type=int, default=None, help="alternated measurements of each side")
@@ -71,8 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(run: Callable[..., Any], further: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
     """The further arguments of ``run`` among the command line's, as the text they are given as."""
-    known = {name: parameter for name, parameter in inspect.signature(run).parameters.items()
-             if name not in ("small", "repeats")}
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(run).parameters.items()
+        if name not in ("small", "repeats")
+    }
     own = _Parser(prog=parser.prog, usage=parser.format_usage().removeprefix("usage: "), allow_abbrev=False)
     for name in known:
         own.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS)

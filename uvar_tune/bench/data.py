@@ -48,12 +48,28 @@ def run(*, small: bool = False, repeats: int = 7) -> list[dict]:
             took = _alternated(_sides(cache, images, vqvae, batch), repeats)
     finally:
         torch.set_num_threads(threads)
-    about = {"machine": platform.machine(), "threads": 1, "load": round(os.getloadavg()[0], 2), "torch": torch.__version__,
-             "repeats": repeats, "batch": batch, "image_size": images.image_size, "length": cache.tokens_NL.shape[1],
-             "vocab_size": cache.vocab_size}
-    rows = [{"part": part, "cache_images_per_sec": round(batch / took[part, "cache"], 1),
-             "encoder_images_per_sec": round(batch / took[part, "encoder"], 2),
-             "ratio": round(took[part, "encoder"] / took[part, "cache"], 1), **about} for part, side in took if side == "cache"]
+    about = {
+        "machine": platform.machine(),
+        "threads": 1,
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "repeats": repeats,
+        "batch": batch,
+        "image_size": images.image_size,
+        "length": cache.tokens_NL.shape[1],
+        "vocab_size": cache.vocab_size,
+    }
+    rows = [
+        {
+            "part": part,
+            "cache_images_per_sec": round(batch / took[part, "cache"], 1),
+            "encoder_images_per_sec": round(batch / took[part, "encoder"], 2),
+            "ratio": round(took[part, "encoder"] / took[part, "cache"], 1),
+            **about,
+        }
+        for part, side in took
+        if side == "cache"
+    ]
     return [*rows, {"part": "building", "encoder_images_per_sec": round(1 / building, 2), **about}]
 
 
@@ -70,13 +86,23 @@ def _sides(cache: TokenCache, images, vqvae, batch: int) -> dict[tuple[str, str]
         index_B, crop_B = order.at(range(first, first + batch))
         return to_unit(images.crops(index_B, crop_B))
 
-    return {("tokens", "cache"): (read, _READS),
-            ("tokens", "encoder"): (lambda first: vqvae.encode(pixels(first)), 1),
-            ("tokens and teacher input", "cache"): (lambda first: vqvae.teacher_input(split(read(first)[0], vqvae.scales)), 2),
-            ("tokens and teacher input", "encoder"): (lambda first: vqvae.encode(pixels(first), with_teacher_input=True), 1)}
+    return {
+        ("tokens", "cache"): (read, _READS),
+        ("tokens", "encoder"): (lambda first: vqvae.encode(pixels(first)), 1),
+        ("tokens and teacher input", "cache"): (
+            lambda first: vqvae.teacher_input(split(read(first)[0], vqvae.scales)),
+            2,
+        ),
+        ("tokens and teacher input", "encoder"): (
+            lambda first: vqvae.encode(pixels(first), with_teacher_input=True),
+            1,
+        ),
+    }
 
 
-def _alternated(sides: dict[tuple[str, str], tuple[Callable[[int], object], int]], repeats: int) -> dict[tuple[str, str], float]:
+def _alternated(
+    sides: dict[tuple[str, str], tuple[Callable[[int], object], int]], repeats: int
+) -> dict[tuple[str, str], float]:
     """The median of the CPU seconds of one batch."""
     batches: dict[tuple[str, str], list[float]] = {key: [] for key in sides}
     for repeat in range(repeats + 1):

@@ -30,10 +30,28 @@ import torch.nn.functional as F
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VAR, VQVAE, generate, load_official
 
-FULL = {"batch": 8, "depth": 4, "width": 256, "heads": 4, "vocab_size": 1024, "code_dim": 32, "channels": 32,
-        "scales": (1, 2, 3, 4, 5, 6, 8), "num_classes": 1000}  # 128 px
-SMALL = {**FULL, "batch": 2, "depth": 2, "width": 64, "heads": 2, "vocab_size": 64, "code_dim": 16, "scales": (1, 2),
-         "num_classes": 10}
+FULL = {
+    "batch": 8,
+    "depth": 4,
+    "width": 256,
+    "heads": 4,
+    "vocab_size": 1024,
+    "code_dim": 32,
+    "channels": 32,
+    "scales": (1, 2, 3, 4, 5, 6, 8),
+    "num_classes": 1000,
+}  # 128 px
+SMALL = {
+    **FULL,
+    "batch": 2,
+    "depth": 2,
+    "width": 64,
+    "heads": 2,
+    "vocab_size": 64,
+    "code_dim": 16,
+    "scales": (1, 2),
+    "num_classes": 10,
+}
 INFERENCE = {"cfg_scale": 1.5, "top_k": 900, "top_p": 0.96}
 PARTS = ("tokenise", "forward", "backward", "update", "training step", "sampling, transformer", "decoder", "sampling")
 WHOLE = {"sampling, transformer": "sampling", "decoder": "sampling", **dict.fromkeys(PARTS[:4], "training step")}
@@ -91,6 +109,7 @@ class Side:
                 images = decode(features)
                 spent += time.process_time() - began
                 return images
+
             return timed
 
         began = time.process_time()
@@ -107,7 +126,9 @@ class Ours(Side):
     def sample(self, decoded):
         self.vqvae.decode_features = decoded(type(self.vqvae).decode_features.__get__(self.vqvae))
         try:
-            return generate(self.var, self.vqvae, self.labels_B, **{**INFERENCE, "top_k": self.top_k}, chunk=len(self.labels_B))
+            return generate(
+                self.var, self.vqvae, self.labels_B, **{**INFERENCE, "top_k": self.top_k}, chunk=len(self.labels_B)
+            )
         finally:
             del self.vqvae.decode_features
 
@@ -120,8 +141,13 @@ class Official(Side):
     def sample(self, decoded):
         self.vqvae.fhat_to_img = decoded(type(self.vqvae).fhat_to_img.__get__(self.vqvae))
         try:
-            return self.var.autoregressive_infer_cfg(len(self.labels_B), self.labels_B, cfg=INFERENCE["cfg_scale"],
-                                                     top_k=self.top_k, top_p=INFERENCE["top_p"])
+            return self.var.autoregressive_infer_cfg(
+                len(self.labels_B),
+                self.labels_B,
+                cfg=INFERENCE["cfg_scale"],
+                top_k=self.top_k,
+                top_p=INFERENCE["top_p"],
+            )
         finally:
             del self.vqvae.fhat_to_img
 
@@ -138,7 +164,9 @@ def run(*, small: bool = False, repeats: int = 7, official: str | None = None) -
         ConfigError: ``official`` is no such checkout.
     """
     if official is not None and not (Path(official) / "models" / "var.py").is_file():
-        raise ConfigError("is no checkout of FoundationVision/VAR: there is no models/var.py", where=f"--official {official}")
+        raise ConfigError(
+            "is no checkout of FoundationVision/VAR: there is no models/var.py", where=f"--official {official}"
+        )
     shape, before = SMALL if small else FULL, torch.get_num_threads()
     names = ["ours", *(["official"] if official else [])]
     told = WORK if Path("/proc/self/status").exists() else ()  # only Linux tells what a process held at most
@@ -149,14 +177,29 @@ def run(*, small: bool = False, repeats: int = 7, official: str | None = None) -
             times = _alternated(_sides(names, shape, official), repeats)
     finally:
         torch.set_num_threads(before)
-    about = {"machine": platform.machine(), "threads": 1, "load": round(os.getloadavg()[0], 2), "torch": torch.__version__,
-             "repeats": repeats, **{key: value for key, value in shape.items() if key not in ("scales", "num_classes")},
-             "length": sum(p * p for p in shape["scales"])}
+    about = {
+        "machine": platform.machine(),
+        "threads": 1,
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "repeats": repeats,
+        **{key: value for key, value in shape.items() if key not in ("scales", "num_classes")},
+        "length": sum(p * p for p in shape["scales"]),
+    }
     medians = {name: {part: statistics.median(found) for part, found in times[name].items()} for name in names}
-    rows = [_row(part, "cpu_sec", {name: medians[name][part] for name in names},
-                 share=round(medians["ours"][part] / medians["ours"][WHOLE.get(part, part)], 3)) for part in PARTS]
+    rows = [
+        _row(
+            part,
+            "cpu_sec",
+            {name: medians[name][part] for name in names},
+            share=round(medians["ours"][part] / medians["ours"][WHOLE.get(part, part)], 3),
+        )
+        for part in PARTS
+    ]
     both = {name: medians[name]["forward"] + medians[name]["backward"] for name in names}
-    rows.append(_row("forward + backward", "cpu_sec", both, share=round(both["ours"] / medians["ours"]["training step"], 3)))
+    rows.append(
+        _row("forward + backward", "cpu_sec", both, share=round(both["ours"] / medians["ours"]["training step"], 3))
+    )
     rows += [_row(f"memory, {work}", "peak_mib", peaks[work]) for work in told]
     return [{**row, **about} for row in rows]
 
@@ -182,8 +225,13 @@ def _sides(names: list[str], shape: dict[str, Any], checkout: str | None) -> dic
     torch.manual_seed(0)
     if "official" not in names:
         sizes = {key: shape[key] for key in ("scales", "vocab_size", "code_dim")}
-        return {"ours": Ours(VQVAE(channels=shape["channels"], **sizes),
-                             VAR(**{key: shape[key] for key in ("depth", "width", "heads", "num_classes")}, **sizes), shape)}
+        return {
+            "ours": Ours(
+                VQVAE(channels=shape["channels"], **sizes),
+                VAR(**{key: shape[key] for key in ("depth", "width", "heads", "num_classes")}, **sizes),
+                shape,
+            )
+        }
     theirs = _official_networks(shape, checkout)
     sides: dict[str, Side] = {"official": Official(*theirs, shape)}
     if "ours" in names:
@@ -203,11 +251,22 @@ def _official_networks(shape: dict[str, Any], checkout: str) -> tuple[torch.nn.M
     from models.vqvae import VQVAE as OfficialVQVAE
 
     with contextlib.redirect_stdout(io.StringIO()):
-        vqvae = OfficialVQVAE(vocab_size=shape["vocab_size"], z_channels=shape["code_dim"], ch=shape["channels"],
-                              v_patch_nums=shape["scales"])
-        var = OfficialVAR(vae_local=vqvae, num_classes=shape["num_classes"], depth=shape["depth"], embed_dim=shape["width"],
-                          num_heads=shape["heads"], patch_nums=shape["scales"], attn_l2_norm=True,
-                          drop_path_rate=0.1 * shape["depth"] / 24)
+        vqvae = OfficialVQVAE(
+            vocab_size=shape["vocab_size"],
+            z_channels=shape["code_dim"],
+            ch=shape["channels"],
+            v_patch_nums=shape["scales"],
+        )
+        var = OfficialVAR(
+            vae_local=vqvae,
+            num_classes=shape["num_classes"],
+            depth=shape["depth"],
+            embed_dim=shape["width"],
+            num_heads=shape["heads"],
+            patch_nums=shape["scales"],
+            attn_l2_norm=True,
+            drop_path_rate=0.1 * shape["depth"] / 24,
+        )
         var.init_weights(init_adaln_gamma=1e-3, init_std=-1)
     return vqvae, var
 

@@ -36,8 +36,14 @@ _RESAMPLES = 2000
 _RESAMPLE_SEED = 0
 
 
-def run(*, small: bool = False, repeats: int = 200, table: Path | str | None = None, from_study: str | None = None,
-        root: str | None = None) -> list[dict]:
+def run(
+    *,
+    small: bool = False,
+    repeats: int = 200,
+    table: Path | str | None = None,
+    from_study: str | None = None,
+    root: str | None = None,
+) -> list[dict]:
     """One row a target and search: median trainings with a 95 % bootstrap interval, and for ``profiled`` the ratio.
 
     Targets: ``table``, the 10th percentile of all entries on seeds B, is the comparison; ``best_cfg``, that of the
@@ -60,14 +66,30 @@ def run(*, small: bool = False, repeats: int = 200, table: Path | str | None = N
     repeats = 8 if small else repeats
     begun = time.process_time()
     joint, profiled = joint_entries(rows), profiled_entries(rows)
-    goals = {"table": np.quantile([value for _, value in joint], 0.1),
-             "best_cfg": np.quantile([value for _, value in profiled], 0.1)}
-    needed = {name: np.array([trainings_needed(entries, list(goals.values()), seed) for seed in range(repeats)])
-              for name, entries in (("joint", joint), ("profiled", profiled))}
-    about = {"replays": repeats, "configurations": len(rows), "cfg_scales": len(rows[0]["scores"]), "optuna": optuna.__version__,
-             "machine": platform.machine(), "load": round(os.getloadavg()[0], 2), "cpu_sec": round(time.process_time() - begun, 1)}
-    return [{**row, **about} for i, (target, goal) in enumerate(goals.items())
-            for row in _compare(target, float(goal), needed["joint"][:, i], needed["profiled"][:, i], len(rows[0]["scores"]))]
+    goals = {
+        "table": np.quantile([value for _, value in joint], 0.1),
+        "best_cfg": np.quantile([value for _, value in profiled], 0.1),
+    }
+    needed = {
+        name: np.array([trainings_needed(entries, list(goals.values()), seed) for seed in range(repeats)])
+        for name, entries in (("joint", joint), ("profiled", profiled))
+    }
+    about = {
+        "replays": repeats,
+        "configurations": len(rows),
+        "cfg_scales": len(rows[0]["scores"]),
+        "optuna": optuna.__version__,
+        "machine": platform.machine(),
+        "load": round(os.getloadavg()[0], 2),
+        "cpu_sec": round(time.process_time() - begun, 1),
+    }
+    return [
+        {**row, **about}
+        for i, (target, goal) in enumerate(goals.items())
+        for row in _compare(
+            target, float(goal), needed["joint"][:, i], needed["profiled"][:, i], len(rows[0]["scores"])
+        )
+    ]
 
 
 def joint_entries(rows: list[dict]) -> list[tuple[dict[str, Any], float]]:
@@ -88,7 +110,9 @@ def trainings_needed(entries: list[tuple[dict[str, Any], float]], goals: list[fl
     found = [len(entries) + 1] * len(goals)
     for training in range(1, len(entries) + 1):
         proposal = study.ask(space)
-        apart_ED = np.minimum(np.abs(places_ED - _place(proposal.params, space)), 1.0)  # two categories: 1 apart, whichever
+        apart_ED = np.minimum(
+            np.abs(places_ED - _place(proposal.params, space)), 1.0
+        )  # two categories: 1 apart, whichever
         taken = int(np.argmin(np.where(left_E, (apart_ED**2).sum(1), np.inf)))
         left_E[taken] = False
         params, value = entries[taken]
@@ -103,16 +127,27 @@ def trainings_needed(entries: list[tuple[dict[str, Any], float]], goals: list[fl
 def _compare(target: str, goal: float, joint_R: np.ndarray, profiled_R: np.ndarray, cfg_scales: int) -> list[dict]:
     """The rows of one target. The ratio is of medians, joint / profiled: how many times fewer trainings profiling takes."""
     picks = np.random.default_rng(_RESAMPLE_SEED)
-    medians = {name: np.median(found_R[picks.integers(len(found_R), size=(_RESAMPLES, len(found_R)))], axis=1)
-               for name, found_R in (("joint", joint_R), ("profiled", profiled_R))}
+    medians = {
+        name: np.median(found_R[picks.integers(len(found_R), size=(_RESAMPLES, len(found_R)))], axis=1)
+        for name, found_R in (("joint", joint_R), ("profiled", profiled_R))
+    }
     rows = []
     for search, found_R, scores in (("joint", joint_R, 1), ("profiled", profiled_R, cfg_scales + 1)):
-        row = {"target": target, "goal_fid": round(goal, 4), "search": search, "median_trainings": float(np.median(found_R)),
-               **_interval(medians[search]), "median_scores": float(np.median(found_R)) * scores}
+        row = {
+            "target": target,
+            "goal_fid": round(goal, 4),
+            "search": search,
+            "median_trainings": float(np.median(found_R)),
+            **_interval(medians[search]),
+            "median_scores": float(np.median(found_R)) * scores,
+        }
         if search == "profiled":
             interval = _interval(medians["joint"] / medians["profiled"])
-            row |= {"ratio": round(float(np.median(joint_R) / np.median(profiled_R)), 3),
-                    "ratio_low": interval["low"], "ratio_high": interval["high"]}
+            row |= {
+                "ratio": round(float(np.median(joint_R) / np.median(profiled_R)), 3),
+                "ratio_low": interval["low"],
+                "ratio_high": interval["high"],
+            }
         rows.append(row)
     return rows
 
@@ -127,8 +162,9 @@ def _study(seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.create_study(sampler=optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True))
+        return optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True)
+        )
 
 
 def _space(params: list[dict[str, Any]]) -> dict[str, optuna.distributions.BaseDistribution]:

@@ -57,22 +57,34 @@ def make_table(study: str, root: str | None, path: Path | str, say: Callable[[st
 
     files = StudyDirectory(resolve_root(root), study)
     config, where = files.stored(), f"study {study!r}"
-    if config.inference.search != "per_checkpoint" or config.inference.search_axes != ("cfg_scale",) or config.study.metric != "fid":
-        raise ConfigError("is no table of FID(CFG): it needs inference.search 'per_checkpoint' over cfg_scale alone and objective fid",
-                          where=where)
+    if (
+        config.inference.search != "per_checkpoint"
+        or config.inference.search_axes != ("cfg_scale",)
+        or config.study.metric != "fid"
+    ):
+        raise ConfigError(
+            "is no table of FID(CFG): it needs inference.search 'per_checkpoint' over cfg_scale alone and objective fid",
+            where=where,
+        )
     results = load_results(config, files)
     trials = [trial for trial in results.trials if trial.kind != "baseline"]
     unscored = next((trial for trial in trials if trial.value is None), None)
     if len(trials) < 2 or unscored is not None:
-        raise ConfigError(f"{f'trial {unscored.number}' if unscored else 'all but one trial'} has no score; finish the study first",
-                          where=where)
+        raise ConfigError(
+            f"{f'trial {unscored.number}' if unscored else 'all but one trial'} has no score; finish the study first",
+            where=where,
+        )
     assets = dataclasses.asdict(prepare(config, files.cache, files.directory / "prepare.jsonl"))
     rows = []
     for count, trial in enumerate(trials, 1):
         rows.append(_row(config, trial, assets, files.cache))
         say(f"seeds B: {count} of {len(trials)} checkpoints")
-    about = {"study": study, "space": {name: entry.model_dump(mode="json") for name, entry in config.space.items()},
-             "protocol": results.protocol, "made_by": trials[0].made_by}
+    about = {
+        "study": study,
+        "space": {name: entry.model_dump(mode="json") for name, entry in config.space.items()},
+        "protocol": results.protocol,
+        "made_by": trials[0].made_by,
+    }
     try:
         Path(path).write_text(_text(about, rows))
     except OSError as error:
@@ -89,14 +101,23 @@ def _row(config, trial, assets: dict[str, Any], cache: Path) -> dict[str, Any]:
     draw = Sampler(config, var, vqvae, samples=config.evaluation.samples, seeds=trial.seeds)
     judge = SampleScorer(config, assets, cache=cache, seed=trial.seeds["sampling-b"])
     stored_a = {point["cfg_scale"]: point["fid"] for point in trial.profile if point["seeds"] == "a"}
-    scores = [[scale, stored_a[scale], judge(draw({"cfg_scale": scale}, "sampling-b"))["fid"]]
-              for scale in config.inference.search_cfg_scales]
+    scores = [
+        [scale, stored_a[scale], judge(draw({"cfg_scale": scale}, "sampling-b"))["fid"]]
+        for scale in config.inference.search_cfg_scales
+    ]
     told = next(point for point in trial.profile if point["seeds"] == "b")
     again = next((fid_b for scale, _, fid_b in scores if scale == told["cfg_scale"]), None)
     if again is not None and not math.isclose(again, told["fid"], rel_tol=_AGREE):
-        raise ConfigError(f"its checkpoint gives FID {again:.6g} at CFG {told['cfg_scale']:g} on seeds B, the study told "
-                          f"{told['fid']:.6g}", where=f"trial {trial.number}")
-    return {"params": {name: trial.params[name] for name in searched(config)}, "seed": trial.seeds["training"], "scores": scores}
+        raise ConfigError(
+            f"its checkpoint gives FID {again:.6g} at CFG {told['cfg_scale']:g} on seeds B, the study told "
+            f"{told['fid']:.6g}",
+            where=f"trial {trial.number}",
+        )
+    return {
+        "params": {name: trial.params[name] for name in searched(config)},
+        "seed": trial.seeds["training"],
+        "scores": scores,
+    }
 
 
 def _text(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -106,7 +127,12 @@ def _text(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def _check_row(row: Any, first: dict[str, Any], where: str) -> None:
-    if not isinstance(row, dict) or not {"params", "seed", "scores"} <= set(row) or not row["params"] or not row["scores"]:
+    if (
+        not isinstance(row, dict)
+        or not {"params", "seed", "scores"} <= set(row)
+        or not row["params"]
+        or not row["scores"]
+    ):
         raise ConfigError("is not {params, seed, scores: [[cfg_scale, fid_a, fid_b], …]}", where=where)
     if any(len(score) != 3 or not all(math.isfinite(value) for value in score) for score in row["scores"]):
         raise ConfigError("each score is [cfg_scale, fid_a, fid_b], all finite", where=where)

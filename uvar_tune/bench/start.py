@@ -21,13 +21,17 @@ import yaml
 
 _TRIALS = 3
 _SPACE = {
-    "study": {"name": "start", "trials": _TRIALS}, "data": {"name": "digits"},
-    "tokenizer": {"vocab_size": 64, "channels": 16, "images": 640}, "model": {"depth": 1, "width": 32, "heads": 2},
-    "training": {"images": 96000, "warmup_images": 64}, "inference": {"search_cfg_scales": [0, 2], "search_refinements": 0},
-    "evaluation": {"extractor": "digits", "samples": 100}, "run": {"max_concurrent": 1},
+    "study": {"name": "start", "trials": _TRIALS},
+    "data": {"name": "digits"},
+    "tokenizer": {"vocab_size": 64, "channels": 16, "images": 640},
+    "model": {"depth": 1, "width": 32, "heads": 2},
+    "training": {"images": 96000, "warmup_images": 64},
+    "inference": {"search_cfg_scales": [0, 2], "search_refinements": 0},
+    "evaluation": {"extractor": "digits", "samples": 100},
+    "run": {"max_concurrent": 1},
     "space": {"loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 1, "baseline": 0}},
 }
-_PLAIN = '''
+_PLAIN = """
 import json, sys, time
 import ray
 from ray import tune
@@ -64,7 +68,7 @@ found = tune.Tuner(tune.with_resources(trainable, {"CPU": 0.5}), param_space=giv
                    tune_config=tune.TuneConfig(num_samples=int(sys.argv[2]), max_concurrent_trials=1),
                    run_config=tune.RunConfig(storage_path=sys.argv[1], verbose=0, callbacks=[starts])).fit()
 print(json.dumps([one.metrics["reached"] - starts.started[one.metrics["trial_id"]] for one in found]))
-'''
+"""
 
 
 def run(*, small: bool = False, repeats: int = 3) -> list[dict]:
@@ -80,13 +84,25 @@ def run(*, small: bool = False, repeats: int = 3) -> list[dict]:
         for turn in range(1 if small else repeats):
             runs["plain"].append([{"start_sec": seconds} for seconds in _plain(Path(folder) / f"plain-{turn}")])
             runs["ours"].append(_study(Path(folder), f"start-{turn}"))
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2),
-               "repeats": len(runs["plain"])}
+    machine = {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "repeats": len(runs["plain"]),
+    }
     rows = []
     for trial, chosen in (("first", slice(0, 1)), ("later", slice(1, None))):
         medians = {side: _medians([start for one in starts for start in one[chosen]]) for side, starts in runs.items()}
-        rows += [{"trial": trial, "side": side, "to_plain": round(found["start_sec"] / medians["plain"]["start_sec"], 3),
-                  **{key: round(value, 2) for key, value in found.items()}, **machine} for side, found in medians.items()]
+        rows += [
+            {
+                "trial": trial,
+                "side": side,
+                "to_plain": round(found["start_sec"] / medians["plain"]["start_sec"], 3),
+                **{key: round(value, 2) for key, value in found.items()},
+                **machine,
+            }
+            for side, found in medians.items()
+        ]
     return rows
 
 
@@ -102,8 +118,15 @@ def _environment() -> dict[str, str]:
 def _study(folder: Path, name: str, trials: int = _TRIALS) -> list[dict[str, float]]:
     """Seconds to the first step and their parts, of each trial of a study, from the trials' own records."""
     path = folder / "space.yaml"
-    path.write_text(yaml.safe_dump({**_SPACE, "study": {"name": name, "trials": trials},
-                                    "run": {**_SPACE["run"], "root": str(folder / "runs")}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                **_SPACE,
+                "study": {"name": name, "trials": trials},
+                "run": {**_SPACE["run"], "root": str(folder / "runs")},
+            }
+        )
+    )
     _output("-m", "uvar_tune.sweep", str(path))
     from uvar_tune.config.loading import read_config
     from uvar_tune.search.study import Search
@@ -112,8 +135,10 @@ def _study(folder: Path, name: str, trials: int = _TRIALS) -> list[dict[str, flo
     config = read_config(path)
     search = Search(config, StudyDirectory(folder / "runs", name).storage_url(config))
     told = [trial.user_attrs for trial in search.study.trials]
-    return [{"start_sec": one["start_up_seconds"], **{f"{part}_sec": sec for part, sec in one["start_up_parts"].items()}}
-            for one in told]
+    return [
+        {"start_sec": one["start_up_seconds"], **{f"{part}_sec": sec for part, sec in one["start_up_parts"].items()}}
+        for one in told
+    ]
 
 
 def _plain(storage: Path) -> list[float]:

@@ -32,7 +32,11 @@ from uvar_tune.search import study as search_module
 from uvar_tune.search.budget import Ledger
 from uvar_tune.search.study import Search
 
-TRIALS, FLYING, WINDOW = {"journal": 1000, "sqlite": 150}, 50, 50  # a database takes minutes for what a journal does in seconds
+TRIALS, FLYING, WINDOW = (
+    {"journal": 1000, "sqlite": 150},
+    50,
+    50,
+)  # a database takes minutes for what a journal does in seconds
 PARTIES = ("own", "sampler", "pruner", "storage")
 _STORAGE = [name for name in dir(optuna.storages.BaseStorage) if name.startswith(("get_", "set_", "create_", "check_"))]
 _SAMPLER = ("infer_relative_search_space", "sample_relative", "sample_independent", "before_trial", "after_trial")
@@ -71,37 +75,69 @@ class _Account:
             def paid(*args, _method=method, **kwargs):
                 with self.of(party):
                     return _method(*args, **kwargs)
+
             setattr(thing, name, paid)
         return thing
 
 
 def _config(sampler: str, trials: int) -> Config:
     entry = {"role": "scientific", "type": "float", "log": True, "baseline": 0}
-    return validate({
-        "study": {"name": "bench", "trials": trials, "sampler": sampler, "pruner": "median", "rungs": [8000, 16000]},
-        "space": {"loss.lambda_1": {**entry, "low": 0.01, "high": 6},
-                  "loss.lambda_2": {**entry, "low": 0.004, "high": 0.9},
-                  "loss.reference": {"role": "scientific", "type": "categorical", "choices": ["normal", "semantic"]},
-                  "loss.neighbours": {"role": "nuisance", "type": "float", "low": 2, "high": 32, "log": True,
-                                           "when": {"loss.reference": "semantic"}}}}, "bench")
+    return validate(
+        {
+            "study": {
+                "name": "bench",
+                "trials": trials,
+                "sampler": sampler,
+                "pruner": "median",
+                "rungs": [8000, 16000],
+            },
+            "space": {
+                "loss.lambda_1": {**entry, "low": 0.01, "high": 6},
+                "loss.lambda_2": {**entry, "low": 0.004, "high": 0.9},
+                "loss.reference": {"role": "scientific", "type": "categorical", "choices": ["normal", "semantic"]},
+                "loss.neighbours": {
+                    "role": "nuisance",
+                    "type": "float",
+                    "low": 2,
+                    "high": 32,
+                    "log": True,
+                    "when": {"loss.reference": "semantic"},
+                },
+            },
+        },
+        "bench",
+    )
 
 
 def _details(value: float, draw: random.Random) -> dict:
     """As large as a real trial's: scores, a profile of five CFG scales, where it was made."""
     scores = {f"score_{i}": draw.random() for i in range(20)}
     profile = [{"cfg_scale": i, "seeds": "a", **dict(list(scores.items())[:6])} for i in range(6)]
-    return {"scores": {"fid": value, **scores}, "profile": profile, "params": {"inference.cfg_scale": 2.0}, "seconds": 60.0,
-            "images": 32_000, "outcome": "complete", "cpu_sec": {"training": 50.0, "evaluation": 9.0},
-            "made_by": {"commit": "0" * 40, "versions": {f"package_{i}": "1.2.3" for i in range(12)}}}
+    return {
+        "scores": {"fid": value, **scores},
+        "profile": profile,
+        "params": {"inference.cfg_scale": 2.0},
+        "seconds": 60.0,
+        "images": 32_000,
+        "outcome": "complete",
+        "cpu_sec": {"training": 50.0, "evaluation": 9.0},
+        "made_by": {"commit": "0" * 40, "versions": {f"package_{i}": "1.2.3" for i in range(12)}},
+    }
 
 
 def _weight(thing: Any, seen: set[int]) -> int:
     """Bytes of plain objects and of what they hold; Optuna's, the configuration and code apart."""
-    if id(thing) in seen or callable(thing) or type(thing).__module__.split(".")[0] in ("optuna", "uvar_tune") and not (
-            dataclasses.is_dataclass(thing) or isinstance(thing, (Search, Ledger))):
+    if (
+        id(thing) in seen
+        or callable(thing)
+        or type(thing).__module__.split(".")[0] in ("optuna", "uvar_tune")
+        and not (dataclasses.is_dataclass(thing) or isinstance(thing, (Search, Ledger)))
+    ):
         return 0
     seen.add(id(thing))
-    parts = [*thing, *thing.values()] if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple, set)) else ()
+    parts = (
+        [*thing, *thing.values()] if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple, set)) else ()
+    )
     held = getattr(thing, "__dict__", {}).values()
     return sys.getsizeof(thing) + sum(_weight(part, seen) for part in [*parts, *held])
 
@@ -153,8 +189,13 @@ def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
         small: 150 trials on the journal file instead of 1,000 there and 150 on SQLite.
         repeats: studies of each kind; the cheapest window of each counts, as noise only adds.
     """
-    machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 2),
-               "optuna": optuna.__version__, "flying": FLYING}
+    machine = {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "optuna": optuna.__version__,
+        "flying": FLYING,
+    }
     rows = []
     for kind in ("journal",) if small else ("journal", "sqlite"):
         trials = 150 if small else TRIALS[kind]
@@ -166,13 +207,29 @@ def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
                     found.append(_run(f"journal:{path}" if kind == "journal" else f"sqlite:///{path}", sampler, trials))
             first = None
             for start in (0, trials // 2 - WINDOW // 2, trials - WINDOW):
-                costs = {party: min(statistics.median(cost[party] for cost in costs[start:start + WINDOW]) for costs, _ in found)
-                         for party in PARTIES}
+                costs = {
+                    party: min(
+                        statistics.median(cost[party] for cost in costs[start : start + WINDOW]) for costs, _ in found
+                    )
+                    for party in PARTIES
+                }
                 first = first or costs["own"]
-                rows.append({"storage": kind, "sampler": sampler, "trials": f"{start + 1}-{start + WINDOW}",
-                             **{f"{party}_ms": round(1e3 * mean, 3) for party, mean in costs.items()},
-                             "own_to_first": round(costs["own"] / first, 2),
-                             **{f"{what}_kib_a_trial": round(min(memory[key] for _, memory in found) / 2**10 / per, 2)
-                                for what, key, per in (("grown", "process", trials / 2), ("own", "own", trials / 2),
-                                                       ("told", "told", 1))}, **machine})
+                rows.append(
+                    {
+                        "storage": kind,
+                        "sampler": sampler,
+                        "trials": f"{start + 1}-{start + WINDOW}",
+                        **{f"{party}_ms": round(1e3 * mean, 3) for party, mean in costs.items()},
+                        "own_to_first": round(costs["own"] / first, 2),
+                        **{
+                            f"{what}_kib_a_trial": round(min(memory[key] for _, memory in found) / 2**10 / per, 2)
+                            for what, key, per in (
+                                ("grown", "process", trials / 2),
+                                ("own", "own", trials / 2),
+                                ("told", "told", 1),
+                            )
+                        },
+                        **machine,
+                    }
+                )
     return rows

@@ -43,7 +43,11 @@ from uvar_tune.trial.factory import batch_loss, new_vqvae
 
 EPOCH_IMAGES = 1_281_167
 WEIGHTS = {"loss.lambda_1": 0.1, "loss.lambda_2": 0.1}
-SIDES = {"baseline": {}, "ours": {**WEIGHTS, "training.fused": "off"}, "ours, fused": {**WEIGHTS, "training.fused": "on"}}
+SIDES = {
+    "baseline": {},
+    "ours": {**WEIGHTS, "training.fused": "off"},
+    "ours, fused": {**WEIGHTS, "training.fused": "on"},
+}
 TOKENS = ("cached", "each step")
 Step = tuple[torch.nn.Module, Callable[[], Any]]  # the model, and what runs its next step
 
@@ -64,16 +68,27 @@ def run(*, small: bool = False, repeats: int = 7, official: str | None = None, d
         ConfigError: ``official`` is no such checkout.
     """
     if official is not None and not (Path(official) / "models" / "var.py").is_file():
-        raise ConfigError("is no checkout of FoundationVision/VAR: there is no models/var.py", where=f"--official {official}")
+        raise ConfigError(
+            "is no checkout of FoundationVision/VAR: there is no models/var.py", where=f"--official {official}"
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape = SMALL if small else FULL
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        sides = [_Sides(stack, shape, Path(folder), checkout, device) for checkout in (None, *([official] if official else []))]
+        sides = [
+            _Sides(stack, shape, Path(folder), checkout, device)
+            for checkout in (None, *([official] if official else []))
+        ]
         facts = {key: fact for side in sides for key, fact in side.facts.items()}
         seconds = _alternated({key: functools.partial(side.step, key) for side in sides for key in side.facts}, repeats)
-    about = {"device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(), "threads": 1,
-             "load": round(os.getloadavg()[0], 2), "torch": torch.__version__, "repeats": repeats,
-             "length": sum(p * p for p in shape["scales"]), **{key: shape[key] for key in ("depth", "width", "vocab_size")}}
+    about = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "threads": 1,
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "repeats": repeats,
+        "length": sum(p * p for p in shape["scales"]),
+        **{key: shape[key] for key in ("depth", "width", "vocab_size")},
+    }
     return [{**_row(key, *facts[key], seconds, shape["batch"]), **about} for key in facts]
 
 
@@ -84,10 +99,14 @@ class _Sides:
         facts: (side, tokens) → (parameters, bytes of a step).
     """
 
-    def __init__(self, stack: contextlib.ExitStack, shape: dict[str, Any], folder: Path, official: str | None, device: str):
+    def __init__(
+        self, stack: contextlib.ExitStack, shape: dict[str, Any], folder: Path, official: str | None, device: str
+    ):
         pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
         self._pool = stack.enter_context(pool)
-        self.facts: dict[tuple[str, str], tuple[int, float]] = pool.submit(_make, shape, folder, official, device).result()
+        self.facts: dict[tuple[str, str], tuple[int, float]] = pool.submit(
+            _make, shape, folder, official, device
+        ).result()
 
     def step(self, key: tuple[str, str]) -> float:
         """Seconds of this side's next step."""
@@ -97,7 +116,9 @@ class _Sides:
 _MADE: dict[tuple[str, str], Callable[[], float]] = {}  # in such a process
 
 
-def _make(shape: dict[str, Any], folder: Path, official: str | None, device: str) -> dict[tuple[str, str], tuple[int, float]]:
+def _make(
+    shape: dict[str, Any], folder: Path, official: str | None, device: str
+) -> dict[tuple[str, str], tuple[int, float]]:
     torch.set_num_threads(1)
     if official is None:
         keep_freed_memory()
@@ -125,12 +146,20 @@ def _timed(step: Callable[[], Any], device: str) -> float:
     return clock() - began
 
 
-def _row(key: tuple[str, str], parameters: int, memory: float, seconds: dict[tuple[str, str], float], batch: int) -> dict:
+def _row(
+    key: tuple[str, str], parameters: int, memory: float, seconds: dict[tuple[str, str], float], batch: int
+) -> dict:
     side, tokens = key
-    row = {"side": side, "tokens": tokens, "images_per_sec": round(batch / seconds[key], 3),
-           "parameters_m": round(parameters / 1e6, 3), "batch_size": batch,
-           "memory_gib": round(memory / 2**30, 4), "epoch_sec": round(EPOCH_IMAGES / batch * seconds[key]),
-           "step_sec": round(seconds[key], 4)}
+    row = {
+        "side": side,
+        "tokens": tokens,
+        "images_per_sec": round(batch / seconds[key], 3),
+        "parameters_m": round(parameters / 1e6, 3),
+        "batch_size": batch,
+        "memory_gib": round(memory / 2**30, 4),
+        "epoch_sec": round(EPOCH_IMAGES / batch * seconds[key]),
+        "step_sec": round(seconds[key], 4),
+    }
     if side == "official":
         return row
     theirs = seconds.get(("official", "each step"))
@@ -150,11 +179,24 @@ def _alternated(steps: dict[tuple[str, str], Callable[[], float]], repeats: int)
 def configuration(shape: dict[str, Any]) -> Config:
     """The shape as a configuration; its images are random."""
     size = shape["scales"][-1] * 16
-    tokenizer = {**{key: shape[key] for key in ("scales", "vocab_size", "code_dim", "channels")},
-                 "channel_multipliers": (1, 1, 2, 2, 4)}
-    training = {"batch_size": shape["batch"], "images": 1000 * shape["batch"], "warmup_images": 0, "learning_rate": 1e-4}
-    return Config.model_validate({"data": {"image_size": size}, "tokenizer": tokenizer, "training": training,
-                                  "model": {key: shape[key] for key in ("depth", "width", "heads")}})
+    tokenizer = {
+        **{key: shape[key] for key in ("scales", "vocab_size", "code_dim", "channels")},
+        "channel_multipliers": (1, 1, 2, 2, 4),
+    }
+    training = {
+        "batch_size": shape["batch"],
+        "images": 1000 * shape["batch"],
+        "warmup_images": 0,
+        "learning_rate": 1e-4,
+    }
+    return Config.model_validate(
+        {
+            "data": {"image_size": size},
+            "tokenizer": tokenizer,
+            "training": training,
+            "model": {key: shape[key] for key in ("depth", "width", "heads")},
+        }
+    )
 
 
 def random_images(shape: dict[str, Any], count: int) -> ImageSet:
@@ -170,8 +212,16 @@ def _ours(shape: dict[str, Any], folder: Path, device: str) -> dict[tuple[str, s
     vqvae = new_vqvae(config).eval().requires_grad_(False)
     save_tokenizer(folder / "tokenizer", vqvae)
     build_token_cache(folder / "tokens", images, vqvae, batch=shape["batch"])
-    assets = Assets(str(folder / "tokenizer"), {"train": str(folder / "tokens")}, str(folder / "cache"), shape["num_classes"],
-                    images.class_names, {"train": images.sha256}, None, {})
+    assets = Assets(
+        str(folder / "tokenizer"),
+        {"train": str(folder / "tokens")},
+        str(folder / "cache"),
+        shape["num_classes"],
+        images.class_names,
+        {"train": images.sha256},
+        None,
+        {},
+    )
     vqvae, pixels = vqvae.to(device), to_unit(images.images[: shape["batch"]]).to(device)
     makes: dict[tuple[str, str], Callable[[], Step]] = {}
     for tokens in TOKENS:
@@ -182,8 +232,9 @@ def _ours(shape: dict[str, Any], folder: Path, device: str) -> dict[tuple[str, s
     return makes
 
 
-def _tokenising(config: Config, assets: Assets, vqvae: VQVAE, pixels: torch.Tensor, device: str,
-                var: torch.nn.Module) -> Callable[..., Any]:
+def _tokenising(
+    config: Config, assets: Assets, vqvae: VQVAE, pixels: torch.Tensor, device: str, var: torch.nn.Module
+) -> Callable[..., Any]:
     """The configuration's loss on images that are tokenised first; the tokens that `train` hands over are not looked at."""
     compute = batch_loss(config, dataclasses.asdict(assets), vqvae, var, device)
 

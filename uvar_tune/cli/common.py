@@ -28,8 +28,9 @@ Temperature = Annotated[float, typer.Option(min=1e-4, max=100, help="Of the logi
 
 def run(command: Callable[..., Any]) -> None:
     """Run a Typer command as a program; ``command`` returns an exit code or None."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
-                      context_settings={"help_option_names": ["-h", "--help"]})
+    app = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
     app.command(cls=Command)(command)
     try:
         code = _run(app)
@@ -44,7 +45,9 @@ def run(command: Callable[..., Any]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = FAILED
     except (KeyboardInterrupt, typer.Abort, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # how Ray's handler of SIGTERM ends a program
+        if (
+            isinstance(error, SystemExit) and error.code != signal.SIGTERM
+        ):  # how Ray's handler of SIGTERM ends a program
             raise
         print("interrupted; the same command continues", file=sys.stderr)
         code = INTERRUPTED

@@ -32,14 +32,21 @@ def usage(error: Any, arguments: list[str]) -> str:
     if any("key=value" in (parameter.metavar or "") for parameter in getattr(command, "params", ())):
         setting = _setting(getattr(error, "option_name", ""), arguments)
         if setting:
-            return f"{error.format_message().split(' (')[0]}: settings are given as key=value, without dashes; " \
-                   f"did you mean {setting!r}?"
+            return (
+                f"{error.format_message().split(' (')[0]}: settings are given as key=value, without dashes; "
+                f"did you mean {setting!r}?"
+            )
     if not hasattr(error.__cause__, "errors"):  # pydantic's, by which typer reads values
         return " ".join(error.format_message().split())
     first = error.__cause__.errors()[0]
     value = str(first["input"])
-    return str(ConfigError(f"{value[:_LONGEST]!r} {first['msg'].removeprefix('Input ')}", where=error.param.opts[0],
-                           nearest=_nearest_number(value, first)))
+    return str(
+        ConfigError(
+            f"{value[:_LONGEST]!r} {first['msg'].removeprefix('Input ')}",
+            where=error.param.opts[0],
+            nearest=_nearest_number(value, first),
+        )
+    )
 
 
 def _setting(option: str, arguments: list[str]) -> str | None:
@@ -47,7 +54,7 @@ def _setting(option: str, arguments: list[str]) -> str | None:
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if option and name == option:
-            value = value if equals else "".join(arguments[i + 1:i + 2])
+            value = value if equals else "".join(arguments[i + 1 : i + 2])
             return f"{name.lstrip('-')}={value}" if "." in name else value if "=" in value else None
     return None
 

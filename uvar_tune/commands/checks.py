@@ -64,15 +64,22 @@ def _check_storage(url: str) -> None:
             with engine.connect() as connection:
                 connection.exec_driver_sql("select count(*) from sqlite_master" if file else "select 1")
     except ImportError as error:
-        raise ConfigError(f"storage of kind {kind!r} needs a driver that is not installed ({error}); for PostgreSQL install "
-                          "uvar-tune[postgresql]", where="run.storage") from None
+        raise ConfigError(
+            f"storage of kind {kind!r} needs a driver that is not installed ({error}); for PostgreSQL install "
+            "uvar-tune[postgresql]",
+            where="run.storage",
+        ) from None
     except ConfigError:
         raise
     except ArgumentError:  # no URL, or a kind that nobody knows
-        raise ConfigError(f"storage of kind {kind!r} is not known: give journal:PATH or a URL such as sqlite:////PATH",
-                          where="run.storage") from None
+        raise ConfigError(
+            f"storage of kind {kind!r} is not known: give journal:PATH or a URL such as sqlite:////PATH",
+            where="run.storage",
+        ) from None
     except (OSError, RuntimeError, ValueError, SQLAlchemyError) as error:
-        raise ConfigError(f"storage of kind {kind!r} cannot be opened: {type(error).__name__}", where="run.storage") from None
+        raise ConfigError(
+            f"storage of kind {kind!r} cannot be opened: {type(error).__name__}", where="run.storage"
+        ) from None
 
 
 def check_folder(config: Config) -> None:
@@ -86,13 +93,17 @@ def check_folder(config: Config) -> None:
     root = Path(config.data.path)
     for needed in (root, root / "train", root / "val"):
         if not needed.is_dir():
-            raise ConfigError(f"{needed} is no directory; images lie in {root}/train|val/CLASS/IMAGE", where="data.path")
+            raise ConfigError(
+                f"{needed} is no directory; images lie in {root}/train|val/CLASS/IMAGE", where="data.path"
+            )
     names = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
     if not names:
         raise ConfigError(f"{root / 'train'} holds no directory, and each class is one", where="data.path")
     for name in config.data.classes or ():
         if name not in names:
-            raise ConfigError(f"class {name!r} is not in {root / 'train'}", where="data.classes", nearest=nearest(name, names))
+            raise ConfigError(
+                f"class {name!r} is not in {root / 'train'}", where="data.classes", nearest=nearest(name, names)
+            )
 
 
 def check_weights(config: Config) -> None:

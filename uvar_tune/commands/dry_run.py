@@ -51,10 +51,16 @@ def _total(config: Config, steps: tuple[str, ...]) -> int:
 
 def _say_search(config: Config, total: int, say) -> None:
     t = config.training
-    say(f"{total} trials of {t.images:,} images ({t.images // t.batch_size:,} steps of {t.batch_size}); "
-        f"objective {config.study.metric} at {config.evaluation.samples:,} samples, sampler {config.study.sampler}")
+    say(
+        f"{total} trials of {t.images:,} images ({t.images // t.batch_size:,} steps of {t.batch_size}); "
+        f"objective {config.study.metric} at {config.evaluation.samples:,} samples, sampler {config.study.sampler}"
+    )
     for name, entry in searched(config).items():
-        held = ", ".join(map(str, entry.choices)) if entry.choices else f"{entry.low:g} … {entry.high:g}{' (log)' * entry.log}"
+        held = (
+            ", ".join(map(str, entry.choices))
+            if entry.choices
+            else f"{entry.low:g} … {entry.high:g}{' (log)' * entry.log}"
+        )
         say(f"  {name}: {held}  [{entry.role}]")
     if config.inference.search == "per_checkpoint":
         scales = ", ".join(f"{scale:g}" for scale in config.inference.search_cfg_scales)
@@ -62,8 +68,10 @@ def _say_search(config: Config, total: int, say) -> None:
         others = ", ".join(f"inference.{name}" for name in beside if name != "cfg_scale")
         say(f"  inference.cfg_scale: each checkpoint scored at {scales}" + f"; with it {others}" * bool(others))
     for rung in config.study.rungs:
-        say(f"  rung at {rung:,} images: {config.study.rung_metric} of {config.study.rung_samples:,} samples, "
-            f"{config.study.pruner}")
+        say(
+            f"  rung at {rung:,} images: {config.study.rung_metric} of {config.study.rung_samples:,} samples, "
+            f"{config.study.pruner}"
+        )
 
 
 def _at_once(config: Config, say) -> int:
@@ -85,7 +93,9 @@ def _at_once(config: Config, say) -> int:
     if fits < 1 and not grows:
         raise ConfigError(f"{asked(config)}; {has}", where="run.workers")
     at_once = run.max_concurrent if grows and run.max_concurrent else min(fits, run.max_concurrent or fits)
-    waits = f"; its autoscaler would be asked for more, {run.wait_resources_sec:g} s at most for the first trial" * grows
+    waits = (
+        f"; its autoscaler would be asked for more, {run.wait_resources_sec:g} s at most for the first trial" * grows
+    )
     say(f"trials at once: {at_once}; {asked(config)}; {has}{waits}")
     return max(1, at_once)
 
@@ -97,15 +107,19 @@ def _expected(config: Config, total: int, results: StudyResults | None, at_once:
     if not finished:
         count, each = _checkpoints(config), _checkpoint_bytes(config)
         kept = max(1, min(count, config.run.checkpoint_bytes // each))
-        return (f"expected: {kept} checkpoints of {each / 2**20:,.1f} MiB a trial (run.checkpoint_bytes bounds them), "
-                f"{total * kept * each / 2**30:,.2f} GiB in all; hours: unknown until a trial of this study has "
-                "finished here (the baseline is the first), then --dry-run tells them")
+        return (
+            f"expected: {kept} checkpoints of {each / 2**20:,.1f} MiB a trial (run.checkpoint_bytes bounds them), "
+            f"{total * kept * each / 2**30:,.2f} GiB in all; hours: unknown until a trial of this study has "
+            "finished here (the baseline is the first), then --dry-run tells them"
+        )
     seconds = sum(trial.seconds for trial in finished) / len(finished)
     used = sum(_bytes(trial.directory) for trial in finished) / len(finished)
     left = max(0, total - sum(trial.state in ENDED for trial in results.trials))
     hours = math.ceil(left / at_once) * seconds / 3600
-    return (f"expected, from {len(finished)} finished trials: {seconds / 60:.1f} minutes and {used / 2**20:,.1f} MiB a trial, "
-            f"{hours:.2f} hours and {left * used / 2**30:,.2f} GiB for the {left} that are left")
+    return (
+        f"expected, from {len(finished)} finished trials: {seconds / 60:.1f} minutes and {used / 2**20:,.1f} MiB a trial, "
+        f"{hours:.2f} hours and {left * used / 2**30:,.2f} GiB for the {left} that are left"
+    )
 
 
 def _checkpoints(config: Config) -> int:
@@ -138,7 +152,11 @@ def _results(config: Config, files: StudyDirectory) -> StudyResults | None:
     from uvar_tune.search.load import load_results
     from uvar_tune.search.ownership import require_existing_study
 
-    return load_results(config, files) if require_existing_study(files.storage_url(config), files.name, files.directory) else None
+    return (
+        load_results(config, files)
+        if require_existing_study(files.storage_url(config), files.name, files.directory)
+        else None
+    )
 
 
 def _bytes(directory) -> int:

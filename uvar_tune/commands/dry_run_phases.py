@@ -20,8 +20,11 @@ def foretold(config: Config, files: StudyDirectory, steps: tuple[str, ...], resu
 
     ranked = [trial for trial in results.ranked() if trial.kind != BASELINE] if results else []
     if steps[0] in ("inference", "confirm") and not ranked:
-        raise ConfigError(f"study {files.name!r} has no finished trial to {steps[0]} yet", where=f"--phase {steps[0]}",
-                          nearest="--phase explore")
+        raise ConfigError(
+            f"study {files.name!r} has no finished trial to {steps[0]} yet",
+            where=f"--phase {steps[0]}",
+            nearest="--phase explore",
+        )
     tell = {"calibrate": _calibrate, "noise": _noise, "inference": _inference, "confirm": _confirm}
     return [f"phase {step}: {tell[step](config, files, results)}" for step in steps if step in tell]
 
@@ -37,13 +40,17 @@ def _calibrate(config: Config, files: StudyDirectory, results: StudyResults | No
 
 def _noise(config: Config, files: StudyDirectory, results: StudyResults | None) -> str:
     study, done = config.study, _ended(config, files, "noise", results, None)
-    return (f"the baseline under {study.noise_replicates} training seeds, {done} of them done, each scored on "
-            f"{study.noise_samplings} sampling seeds; {_hours(max(0, study.noise_replicates - done), results)}")
+    return (
+        f"the baseline under {study.noise_replicates} training seeds, {done} of them done, each scored on "
+        f"{study.noise_samplings} sampling seeds; {_hours(max(0, study.noise_replicates - done), results)}"
+    )
 
 
 def _inference(config: Config, files: StudyDirectory, results: StudyResults | None) -> str:
-    return (f"trains no trial; the {config.study.confirm_top} best and the baseline are scored over "
-            f"{', '.join(config.study.confirm_axes)} where they have not been; how long that takes cannot be told beforehand")
+    return (
+        f"trains no trial; the {config.study.confirm_top} best and the baseline are scored over "
+        f"{', '.join(config.study.confirm_axes)} where they have not been; how long that takes cannot be told beforehand"
+    )
 
 
 def _confirm(config: Config, files: StudyDirectory, results: StudyResults | None) -> str:
@@ -54,16 +61,22 @@ def _confirm(config: Config, files: StudyDirectory, results: StudyResults | None
     before = f"first a search of the baseline's own nuisance parameters, {study.trials} trials at most; " * nuisance
     over = f", each scored over {', '.join(study.confirm_axes)}"
     if not results or all(trial.kind == BASELINE for trial in results.ranked()):
-        return (f"{before}{study.confirm_replicates} replicates of {4 + study.confirm_top} arms at most{over}; which arms is known "
-                "after the search")
+        return (
+            f"{before}{study.confirm_replicates} replicates of {4 + study.confirm_top} arms at most{over}; which arms is known "
+            "after the search"
+        )
     arms = list(confirm_arms(config, results, {}))
     done = _ended(config, files, "confirm", results, set(arms))
     left = max(0, len(arms) * study.confirm_replicates - done)
-    return (f"{before}{len(arms)} arms ({', '.join(arms)}) of {study.confirm_replicates} replicates{over}, {done} of them done; "
-            f"{_hours(left, results)}")
+    return (
+        f"{before}{len(arms)} arms ({', '.join(arms)}) of {study.confirm_replicates} replicates{over}, {done} of them done; "
+        f"{_hours(left, results)}"
+    )
 
 
-def _ended(config: Config, files: StudyDirectory, phase: str, results: StudyResults | None, arms: set[str] | None) -> int:
+def _ended(
+    config: Config, files: StudyDirectory, phase: str, results: StudyResults | None, arms: set[str] | None
+) -> int:
     """How many replicates of a phase have ended; of one with other arms, which begins anew, none."""
     if results is None:
         return 0
@@ -84,5 +97,7 @@ def _hours(left: int, results: StudyResults | None) -> str:
     if not finished:
         return f"{left} trainings are left; hours: unknown until a trial of this study has finished here"
     seconds = sum(trial.seconds for trial in finished) / len(finished)
-    return (f"{left} trainings are left, {left * seconds / 3600:.2f} hours one after the other at {seconds / 60:.1f} minutes, as "
-            "the trials took; scores at more points take longer")
+    return (
+        f"{left} trainings are left, {left * seconds / 3600:.2f} hours one after the other at {seconds / 60:.1f} minutes, as "
+        "the trials took; scores at more points take longer"
+    )

@@ -62,26 +62,34 @@ def run_edit(request: Request, say: Callable[[str], None]) -> None:
     if request.baseline is not None:
         opened.append(("baseline", *open_networks(request.baseline, device=request.networks["device"])))
         if opened[1][2].image_size != size:
-            raise ConfigError(f"makes images of {opened[1][2].image_size} px, the checkpoint of {size} px", where="--baseline")
+            raise ConfigError(
+                f"makes images of {opened[1][2].image_size} px, the checkpoint of {size} px", where="--baseline"
+            )
     inference = Inference(**request.sampling)
     for name, var, vqvae, _ in opened:
         inference.check(var.vocab_size, as_option)
         check_known(vqvae, known_SS, f"--box {request.box}" if request.box is not None else f"--mask {request.mask}")
         if request.label is not None and not 0 <= request.label < var.num_classes:
-            raise ConfigError(f"label {request.label} is not one of the {name}'s 0 … {var.num_classes - 1}", where="--label")
+            raise ConfigError(
+                f"label {request.label} is not one of the {name}'s 0 … {var.num_classes - 1}", where="--label"
+            )
     rows = [_completed(request, one, image_3SS, known_SS, say) for one in opened]
     label = "no label" if request.label is None else f"label {request.label}"
     about = f"{request.task}, {label}, {inference.about()}"
     save_picture(request.out, image_3SS, known_SS, rows, first_seed=request.seed, title=f"{about}, image {seen}")
-    say(f"{request.out}: {request.count} completions of {request.image}, {about}; "
-        + "; ".join(f"{name} {where}" for name, _, _, where in opened))
+    say(
+        f"{request.out}: {request.count} completions of {request.image}, {about}; "
+        + "; ".join(f"{name} {where}" for name, _, _, where in opened)
+    )
 
 
 def check(request: Request) -> None:
     """What can be said of a request before a network is opened."""
     task = choose(request.task, TASKS, "task", "command line")
     if (request.mask is None) == (request.box is None):
-        raise ConfigError("give either --mask or --box, to say what is kept and what is made anew", where="command line")
+        raise ConfigError(
+            "give either --mask or --box, to say what is kept and what is made anew", where="command line"
+        )
     if task == "relabel" and request.label is None:
         raise ConfigError("relabel needs --label, the class to put there", where="--label")
     if request.box is not None:
@@ -91,12 +99,21 @@ def check(request: Request) -> None:
             _read(path)
 
 
-def _completed(request: Request, opened: tuple, image_3SS: torch.Tensor, known_SS: torch.Tensor,
-               say: Callable[[str], None]) -> Row:
+def _completed(
+    request: Request, opened: tuple, image_3SS: torch.Tensor, known_SS: torch.Tensor, say: Callable[[str], None]
+) -> Row:
     name, var, vqvae, about = opened
-    images_N3SS = inpaint(var, vqvae, image_3SS, known_SS, var.num_classes if request.label is None else request.label,
-                          count=request.count, seeds=[request.seed + i for i in range(request.count)], **request.sampling,
-                          progress=counting(f"{name}, completions", request.count, say))
+    images_N3SS = inpaint(
+        var,
+        vqvae,
+        image_3SS,
+        known_SS,
+        var.num_classes if request.label is None else request.label,
+        count=request.count,
+        seeds=[request.seed + i for i in range(request.count)],
+        **request.sampling,
+        progress=counting(f"{name}, completions", request.count, say),
+    )
     return Row(name, about, images_N3SS.cpu())
 
 
@@ -121,8 +138,11 @@ def _read_mask(request: Request, image: Image.Image, size: int) -> torch.Tensor:
     """What the mask leaves known (S, S)."""
     mask = _read(request.mask)
     if mask.size not in (image.size, (size, size)):
-        raise ConfigError(f"mask of {mask.width}x{mask.height} px for an image of {image.width}x{image.height} px; it must "
-                          f"have the image's size, or {size}x{size} px", where=request.mask)
+        raise ConfigError(
+            f"mask of {mask.width}x{mask.height} px for an image of {image.width}x{image.height} px; it must "
+            f"have the image's size, or {size}x{size} px",
+            where=request.mask,
+        )
     hidden_SS = torch.from_numpy(np.array(fitted(mask, size).convert("L"))) >= _HIDDEN
     return ~hidden_SS
 
@@ -141,8 +161,9 @@ def parse_box(text: str, size: int | None = None) -> tuple[int, int, int, int]:
     try:
         x0, y0, x1, y1 = (int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"{text!r} is not x0,y0,x1,y1: four whole numbers of pixels, x1 and y1 exclusive",
-                          where="--box") from None
+        raise ConfigError(
+            f"{text!r} is not x0,y0,x1,y1: four whole numbers of pixels, x1 and y1 exclusive", where="--box"
+        ) from None
     if not (0 <= x0 < x1 and 0 <= y0 < y1) or (size is not None and max(x1, y1) > size):
         end = "" if size is None else f" <= {size}"
         raise ConfigError(f"{text!r} must have 0 <= x0 < x1{end} and 0 <= y0 < y1{end}", where="--box")

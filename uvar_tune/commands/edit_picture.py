@@ -28,8 +28,9 @@ class Row:
     images_N3SS: torch.Tensor
 
 
-def save_picture(path: str | Path, image_3SS: torch.Tensor, known_SS: torch.Tensor, rows: list[Row], *, first_seed: int,
-                 title: str) -> Path:
+def save_picture(
+    path: str | Path, image_3SS: torch.Tensor, known_SS: torch.Tensor, rows: list[Row], *, first_seed: int, title: str
+) -> Path:
     """Write the picture as PNG; completion i carries the seed ``first_seed + i``.
 
     Raises:
@@ -37,9 +38,13 @@ def save_picture(path: str | Path, image_3SS: torch.Tensor, known_SS: torch.Tens
     """
     veil_3SS = torch.tensor(_VEIL_3)[:, None, None].expand_as(image_3SS)
     given = {"original": image_3SS, "known part": torch.where(known_SS, image_3SS, veil_3SS)}
-    lines = [[*(given.items() if i == 0 else [("", None)] * len(given)),
-              *((f"{row.name}, seed {first_seed + n}", image) for n, image in enumerate(row.images_N3SS))]
-             for i, row in enumerate(rows)]
+    lines = [
+        [
+            *(given.items() if i == 0 else [("", None)] * len(given)),
+            *((f"{row.name}, seed {first_seed + n}", image) for n, image in enumerate(row.images_N3SS)),
+        ]
+        for i, row in enumerate(rows)
+    ]
     canvas = _drawn(lines, [title, *(f"{row.name}: {row.about}" for row in rows)])
     path = Path(path)
     try:

@@ -52,7 +52,9 @@ def run_evaluation(request: Request, say: Callable[[str], None]) -> list[Table]:
     if request.baseline is None and request.baseline_cfg_scale is not None:
         raise ConfigError("there is no baseline whose CFG scale this could be", where="--baseline-cfg-scale")
     check_device(request.device)
-    opened = {OURS: LoadedCheckpoint(request.checkpoint)} | ({BASELINE: LoadedCheckpoint(request.baseline)} if request.baseline else {})
+    opened = {OURS: LoadedCheckpoint(request.checkpoint)} | (
+        {BASELINE: LoadedCheckpoint(request.baseline)} if request.baseline else {}
+    )
     config = opened[OURS].config
     root = resolve_root(request.root or config.run.root)
     samples = request.samples or config.evaluation.samples
@@ -63,11 +65,22 @@ def run_evaluation(request: Request, say: Callable[[str], None]) -> list[Table]:
         raise ConfigError(f"{files.cache} cannot be written: {error.strerror}", where="--root") from None
     directory = Path(request.out) if request.out else files.directory
     check_directory(directory, "--out" if request.out else "--root")
-    plan = Plan(cache=files.cache, record=files.directory / "prepare.jsonl", samples=samples,
-                seeds=sampling_seeds(config.study.seed), device=request.device, tokenizer=request.tokenizer, say=say,
-                progress=lambda text: _progress(text, say))
+    plan = Plan(
+        cache=files.cache,
+        record=files.directory / "prepare.jsonl",
+        samples=samples,
+        seeds=sampling_seeds(config.study.seed),
+        device=request.device,
+        tokenizer=request.tokenizer,
+        say=say,
+        progress=lambda text: _progress(text, say),
+    )
     given = {OURS: request.cfg_scale, BASELINE: request.baseline_cfg_scale}
-    subjects = [CheckpointEvaluation(method, opened[method], plan, cfg_scale=given[method]) for method in (BASELINE, OURS) if method in opened]
+    subjects = [
+        CheckpointEvaluation(method, opened[method], plan, cfg_scale=given[method])
+        for method in (BASELINE, OURS)
+        if method in opened
+    ]
     tables = evaluate_checkpoints(Comparison(tuple(subjects), request.imagenet_c, request.ood), request.suites, say)
     about = {one.method: one.about for one in subjects} | {"samples": samples, **provenance.origin()}
     console = Console(width=None if Console().is_terminal else 160)
@@ -94,16 +107,24 @@ def check_device(device: str) -> None:
 def run_name(opened: dict[str, LoadedCheckpoint], request: Request, samples: int) -> str:
     """One run for each pair of checkpoints, point and code, whichever suites are asked for, and when."""
     asked = {method: str(one.directory.resolve()) for method, one in opened.items()}
-    asked |= {"samples": samples, "cfg_scales": [request.cfg_scale, request.baseline_cfg_scale], "device": request.device,
-              "source": provenance.source_hash()}
+    asked |= {
+        "samples": samples,
+        "cfg_scales": [request.cfg_scale, request.baseline_cfg_scale],
+        "device": request.device,
+        "source": provenance.source_hash(),
+    }
     return f"evaluate-{opened[OURS].config.study.name[:40]}-{content_hash(asked)[:8]}"
 
 
 def log(files: StudyDirectory, tables: list[Table], written: list[Path], about: dict, say) -> None:
     """All numbers (the baseline's below `baseline/`), each protocol and origin as a parameter, the files as artifacts."""
     sink = files.sink(say)
-    numbers = {name if method == OURS else f"{method}/{name}": number for table in tables for method, row in table.rows.items()
-               for name, number in row.items()}
+    numbers = {
+        name if method == OURS else f"{method}/{name}": number
+        for table in tables
+        for method, row in table.rows.items()
+        for name, number in row.items()
+    }
     sink.start_study(params={**about, **protocols_of(numbers)}, tags={"uvar.kind": "evaluation"})
     sink.study_metrics({name: number.value for name, number in numbers.items()})
     for path in written:
@@ -117,8 +138,11 @@ def protocols_of(numbers: dict[str, Number]) -> dict[str, dict]:
     first: dict[tuple[Protocol, Origin], str] = {}
     for name, number in numbers.items():
         first.setdefault((number.protocol, number.origin), name)
-    return {f"{what}.{name}": found.as_dict() for pair, name in first.items()
-            for what, found in zip(("protocol", "origin"), pair, strict=True)}
+    return {
+        f"{what}.{name}": found.as_dict()
+        for pair, name in first.items()
+        for what, found in zip(("protocol", "origin"), pair, strict=True)
+    }
 
 
 def _progress(text: str, say: Callable[[str], None]) -> Callable[[int, int], None]:

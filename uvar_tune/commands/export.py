@@ -19,8 +19,15 @@ def final_config(config: Config, trial: TrialResult) -> Config:
     return config.with_values({**trial.params, **ran}).model_copy(update={"space": {}})
 
 
-def export_trial(results: StudyResults, trial: TrialResult, config: Config, directory: Path, *,
-                 mlflow_run: str | None = None, unconfirmed: bool = False) -> Path:
+def export_trial(
+    results: StudyResults,
+    trial: TrialResult,
+    config: Config,
+    directory: Path,
+    *,
+    mlflow_run: str | None = None,
+    unconfirmed: bool = False,
+) -> Path:
     """Write ``directory/NAME-00007.yaml``, which `python -m uvar_tune.train` runs.
 
     Args:
@@ -30,12 +37,18 @@ def export_trial(results: StudyResults, trial: TrialResult, config: Config, dire
         ConfigError: the trial has no score, or no verdict and that was not asked for, or the directory cannot be written.
     """
     if trial.state != "COMPLETE":
-        raise ConfigError(f"trial {trial.number} is {trial.state}: only a trial with a score can be exported",
-                          where="--trial", nearest=str(results.best.number) if results.best else None)
+        raise ConfigError(
+            f"trial {trial.number} is {trial.state}: only a trial with a score can be exported",
+            where="--trial",
+            nearest=str(results.best.number) if results.best else None,
+        )
     verdict = results.verdict(trial)
     if verdict is None and not unconfirmed:
-        raise ConfigError(f"trial {trial.number} is not confirmed: run `python -m uvar_tune.sweep … --phase confirm`, or export "
-                          "the candidate as it is with --unconfirmed", where=f"study {results.name!r}")
+        raise ConfigError(
+            f"trial {trial.number} is not confirmed: run `python -m uvar_tune.sweep … --phase confirm`, or export "
+            "the candidate as it is with --unconfirmed",
+            where=f"study {results.name!r}",
+        )
     word = verdict["verdict"] if verdict else UNCONFIRMED
     tree = final_config(config, trial).model_copy(update={"verdict": word}).tree(exclude=("space",))
     tree["provenance"] = _provenance(results, trial, verdict, mlflow_run)
@@ -54,16 +67,30 @@ def _header(results: StudyResults, trial: TrialResult, verdict: dict[str, Any] |
     said = f"{UNCONFIRMED} (the best of several is a candidate, not a result)"
     if verdict is not None:
         interval = "" if verdict["low"] is None else f" [{verdict['low']:.3g}, {verdict['high']:.3g}]"
-        said = (f"{verdict['verdict']} than the baseline, difference {verdict['difference']:+.3g}{interval} over "
-                f"{verdict['pairs']} pairs of seeds").replace("not distinguishable than", "not distinguishable from")
-    return (f"# Trial {trial.number} of study {results.name}: {results.objective} {trial.value:.4g}. Verdict: {said}.\n"
-            "# Run it: python -m uvar_tune.train FILE [key=value …]; repeat the trial: --replay\n")
+        said = (
+            f"{verdict['verdict']} than the baseline, difference {verdict['difference']:+.3g}{interval} over "
+            f"{verdict['pairs']} pairs of seeds"
+        ).replace("not distinguishable than", "not distinguishable from")
+    return (
+        f"# Trial {trial.number} of study {results.name}: {results.objective} {trial.value:.4g}. Verdict: {said}.\n"
+        "# Run it: python -m uvar_tune.train FILE [key=value …]; repeat the trial: --replay\n"
+    )
 
 
 def _provenance(results: StudyResults, trial: TrialResult, verdict, mlflow_run: str | None) -> dict[str, Any]:
-    return {"study": results.name, "trial": trial.number, "kind": trial.kind, "objective": results.objective,
-            "value": trial.value, "scores": dict(trial.scores), "protocol": dict(results.protocol),
-            "seeds": dict(trial.seeds), "mlflow_run": mlflow_run, "verdict": verdict, **trial.made_by}
+    return {
+        "study": results.name,
+        "trial": trial.number,
+        "kind": trial.kind,
+        "objective": results.objective,
+        "value": trial.value,
+        "scores": dict(trial.scores),
+        "protocol": dict(results.protocol),
+        "seeds": dict(trial.seeds),
+        "mlflow_run": mlflow_run,
+        "verdict": verdict,
+        **trial.made_by,
+    }
 
 
 def select(results: StudyResults, *, top: int | None = None, number: int | None = None) -> list[TrialResult]:
@@ -75,7 +102,9 @@ def select(results: StudyResults, *, top: int | None = None, number: int | None 
     if number is not None:
         found = [trial for trial in results.trials if trial.number == number]
         if not found:
-            raise ConfigError(f"study {results.name!r} has no trial {number} (it has {len(results.trials)})", where="--trial")
+            raise ConfigError(
+                f"study {results.name!r} has no trial {number} (it has {len(results.trials)})", where="--trial"
+            )
         return found
     ranked = results.ranked()
     if not ranked:
@@ -83,4 +112,3 @@ def select(results: StudyResults, *, top: int | None = None, number: int | None 
     if top is not None and top < 1:
         raise ConfigError(f"{top} is not a count of trials", where="--top")
     return ranked[: top or 1]
-

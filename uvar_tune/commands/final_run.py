@@ -28,7 +28,9 @@ PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
 def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     """Train and score ``config`` below ``run.root/NAME``; exit code 0 when it has a score (and, replayed, the same)."""
     check_objective(config)
-    config = config.with_values({"inference.search": "joint"} if replay else config.final)  # at the point that the trial chose
+    config = config.with_values(
+        {"inference.search": "joint"} if replay else config.final
+    )  # at the point that the trial chose
     if not re.match(NAME_PATTERN, name):
         raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
     check_weights(config)
@@ -37,8 +39,10 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     with files.lock(), raise_on_disk_full(files.directory):
         files.claim(config)
         sink = files.sink(say)
-        sink.start_study(params={"verdict": config.verdict or "none"},
-                         tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"})
+        sink.start_study(
+            params={"verdict": config.verdict or "none"},
+            tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"},
+        )
         status, close_sec = "KILLED", STOPPED_SEC
         try:
             result = _run(config, files, sink, say, replay)
@@ -53,8 +57,10 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     if result["outcome"] != "complete":
         say(f"{result['outcome']}: {result.get('reason', '')}")
         return 1
-    say(f"{config.study.metric} {result['value']:.4g} at CFG {result['params']['inference.cfg_scale']:g}; "
-        f"checkpoints in {files.trial(0) / 'checkpoints'}")
+    say(
+        f"{config.study.metric} {result['value']:.4g} at CFG {result['params']['inference.cfg_scale']:g}; "
+        f"checkpoints in {files.trial(0) / 'checkpoints'}"
+    )
     return _compare(config, result, say) if replay else 0
 
 
@@ -72,13 +78,26 @@ def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, say, replay
         if replay and read_outcome(directory, _seeds(config, replay)):
             shutil.rmtree(directory)  # a replay that has ended is made anew
         write_config(directory, config)
-        sink.watch_trial(0, directory, params=run_parameters(config, {"verdict": config.verdict or "none"}),
-                         tags=origin_tags(provenance.origin()))
-        job = {"config": config.tree(exclude=("space", "provenance")), "number": 0,
-               "attempt": 1, "seeds": _seeds(config, replay), "assets": assets, "started": time.time(),
-               "directory": str(directory), "baseline": str(directory), "cache": str(files.cache),
-               "run_name": f"train-{time.time_ns()}", "ray_directory": str(files.directory / "ray"),
-               "worker_retries": config.run.max_attempts - 1}
+        sink.watch_trial(
+            0,
+            directory,
+            params=run_parameters(config, {"verdict": config.verdict or "none"}),
+            tags=origin_tags(provenance.origin()),
+        )
+        job = {
+            "config": config.tree(exclude=("space", "provenance")),
+            "number": 0,
+            "attempt": 1,
+            "seeds": _seeds(config, replay),
+            "assets": assets,
+            "started": time.time(),
+            "directory": str(directory),
+            "baseline": str(directory),
+            "cache": str(files.cache),
+            "run_name": f"train-{time.time_ns()}",
+            "ray_directory": str(files.directory / "ray"),
+            "worker_retries": config.run.max_attempts - 1,
+        }
         with follower.following("training", directory / "metrics.jsonl", config.training.images):
             result = run_worker_group(job, signals)
         if result["outcome"] == "complete":

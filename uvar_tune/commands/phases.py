@@ -67,21 +67,28 @@ class Phases:
     def check(self, steps: tuple[str, ...]) -> None:
         """ConfigError where the first of these phases has nothing to work on."""
         if steps[0] in ("inference", "confirm") and not self._candidates(load_results(self.config, self.files)):
-            raise ConfigError(f"study {self.files.name!r} has no finished trial to {steps[0]} yet", where=f"--phase {steps[0]}",
-                              nearest="--phase explore")
+            raise ConfigError(
+                f"study {self.files.name!r} has no finished trial to {steps[0]} yet",
+                where=f"--phase {steps[0]}",
+                nearest="--phase explore",
+            )
 
     def _candidates(self, results) -> list[Any]:
         """The best trials of the search, without the baseline."""
         return [trial for trial in results.ranked() if trial.kind != BASELINE][: self.config.study.confirm_top]
 
     def run(self, step: str, runner: TuneRunner, concurrent: int) -> None:
-        self._say(f"phase {step}" if step != SEARCH else f"searching: {self.config.study.trials} trials, {concurrent} at once")
+        self._say(
+            f"phase {step}" if step != SEARCH else f"searching: {self.config.study.trials} trials, {concurrent} at once"
+        )
         getattr(self, f"_{step}")(runner, concurrent)
 
     def _calibrate(self, runner: TuneRunner, concurrent: int) -> None:
         """The shared assets are made before any phase; here they are shown."""
         for name, row in runner.assets["facts"].get("references", {}).items():
-            self._say(f"  reference {name}: " + ", ".join(f"{value:.3g}" for value in row) + " of the anchor, a scale each")
+            self._say(
+                f"  reference {name}: " + ", ".join(f"{value:.3g}" for value in row) + " of the anchor, a scale each"
+            )
 
     def _noise(self, runner: TuneRunner, concurrent: int) -> None:
         work = self.noise()
@@ -91,13 +98,18 @@ class Phases:
             tree = found.as_dict()
             (self.files.directory / "noise.json").write_text(json.dumps(tree, indent=1))
             gaps = ", ".join(f"{gap:.3g} with {pairs} pairs" for pairs, gap in _gaps(found))
-            self._say(f"  noise of {self.config.study.metric}: standard deviation {found.training.sd:.3g} over training seeds, "
-                      f"{found.sampling.sd:.3g} over sampling seeds; smallest detectable gap {gaps}")
+            self._say(
+                f"  noise of {self.config.study.metric}: standard deviation {found.training.sd:.3g} over training seeds, "
+                f"{found.sampling.sd:.3g} over sampling seeds; smallest detectable gap {gaps}"
+            )
 
     def noise(self) -> Replicates:
         study = self.config.study
-        arms = {BASELINE: {name: value for name, value in baseline_point(self.config).items()
-                           if not name.startswith("inference.")}}
+        arms = {
+            BASELINE: {
+                name: value for name, value in baseline_point(self.config).items() if not name.startswith("inference.")
+            }
+        }
         return Replicates(self.config, self._url, "noise", arms, study.noise_replicates, study.noise_samplings)
 
     def _search(self, runner: TuneRunner, concurrent: int) -> None:
@@ -139,8 +151,13 @@ class Phases:
 
     def deep(self) -> Config:
         """The configuration under which networks are compared: each at its own best point over all confirm axes."""
-        return self.config.with_values({"inference.search": "per_checkpoint", "inference.search_axes": self.config.study.confirm_axes,
-                                        "inference.search_refinements": self.config.study.confirm_refinements})
+        return self.config.with_values(
+            {
+                "inference.search": "per_checkpoint",
+                "inference.search_axes": self.config.study.confirm_axes,
+                "inference.search_refinements": self.config.study.confirm_refinements,
+            }
+        )
 
     def _tuned_baseline(self, runner: TuneRunner, concurrent: int) -> dict[str, Any]:
         """The baseline's nuisance parameters, searched with as many trials as the study had; {} where none are searched."""
@@ -155,7 +172,9 @@ class Phases:
         scored = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
         if not scored:
             return {}
-        best = (min if search.study.directions[0].name == "MINIMIZE" else max)(scored, key=lambda trial: trial.values[0])
+        best = (min if search.study.directions[0].name == "MINIMIZE" else max)(
+            scored, key=lambda trial: trial.values[0]
+        )
         return {name: value for name, value in best.user_attrs["values"].items() if name in nuisance}
 
     def say_verdicts(self, work: Replicates, results) -> None:
@@ -164,9 +183,15 @@ class Phases:
         for one in found:
             interval = f"[{one.low:.3g}, {one.high:.3g}]" if one.low is not None else "no interval"
             flattered = f", the search had flattered it by {one.optimism:.3g}" if one.optimism is not None else ""
-            needed = f", would take {one.seeds_needed} pairs" if one.seeds_needed and one.verdict == "not distinguishable" else ""
-            self._say(f"  {one.arm}: {one.verdict}; {self.config.study.metric} {one.value:.4g} against {one.baseline:.4g}, "
-                      f"difference {one.difference:+.3g} {interval} over {one.pairs} pairs{flattered}{needed}")
+            needed = (
+                f", would take {one.seeds_needed} pairs"
+                if one.seeds_needed and one.verdict == "not distinguishable"
+                else ""
+            )
+            self._say(
+                f"  {one.arm}: {one.verdict}; {self.config.study.metric} {one.value:.4g} against {one.baseline:.4g}, "
+                f"difference {one.difference:+.3g} {interval} over {one.pairs} pairs{flattered}{needed}"
+            )
         for arm, why in lost.items():
             self._say(f"  {arm}: no verdict ({why})")
 

@@ -50,7 +50,9 @@ def rebuild_tracking(files: StudyDirectory) -> None:
         known = {str(operation.get("number")) for operation in kept if operation.get("op") == "watch"}
         _tell(told, files.stored(), files, known, begins=not kept)
     if not spool.hold():
-        raise ConfigError("another process is sending it to MLflow; try again when it has ended", where=str(spool.directory))
+        raise ConfigError(
+            "another process is sending it to MLflow; try again when it has ended", where=str(spool.directory)
+        )
     try:
         spool.rewrite([*told.operations, *spool.operations()])
     except OSError as error:
@@ -65,7 +67,9 @@ def _tell(told: BufferedRunLogger, config: Config, files: StudyDirectory, known:
     final = not begun and not is_of_a_study(files.directory) and (files.trial(0) / "config.yaml").exists()
     if not begun:
         require_existing_study(files.storage_url(config), files.name, files.directory)
-    trials = [trial for trial in ([_final(config, files)] if final else _trials(begun, files)) if str(trial.key) not in known]
+    trials = [
+        trial for trial in ([_final(config, files)] if final else _trials(begun, files)) if str(trial.key) not in known
+    ]
     if not trials and not begins:
         return
     _tell_study(told, config, files, trials, final)
@@ -80,7 +84,9 @@ def _tell(told: BufferedRunLogger, config: Config, files: StudyDirectory, known:
         track(results, told, sorted([*files.export.glob("*.yaml"), *files.report.glob("*.*")]), at=last)
 
 
-def _tell_study(told: BufferedRunLogger, config: Config, files: StudyDirectory, trials: list[_Trial], final: bool) -> None:
+def _tell_study(
+    told: BufferedRunLogger, config: Config, files: StudyDirectory, trials: list[_Trial], final: bool
+) -> None:
     prepared = read_records(files.directory / "prepare.jsonl")[0]
     began = prepared[0]["time"] if prepared else min((trial.span[0] for trial in trials if trial.span[0]), default=None)
     if final:
@@ -90,8 +96,13 @@ def _tell_study(told: BufferedRunLogger, config: Config, files: StudyDirectory, 
     told.start_study(study_parameters(config), origin_tags(made_by), at=began)
     told.artifact(None, files.config, "")
     facts = next((record for record in reversed(prepared) if record["kind"] == "prepared"), {})
-    told.study_metrics({f"prepare/{key}": value for key, value in facts.items()
-                        if isinstance(value, float) and key not in ("time", "attempt")})
+    told.study_metrics(
+        {
+            f"prepare/{key}": value
+            for key, value in facts.items()
+            if isinstance(value, float) and key not in ("time", "attempt")
+        }
+    )
 
 
 def _tell_trial(told: BufferedRunLogger, config: Config, trial: _Trial) -> None:
@@ -111,12 +122,26 @@ def _trials(begun: dict[str, list], files: StudyDirectory) -> Iterator[_Trial]:
     for phase, trials in begun.items():
         for trial in trials:
             about = {"scores": {}, "params": {}, "protocol": {}, "ran": {}, **trial.user_attrs}
-            status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED" if about.get("outcome") == "stopped" else "FAILED",
-                      "FAIL": "FAILED"}.get(trial.state.name)
+            status = {
+                "COMPLETE": "FINISHED",
+                "PRUNED": "KILLED" if about.get("outcome") == "stopped" else "FAILED",
+                "FAIL": "FAILED",
+            }.get(trial.state.name)
             directory = files.directory / (phase or "trials") / f"{trial.number:05d}"
-            tags = {"uvar.kind": about["kind"], "uvar.phase": phase or "trial", "uvar.attempt": str(len(about["attempts"]))}
-            yield _Trial(f"{phase}/{trial.number}" if phase else trial.number, directory, status, about["values"], tags, about,
-                         _span(directory / "metrics.jsonl", about["attempts"]))
+            tags = {
+                "uvar.kind": about["kind"],
+                "uvar.phase": phase or "trial",
+                "uvar.attempt": str(len(about["attempts"])),
+            }
+            yield _Trial(
+                f"{phase}/{trial.number}" if phase else trial.number,
+                directory,
+                status,
+                about["values"],
+                tags,
+                about,
+                _span(directory / "metrics.jsonl", about["attempts"]),
+            )
 
 
 def _final(config: Config, files: StudyDirectory) -> _Trial:
@@ -125,8 +150,15 @@ def _final(config: Config, files: StudyDirectory) -> _Trial:
     seeds = seeds_behind(directory)
     result = read_outcome(directory, seeds)
     status = None if result is None else "FINISHED" if result["outcome"] == "complete" else "FAILED"
-    return _Trial(0, directory, status, {"verdict": config.verdict or "none"}, {"uvar.kind": kind},
-                  {**(result or {}), "seeds": seeds}, _span(directory / "metrics.jsonl", []))
+    return _Trial(
+        0,
+        directory,
+        status,
+        {"verdict": config.verdict or "none"},
+        {"uvar.kind": kind},
+        {**(result or {}), "seeds": seeds},
+        _span(directory / "metrics.jsonl", []),
+    )
 
 
 def _span(record: Path, attempts: list[dict[str, Any]]) -> tuple[float | None, float | None]:

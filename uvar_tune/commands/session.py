@@ -29,7 +29,9 @@ def work_on(config: Config, files: StudyDirectory, steps: tuple[str, ...], say) 
     verify_directory_owner(phases.search().storage, files.name, files.directory)
     phases.check(steps)
     if not phases.pending(steps):
-        say(phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)")
+        say(
+            phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)"
+        )
         return finish(config, files, None, say, {})
     check_folder(config)
     sink = files.sink(say)
@@ -47,7 +49,9 @@ def work_on(config: Config, files: StudyDirectory, steps: tuple[str, ...], say) 
     return code
 
 
-def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str, ...], sink: MLflowTracker, say) -> int:
+def _run(
+    config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str, ...], sink: MLflowTracker, say
+) -> int:
     from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
     from uvar_tune.ray_backend.cluster import capacity, cluster
     from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
@@ -61,7 +65,9 @@ def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str
             check_shared_filesystem(files.root)
             assets = prepare_assets(config, files, follower)
             _check_protocol(config, files, phases, assets)
-        sink.study_metrics({f"prepare/{key}": value for key, value in assets["facts"].items() if isinstance(value, float)})
+        sink.study_metrics(
+            {f"prepare/{key}": value for key, value in assets["facts"].items() if isinstance(value, float)}
+        )
         runner = TuneRunner(config, files, sink, signals, follower, assets, say)
         for step in steps:
             phases.run(step, runner, concurrent)
@@ -83,8 +89,12 @@ def _check_protocol(config: Config, files: StudyDirectory, phases: Phases, asset
     verify_directory_owner(storage, files.name, files.directory)  # again: two may have begun at once
     known = stored_protocol(storage, files.name)
     if known:
-        require_same_protocol(run_as_task(config, current_protocol, config, assets, files.cache), known, where="here and now",
-                              of=f"the trials of study {files.name!r}; go on where they were scored, or take another --study name")
+        require_same_protocol(
+            run_as_task(config, current_protocol, config, assets, files.cache),
+            known,
+            where="here and now",
+            of=f"the trials of study {files.name!r}; go on where they were scored, or take another --study name",
+        )
 
 
 def prepare_assets(config: Config, files: StudyDirectory, follower: LogFollower) -> dict[str, Any]:

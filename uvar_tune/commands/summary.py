@@ -74,7 +74,9 @@ def _note_costs(files: StudyDirectory, cpu_sec: dict[str, float]) -> None:
 def _say_costs(results: StudyResults, cpu_sec: dict[str, float], say) -> None:
     """Where the time went, over all commands that worked at the study."""
     for row in costs(results):
-        parts = [f"{seconds:,.0f} {kind} s" for seconds, kind in ((row.wall_sec, "wall"), (row.cpu_sec, "CPU")) if seconds]
+        parts = [
+            f"{seconds:,.0f} {kind} s" for seconds, kind in ((row.wall_sec, "wall"), (row.cpu_sec, "CPU")) if seconds
+        ]
         if parts:
             say(f"time, {row.phase}: {', '.join(parts)}")
     for name, seconds in cpu_sec.items():
@@ -89,5 +91,3 @@ def _python() -> str:
         return str(Path(sys.executable).relative_to(os.getcwd()))
     except ValueError:
         return sys.executable
-
-

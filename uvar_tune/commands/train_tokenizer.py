@@ -1,6 +1,6 @@
 """A run of `python -m uvar_tune.tokenizer`: the tokenizer of a configuration trained by a group of workers, shown, handed over.
 
-    run.root/NAME-tokenizer/{tokenizer.yaml, tokenizer/, trials/00000/{metrics.jsonl, checkpoints/<images>/, samples/}}
+run.root/NAME-tokenizer/{tokenizer.yaml, tokenizer/, trials/00000/{metrics.jsonl, checkpoints/<images>/, samples/}}
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ def run_tokenizer(config: Config, name: str, *, official: str | None, say) -> in
     seeds = {"tokenizer": tokenizer_plan(config)["seed"]}
     with files.lock(), raise_on_disk_full(files.directory):
         if known.exists():
-            require_same(parse_yaml(read_text(known), str(known)), _asked(config), where=f"tokenizer {name!r} in {files.directory}")
+            require_same(
+                parse_yaml(read_text(known), str(known)),
+                _asked(config),
+                where=f"tokenizer {name!r} in {files.directory}",
+            )
         result = read_outcome(files.trial(0), seeds)
         if result and result["outcome"] == "complete":
             say("this tokenizer has been trained; nothing to run (--name starts another)")
@@ -64,23 +68,33 @@ def _check(config: Config, name: str, official: str | None) -> None:
         raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
     if t.batch_size % config.run.workers:
         low = t.batch_size // config.run.workers * config.run.workers
-        raise ConfigError(f"{t.batch_size} is not a multiple of run.workers {config.run.workers}", where="tokenizer.batch_size",
-                          nearest=str(low or config.run.workers))
+        raise ConfigError(
+            f"{t.batch_size} is not a multiple of run.workers {config.run.workers}",
+            where="tokenizer.batch_size",
+            nearest=str(low or config.run.workers),
+        )
     if official is not None and (Path(official).is_dir() or not Path(official).absolute().parent.is_dir()):
         raise ConfigError(f"{official!r} is no file in a directory that exists", where="--official")
     if official is not None and t.quant_resi not in OFFICIAL_RATIOS:
-        raise ConfigError(f"tokenizer.quant_resi {t.quant_resi:g} is not in an official file, whose readers take 0.5",
-                          where="--official")
+        raise ConfigError(
+            f"tokenizer.quant_resi {t.quant_resi:g} is not in an official file, whose readers take 0.5",
+            where="--official",
+        )
 
 
 def _asked(config: Config) -> dict[str, Any]:
     """The settings that make the tokenizer, by section."""
     tree = config.tree()
-    return {"study": {"seed": config.study.seed}, "data": tree["data"],
-            "tokenizer": {key: value for key, value in tree["tokenizer"].items() if key not in ("path", "crops")}}
+    return {
+        "study": {"seed": config.study.seed},
+        "data": tree["data"],
+        "tokenizer": {key: value for key, value in tree["tokenizer"].items() if key not in ("path", "crops")},
+    }
 
 
-def _train(config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], say) -> dict[str, Any]:
+def _train(
+    config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], say
+) -> dict[str, Any]:
     """Run the worker group, followed by MLflow and the user; how it ended."""
     sink = files.sink(say)
     status, close_sec = "KILLED", STOPPED_SEC
@@ -97,8 +111,9 @@ def _train(config: Config, files: StudyDirectory, known: Path, place: Path, seed
         sink.close(close_sec)
 
 
-def _on_ray(config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], sink: MLflowTracker,
-            say) -> dict[str, Any]:
+def _on_ray(
+    config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], sink: MLflowTracker, say
+) -> dict[str, Any]:
     from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
     from uvar_tune.ray_backend.cluster import capacity, cluster, run_as_task
     from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
@@ -116,21 +131,34 @@ def _on_ray(config: Config, files: StudyDirectory, known: Path, place: Path, see
         write_config(directory, config)
         tags = {**origin_tags(provenance.origin()), "uvar.kind": "tokenizer"}
         sink.start_study(params={}, tags=tags)
-        parameters = {key: value for key, value in study_parameters(config).items() if key.startswith(("data.", "tokenizer."))}
+        parameters = {
+            key: value for key, value in study_parameters(config).items() if key.startswith(("data.", "tokenizer."))
+        }
         sink.watch_trial(0, directory, params={**parameters, "study.seed": config.study.seed}, tags=tags)
-        job = {"config": config.tree(exclude=("space", "final", "verdict", "provenance")), "seeds": seeds,
-               "directory": str(directory), "tokenizer": str(place), "run_name": f"tokenizer-{time.time_ns()}",
-               "ray_directory": str(files.directory / "ray"), "worker_retries": config.run.max_attempts - 1}
+        job = {
+            "config": config.tree(exclude=("space", "final", "verdict", "provenance")),
+            "seeds": seeds,
+            "directory": str(directory),
+            "tokenizer": str(place),
+            "run_name": f"tokenizer-{time.time_ns()}",
+            "ray_directory": str(files.directory / "ray"),
+            "worker_retries": config.run.max_attempts - 1,
+        }
         with follower.following("tokenizer", directory / "metrics.jsonl", config.tokenizer.images):
             return run_worker_group(job, signals, work_on_tokenizer)
 
 
-def _hand_over(config: Config, result: dict[str, Any], files: StudyDirectory, place: Path, official: str | None, say) -> int:
+def _hand_over(
+    config: Config, result: dict[str, Any], files: StudyDirectory, place: Path, official: str | None, say
+) -> int:
     scores = result["scores"]
     vqvae = load_tokenizer(place)
-    say(f"held-out reconstruction MSE {scores['reconstruction_mse']:.4f} (pixels in [-1, 1]), {scores['codes_in_use']:.0f} of "
+    say(
+        f"held-out reconstruction MSE {scores['reconstruction_mse']:.4f} (pixels in [-1, 1]), {scores['codes_in_use']:.0f} of "
         f"{config.tokenizer.vocab_size} codes in use ("
-        + ", ".join(f"{scores[f'code_usage/scale_{k}']:.0%}" for k in range(1, len(vqvae.scales) + 1)) + " at the scales)")
+        + ", ".join(f"{scores[f'code_usage/scale_{k}']:.0%}" for k in range(1, len(vqvae.scales) + 1))
+        + " at the scales)"
+    )
     pictures = sorted((files.trial(0) / "samples").glob("*.png"))
     if pictures:
         say(f"reconstructions: {pictures[-1]}")

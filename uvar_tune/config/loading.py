@@ -15,7 +15,9 @@ from uvar_tune.config.space import check_space
 from uvar_tune.errors import ConfigError, nearest
 
 _MAX_BYTES = 2**20
-_MAX_NODES = 2**15  # keys, values and lists: what takes 2 s to read; the names of every class of a large data set are fewer
+_MAX_NODES = (
+    2**15
+)  # keys, values and lists: what takes 2 s to read; the names of every class of a large data set are fewer
 _MAX_BITS = 1024  # of a whole number: beyond it no float holds it
 _COMMAND_LINE = "command line"
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
@@ -52,7 +54,9 @@ class _Loader(yaml.SafeLoader):
     def construct_whole(self, node):
         value = self.construct_yaml_int(node)
         if value.bit_length() > _MAX_BITS:
-            raise ConfigError(f"line {node.start_mark.line + 1}: a whole number of {value.bit_length():,} bits is too large")
+            raise ConfigError(
+                f"line {node.start_mark.line + 1}: a whole number of {value.bit_length():,} bits is too large"
+            )
         return value
 
 
@@ -75,7 +79,9 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"not a configuration: {error}".splitlines()[0], where=where) from None
 
 
-def read_config(path: str | Path, overrides: list[str] = (), *, name: str | None = None, trials: int | None = None) -> Config:
+def read_config(
+    path: str | Path, overrides: list[str] = (), *, name: str | None = None, trials: int | None = None
+) -> Config:
     """The validated configuration of a space file or export, with ``key=value`` overrides and the options of a door applied.
 
     Raises:
@@ -85,7 +91,11 @@ def read_config(path: str | Path, overrides: list[str] = (), *, name: str | None
     written = parse_yaml(read_text(path), str(path))
     _require_mapping(written, str(path))
     tree, told = written, {}
-    for key, value, by in [*map(_override, overrides), ("study.trials", trials, "--trials"), ("study.name", name, "--study")]:
+    for key, value, by in [
+        *map(_override, overrides),
+        ("study.trials", trials, "--trials"),
+        ("study.name", name, "--study"),
+    ]:
         if by == _COMMAND_LINE or value is not None:
             tree = _with(tree, key, value, by)
             if key in told:
@@ -105,8 +115,9 @@ def validate(tree: Any, where: str) -> Config:
     _require_mapping(tree, where)
     _require_texts(tree, "", where)
     try:
-        config = Config.model_validate({key: ({} if value is None and key in _MAY_BE_EMPTY else value)
-                                        for key, value in tree.items()})
+        config = Config.model_validate(
+            {key: ({} if value is None and key in _MAY_BE_EMPTY else value) for key, value in tree.items()}
+        )
         check_space(config)
     except ValidationError as error:
         raise complaint(error, where) from None
@@ -137,10 +148,14 @@ def _check_told(config: Config, told: dict[str, str]) -> None:
             continue
         value, fixed = config.get(name), entry.choices[0] if entry.role == "fixed" else None
         if entry.role != "fixed":
-            raise ConfigError(f"{name} {value!r}: space.{name} searches it; change its range or baseline there, or take it out of "
-                              "the space")
+            raise ConfigError(
+                f"{name} {value!r}: space.{name} searches it; change its range or baseline there, or take it out of "
+                "the space"
+            )
         if value != fixed:
-            raise ConfigError(f"{name} {value!r}: space.{name} fixes it at {fixed!r}; change it there", nearest=str(fixed))
+            raise ConfigError(
+                f"{name} {value!r}: space.{name} fixes it at {fixed!r}; change it there", nearest=str(fixed)
+            )
 
 
 def _blamed(message: str, told: dict[str, str], written: dict[str, Any], file: str) -> str:

@@ -23,7 +23,9 @@ def complaint(error: ValidationError, where: str | None = None) -> ConfigError:
     near = None
     if first["type"] == "literal_error":
         near = nearest(value, [part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")])
-    message = _wanted(first["type"], value) or (message[0].lower() + message[1:] if first["type"] != "value_error" else message)
+    message = _wanted(first["type"], value) or (
+        message[0].lower() + message[1:] if first["type"] != "value_error" else message
+    )
     return ConfigError(f"{dotted}{shown}: {message}" if place else message, where=where, nearest=near)
 
 

@@ -70,7 +70,10 @@ class StudyConfig(Section):
     noise_samplings: Annotated[int, Field(ge=2)] = 3  # sampling seeds on which each of them is scored
     confirm_top: Positive = 2  # how many trials are confirmed
     confirm_replicates: Positive = 8  # fresh seeds of each arm in the phase `confirm`
-    confirm_axes: tuple[Literal[PROFILE_AXES], ...] = ("cfg_scale", "temperature")  # each arm at its own best point over these
+    confirm_axes: tuple[Literal[PROFILE_AXES], ...] = (
+        "cfg_scale",
+        "temperature",
+    )  # each arm at its own best point over these
     confirm_refinements: Annotated[int, Field(ge=0, le=32)] = 8
     max_gpu_hours: PositiveFloat | None = None
     max_wall_time: PositiveFloat | None = None  # hours during which trials ran
@@ -78,8 +81,10 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _consistent(self):
         if len(set(self.metrics)) < len(self.metrics):
-            raise ValueError(f"study.further_metrics {list(self.further_metrics)} and study.metric "
-                             f"{self.metric!r} name a metric twice")
+            raise ValueError(
+                f"study.further_metrics {list(self.further_metrics)} and study.metric "
+                f"{self.metric!r} name a metric twice"
+            )
         if (self.pruner == "none") != (not self.rungs):
             raise ValueError("study.pruner and study.rungs belong together: give both, or pruner 'none' and no rungs")
         if list(self.rungs) != sorted(set(self.rungs)):
@@ -87,8 +92,10 @@ class StudyConfig(Section):
         if self.stop_metric is not None and self.stop_metric not in self.metrics:
             raise ValueError(f"study.stop_metric {self.stop_metric!r} is none of the metrics {list(self.metrics)}")
         if self.pruner != "none" and self.further_metrics and self.stop_metric is None:
-            raise ValueError(f"study.pruner {self.pruner!r} with several metrics needs study.stop_metric, one of "
-                             f"{list(self.metrics)}")
+            raise ValueError(
+                f"study.pruner {self.pruner!r} with several metrics needs study.stop_metric, one of "
+                f"{list(self.metrics)}"
+            )
         return self
 
     @property
@@ -180,13 +187,17 @@ class LossConfig(Section):
     def _means_something(self):
         pointless = (self.reference, self.dispersion, self.discrepancy) == ("uniform", "probability", "kl")
         if self.lambda_1 > 0 and pointless:
-            raise ValueError("loss: 'kl' with reference 'uniform' and dispersion 'probability' divides by a "
-                             "reference variance of 0; take 'wasserstein' or 'squared'")
+            raise ValueError(
+                "loss: 'kl' with reference 'uniform' and dispersion 'probability' divides by a "
+                "reference variance of 0; take 'wasserstein' or 'squared'"
+            )
         low, high = SHARES
         for name, value in (("lambda_1", self.lambda_1), ("lambda_2", self.lambda_2)):
             if self.lambda_unit == "share" and value and not low <= value <= high:
-                raise ValueError(f"loss.{name} {value:g} is a share of the gradient (loss.lambda_unit): 0, or "
-                                 f"from {low:g} to {high:g}")
+                raise ValueError(
+                    f"loss.{name} {value:g} is a share of the gradient (loss.lambda_unit): 0, or "
+                    f"from {low:g} to {high:g}"
+                )
         return self
 
 
@@ -226,7 +237,9 @@ class InferenceConfig(Section):
     search_axes: tuple[Literal[PROFILE_AXES], ...] = ("cfg_scale",)  # and what else the space names in role inference
     search_refinements: Annotated[int, Field(ge=0, le=16)] = 2  # golden-section scores between the best of these
     temperature: Annotated[float, Field(ge=1e-4, le=100)] = 1.0
-    cfg_ramp: Annotated[float, Field(ge=0, le=100)] = 1.0  # power with which guidance grows over the scales; 0: the same at each
+    cfg_ramp: Annotated[float, Field(ge=0, le=100)] = (
+        1.0  # power with which guidance grows over the scales; 0: the same at each
+    )
     top_k: Annotated[int, Field(ge=0, le=2**16)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 0.0
 
@@ -234,7 +247,9 @@ class InferenceConfig(Section):
     def _profile_holds_zero(self):
         points = self.search_cfg_scales
         if 0.0 not in points or len(points) < 2 or list(points) != sorted(set(points)):
-            raise ValueError(f"inference.search_cfg_scales {list(points)} must ascend and hold 0 (guidance off) and one more")
+            raise ValueError(
+                f"inference.search_cfg_scales {list(points)} must ascend and hold 0 (guidance off) and one more"
+            )
         return self
 
 
@@ -243,7 +258,13 @@ class EvaluationConfig(Section):
     chunk: Positive = 100
     extractor: str = "inception-v3-compat"
     weights: str | None = None
-    metrics: tuple[Literal["fid", "kid", "is", "precision", "recall"], ...] = ("fid", "kid", "is", "precision", "recall")
+    metrics: tuple[Literal["fid", "kid", "is", "precision", "recall"], ...] = (
+        "fid",
+        "kid",
+        "is",
+        "precision",
+        "recall",
+    )
     reference_split: Literal["train", "validation"] = "train"
 
 
@@ -282,7 +303,9 @@ class Config(Section):
         training, run = self.training, self.run
         share = run.workers * training.accumulate
         if training.batch_size % share:
-            raise ValueError(_divides("training.batch_size", training.batch_size, "run.workers·training.accumulate", share))
+            raise ValueError(
+                _divides("training.batch_size", training.batch_size, "run.workers·training.accumulate", share)
+            )
         for key in ("log_images", "checkpoint_images"):
             value = getattr(run, key)
             if value is not None and value % training.batch_size:
@@ -291,8 +314,10 @@ class Config(Section):
         if self.tokenizer.path is None:
             reach = self.tokenizer.scales[-1] * 2 ** (len(self.tokenizer.channel_multipliers) - 1)
             if reach != self.data.image_size:
-                raise ValueError(f"data.image_size {self.data.image_size} differs from {reach}, the size that "
-                                 "tokenizer.scales and tokenizer.channel_multipliers make")
+                raise ValueError(
+                    f"data.image_size {self.data.image_size} differs from {reach}, the size that "
+                    "tokenizer.scales and tokenizer.channel_multipliers make"
+                )
         return self
 
     def _check_rungs(self) -> None:
@@ -303,14 +328,20 @@ class Config(Section):
             if rung >= training.images:
                 raise ValueError(f"study.rungs {rung} must be below training.images {training.images}")
         if study.rungs and study.rung_samples > self.evaluation.samples:
-            raise ValueError(f"study.rung_samples {study.rung_samples} exceeds evaluation.samples {self.evaluation.samples}")
+            raise ValueError(
+                f"study.rung_samples {study.rung_samples} exceeds evaluation.samples {self.evaluation.samples}"
+            )
         if study.max_gpu_hours is not None and not self.run.gpus_per_worker:
-            raise ValueError("study.max_gpu_hours is a budget of GPUs, and run.gpus_per_worker is 0; take study.max_wall_time")
+            raise ValueError(
+                "study.max_gpu_hours is a budget of GPUs, and run.gpus_per_worker is 0; take study.max_wall_time"
+            )
         lengths = [*study.rungs, training.images]
         ratios = {later / earlier for earlier, later in zip(lengths, lengths[1:], strict=False)}
         if study.pruner == "successive_halving" and (len(ratios) > 1 or min(ratios) < 2 or min(ratios) % 1):
-            raise ValueError(f"study.rungs {list(study.rungs)} and training.images {training.images}: successive halving "
-                             "needs each to be the same whole multiple (2, 3, …) of the one before")
+            raise ValueError(
+                f"study.rungs {list(study.rungs)} and training.images {training.images}: successive halving "
+                "needs each to be the same whole multiple (2, 3, …) of the one before"
+            )
 
     def get(self, dotted: str) -> Any:
         """The value at a dotted name, e.g. ``loss.lambda_1``."""
@@ -341,8 +372,12 @@ def content_hash(tree: Any) -> str:
 def dotted_names() -> list[str]:
     """Every dotted name that the schema knows, for messages and for the command line."""
     sections = {name: field.annotation for name, field in Config.model_fields.items()}
-    return [f"{name}.{key}" for name, kind in sections.items()
-            if isinstance(kind, type) and issubclass(kind, Section) for key in kind.model_fields]
+    return [
+        f"{name}.{key}"
+        for name, kind in sections.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
+        for key in kind.model_fields
+    ]
 
 
 def _divides(what: str, value: int, by: str, unit: int) -> str:

@@ -16,25 +16,45 @@ from uvar_tune.errors import ConfigError, nearest
 
 BASELINE = {"loss.lambda_1": 0.0, "loss.lambda_2": 0.0}
 SEARCHABLE = ("model", "loss", "training", "inference")  # all that is made anew for each trial
-_NEVER = ("loss.lambda_unit", "training.init_from", "training.betas", "inference.search", "inference.search_cfg_scales",
-          "inference.search_refinements", "inference.search_axes")
+_NEVER = (
+    "loss.lambda_unit",
+    "training.init_from",
+    "training.betas",
+    "inference.search",
+    "inference.search_cfg_scales",
+    "inference.search_refinements",
+    "inference.search_axes",
+)
 _CFG, _LAMBDA_1 = "inference.cfg_scale", "loss.lambda_1"
-OF_LAMBDA_1 = ("loss.reference", "loss.neighbours", "loss.perplexity", "loss.condition_on", "loss.discrepancy",
-                "loss.dispersion", "loss.kl_smoothing")
+OF_LAMBDA_1 = (
+    "loss.reference",
+    "loss.neighbours",
+    "loss.perplexity",
+    "loss.condition_on",
+    "loss.discrepancy",
+    "loss.dispersion",
+    "loss.kl_smoothing",
+)
 _POINTS = 1024  # how many combinations of edges are tried; a larger space is tried at as many of them
 
 
 def searched(config: Config) -> dict[str, SpaceEntry]:
     """The entries that are sampled: all of them, save the fixed ones and inference parameters where these are profiled."""
     profiled = config.inference.search == "per_checkpoint"
-    return {name: entry for name, entry in config.space.items()
-            if entry.role != "fixed" and not (profiled and entry.role == "inference")}
+    return {
+        name: entry
+        for name, entry in config.space.items()
+        if entry.role != "fixed" and not (profiled and entry.role == "inference")
+    }
 
 
 def searched_inference_entries(config: Config) -> dict[str, SpaceEntry]:
     """What the space names beside the CFG scale of what needs no retraining, without its section: axes of each profile."""
-    return {name.removeprefix("inference."): entry for name, entry in config.space.items()
-            if entry.role == "inference" and name != _CFG}
+    return {
+        name.removeprefix("inference."): entry
+        for name, entry in config.space.items()
+        if entry.role == "inference" and name != _CFG
+    }
 
 
 def fixed_values(config: Config) -> dict[str, Any]:
@@ -113,8 +133,9 @@ def _check_conditions(config: Config, name: str, entry: SpaceEntry) -> None:
             raise ConfigError(f"space.{name}.when: {other!r} must be sampled, and stand before it")
         for value in wanted if isinstance(wanted, (list, tuple)) else [wanted]:
             if not condition.holds(value):
-                raise ConfigError(f"space.{name}.when: {other!r} is never {value!r}",
-                                  nearest=nearest(value, condition.choices or ()))
+                raise ConfigError(
+                    f"space.{name}.when: {other!r} is never {value!r}", nearest=nearest(value, condition.choices or ())
+                )
 
 
 def _check_baseline(name: str, entry: SpaceEntry) -> None:
@@ -151,8 +172,10 @@ def _check_idle(config: Config) -> None:
             raise ConfigError(f"space.{name}: makes no difference, as {_LAMBDA_1} is 0 in every trial")
         wanted = entry.when.get(_LAMBDA_1, 0)
         if name in OF_LAMBDA_1 and sometimes and 0 in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
-            raise ConfigError(f"space.{name}: makes no difference where {_LAMBDA_1} is 0; give it `when: "
-                              f"{{{_LAMBDA_1}: …}}` with the choices above 0")
+            raise ConfigError(
+                f"space.{name}: makes no difference where {_LAMBDA_1} is 0; give it `when: "
+                f"{{{_LAMBDA_1}: …}}` with the choices above 0"
+            )
 
 
 def _check_grid(config: Config) -> None:
@@ -160,14 +183,22 @@ def _check_grid(config: Config) -> None:
         return
     for name, entry in searched(config).items():
         if entry.type != "categorical":
-            raise ConfigError(f"space.{name}: study.sampler 'grid' tries every combination of choices, and this is a range; give "
-                              "it type categorical and choices", nearest="study.sampler qmc")
+            raise ConfigError(
+                f"space.{name}: study.sampler 'grid' tries every combination of choices, and this is a range; give "
+                "it type categorical and choices",
+                nearest="study.sampler qmc",
+            )
         if entry.when:
-            raise ConfigError(f"space.{name}.when: study.sampler 'grid' tries every combination, and this parameter does not "
-                              "exist in some", nearest="study.sampler qmc")
+            raise ConfigError(
+                f"space.{name}.when: study.sampler 'grid' tries every combination, and this parameter does not "
+                "exist in some",
+                nearest="study.sampler qmc",
+            )
     whole = 1 + grid_size(config)
     if config.study.trials > whole:
-        raise ConfigError(f"study.trials {config.study.trials}: the baseline and the grid are {whole} trials", nearest=str(whole))
+        raise ConfigError(
+            f"study.trials {config.study.trials}: the baseline and the grid are {whole} trials", nearest=str(whole)
+        )
 
 
 def _check_final(config: Config) -> None:
@@ -183,15 +214,19 @@ def _check_inference(config: Config) -> None:
         return
     for name, entry in config.space.items():
         if name == _CFG and entry.role == "fixed":
-            raise ConfigError(f"space.{name}: inference.search 'per_checkpoint' searches it; take inference.search 'joint'")
+            raise ConfigError(
+                f"space.{name}: inference.search 'per_checkpoint' searches it; take inference.search 'joint'"
+            )
         if entry.role == "inference" and entry.when:
             raise ConfigError(f"space.{name}.when: what is profiled has no condition; take inference.search 'joint'")
     entry = config.space.get(_CFG)
     if entry is not None and entry.type == "float":
         outside = [scale for scale in config.inference.search_cfg_scales if not entry.low <= scale <= entry.high]
         if outside:
-            raise ConfigError(f"inference.search_cfg_scales: {outside[0]:g} lies outside space.inference.cfg_scale "
-                              f"[{entry.low:g}, {entry.high:g}]")
+            raise ConfigError(
+                f"inference.search_cfg_scales: {outside[0]:g} lies outside space.inference.cfg_scale "
+                f"[{entry.low:g}, {entry.high:g}]"
+            )
 
 
 def _corners(config: Config):

@@ -51,16 +51,21 @@ class SpaceEntry(BaseModel):
 
     def active(self, values: dict[str, Any]) -> bool:
         """Whether the condition ``when`` holds, given the values suggested so far and the configuration's own."""
-        return all(values.get(name) in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
-                   for name, wanted in self.when.items())
+        return all(
+            values.get(name) in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
+            for name, wanted in self.when.items()
+        )
 
     def holds(self, value: Any) -> bool:
         """Whether ``value`` lies in the range, or is one of the choices."""
         if self.type == "categorical":
-            return any(value == choice and isinstance(value, bool) == isinstance(choice, bool)
-                       for choice in self.choices)
+            return any(
+                value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices
+            )
         whole = self.type == "float" or (isinstance(value, (int, float)) and value % 1 == 0)
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and whole and self.low <= value <= self.high
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and whole and self.low <= value <= self.high
+        )
 
     def edges(self) -> list[Any]:
         """The extreme values, or all choices: what must be valid for the whole range to be."""

@@ -1,7 +1,7 @@
 """Images, their order, and their tokens: what every stage of training and evaluation reads. Plain PyTorch and NumPy.
 
-    load_images ─► ImageSet ─ build_token_cache ─► TokenCache
-    epoch_order, Order: which image stands at which position of the training, whatever the number of ranks
+load_images ─► ImageSet ─ build_token_cache ─► TokenCache
+epoch_order, Order: which image stands at which position of the training, whatever the number of ranks
 """
 
 from uvar_tune.data.image_set import ImageSet

@@ -32,8 +32,11 @@ def corrupt(images_N3HW: Tensor, kind: str, severity: int, *, seed: int = 0, sta
     """
     choose(kind, CORRUPTIONS, "corruption")
     if severity not in SEVERITIES:
-        raise ConfigError(f"severity {severity} is not one of 1 … 5", where=f"corruption {kind}",
-                          nearest=str(min(5, max(1, severity))))
+        raise ConfigError(
+            f"severity {severity} is not one of 1 … 5",
+            where=f"corruption {kind}",
+            nearest=str(min(5, max(1, severity))),
+        )
     apply, strengths = CORRUPTIONS[kind]
     unit_N3HW = images_N3HW.float() / 255
     noise = _Noise(images_N3HW, seed, kind, start)
@@ -83,7 +86,7 @@ def _impulse_noise(x: Tensor, strength: float, noise: _Noise) -> Tensor:
 def _gaussian_blur(x: Tensor, strength: float, noise: _Noise) -> Tensor:
     reach = 4
     offset = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    line = (-offset**2 / (2 * strength**2)).exp()
+    line = (-(offset**2) / (2 * strength**2)).exp()
     return _filter(x, torch.outer(line, line))
 
 
@@ -120,8 +123,12 @@ def _occlusion(x: Tensor, strength: float, noise: _Noise) -> Tensor:
     side = strength * min(height, width)
     top, left = (place_N2 * (torch.tensor([height, width]) - side)).floor().unbind(1)
     row, column = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
-    inside = ((row >= top[:, None, None]) & (row < top[:, None, None] + side)
-              & (column >= left[:, None, None]) & (column < left[:, None, None] + side))
+    inside = (
+        (row >= top[:, None, None])
+        & (row < top[:, None, None] + side)
+        & (column >= left[:, None, None])
+        & (column < left[:, None, None] + side)
+    )
     return torch.where(inside[:, None], 0.5, x)
 
 

@@ -26,7 +26,14 @@ DIRECTORIES = {"train": "train", "validation": "val"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_PIXELS = 89_478_485  # beyond it Pillow calls a file a decompression bomb
 _MAX_RATIO = 64  # of the sides: a line of pixels becomes as large as a bomb when its shorter side is enlarged
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # what `SUFFIXES` stand for; others may start an interpreter (PostScript)
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "PPM",
+)  # what `SUFFIXES` stand for; others may start an interpreter (PostScript)
 _MARGIN = 1.125
 _CROP_SEED = 20_240_301  # fixed: crops are part of the data
 _RECIPE = "lanczos-1.125/crop/white/1"
@@ -43,7 +50,9 @@ def load_folder(path: str, *, split: str, image_size: int, classes: Sequence[str
     place = root / DIRECTORIES[split]
     for needed in (root, root / DIRECTORIES["train"], place):
         if not needed.is_dir():
-            raise ConfigError(f"{needed} is no directory; images lie in {path}/train|val/CLASS/IMAGE", where="data.path")
+            raise ConfigError(
+                f"{needed} is no directory; images lie in {path}/train|val/CLASS/IMAGE", where="data.path"
+            )
     names = sorted(entry.name for entry in (root / DIRECTORIES["train"]).iterdir() if entry.is_dir())
     if not names:
         raise ConfigError(f"{root / DIRECTORIES['train']} holds no directory, and each class is one", where="data.path")
@@ -51,10 +60,18 @@ def load_folder(path: str, *, split: str, image_size: int, classes: Sequence[str
     found = [(label, file) for label, name in enumerate(chosen) for file in _files(place / name)]
     missing = [name for label, name in enumerate(chosen) if label not in {known for known, _ in found}]
     if missing:
-        raise ConfigError(f"no images of class {missing[0]!r} in {place} ({len(missing)} of {len(chosen)} classes missing)",
-                          where="data.path")
-    kept, skipped, sha256 = scan(place, found, check=read_image, on_corrupt=on_corrupt, threads=_THREADS,
-                                 recipe=f"{_RECIPE}/{split}/{image_size}")
+        raise ConfigError(
+            f"no images of class {missing[0]!r} in {place} ({len(missing)} of {len(chosen)} classes missing)",
+            where="data.path",
+        )
+    kept, skipped, sha256 = scan(
+        place,
+        found,
+        check=read_image,
+        on_corrupt=on_corrupt,
+        threads=_THREADS,
+        recipe=f"{_RECIPE}/{split}/{image_size}",
+    )
     labels_N = torch.tensor([label for label, _ in kept], dtype=torch.long)
     empty = [name for label, name in enumerate(chosen) if not (labels_N == label).any()]
     if empty:

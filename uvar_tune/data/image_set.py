@@ -56,6 +56,7 @@ def to_unit(images_B3HW: torch.Tensor) -> torch.Tensor:
     """uint8 pixels as float32 in [-1, 1]."""
     return images_B3HW.float() / 127.5 - 1
 
+
 def chosen_classes(names: Sequence[str], classes: Sequence[str] | None, place: str) -> list[str]:
     """The classes to keep; ConfigError for one that ``place`` does not have or that is named twice."""
     if classes is None:

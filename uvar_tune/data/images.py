@@ -18,8 +18,15 @@ _HELD_OUT = 0.2  # of the digits of each class
 _SPLIT_SEED = 20_240_229  # fixed: the split is part of the data, no study moves it
 
 
-def load_images(name: str, *, split: str, path: str | None = None, image_size: int = 16,
-                classes: Sequence[str] | None = None, on_corrupt: str = "refuse") -> ImageSet:
+def load_images(
+    name: str,
+    *,
+    split: str,
+    path: str | None = None,
+    image_size: int = 16,
+    classes: Sequence[str] | None = None,
+    on_corrupt: str = "refuse",
+) -> ImageSet:
     """One split of a data set.
 
     Args:

@@ -62,13 +62,19 @@ def check_positions(*, images: int, batch_size: int, shares: int, count: int) ->
         shares: ranks x accumulation.
         count: images of the data.
     """
-    for what, value, unit, by in (("training images", images, batch_size, "the batch"),
-                                  ("batch size", batch_size, shares, "ranks x accumulate")):
+    for what, value, unit, by in (
+        ("training images", images, batch_size, "the batch"),
+        ("batch size", batch_size, shares, "ranks x accumulate"),
+    ):
         if value < 1 or value % unit:
             low = value // unit * unit
             near = [number for number in (low, low + unit) if number > 0]
-            raise ConfigError(f"{what} {value} is not a whole multiple of {by} {unit}; the nearest: "
-                              + " or ".join(map(str, near)), where="training", nearest=str(near[0]))
+            raise ConfigError(
+                f"{what} {value} is not a whole multiple of {by} {unit}; the nearest: " + " or ".join(map(str, near)),
+                where="training",
+                nearest=str(near[0]),
+            )
     if count < batch_size:
-        raise ConfigError(f"{count} images are fewer than a batch of {batch_size}", where="training.batch_size",
-                          nearest=str(count))
+        raise ConfigError(
+            f"{count} images are fewer than a batch of {batch_size}", where="training.batch_size", nearest=str(count)
+        )

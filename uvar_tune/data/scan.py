@@ -23,8 +23,19 @@ from PIL import Image, UnidentifiedImageError
 
 from uvar_tune.errors import ConfigError
 
-UNREADABLE = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, MemoryError,
-              TypeError, LookupError, ArithmeticError, EOFError, struct.error)  # the last five from altered headers
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    MemoryError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+)  # the last five from altered headers
 _SHOWN = 3  # corrupt files named in a message
 _MAX_BYTES, _BLOCK = 2**29, 2**20  # of a file: 6 for each of the most pixels that a picture may have; read at once
 
@@ -35,8 +46,9 @@ class CorruptImages(UserWarning):
     """Files were left out because they cannot be read."""
 
 
-def scan(place: Path, files: Files, *, check: Callable[[Path], Any], on_corrupt: str, threads: int,
-         recipe: str) -> tuple[list[tuple[int, Path]], tuple[tuple[str, str], ...], str]:
+def scan(
+    place: Path, files: Files, *, check: Callable[[Path], Any], on_corrupt: str, threads: int, recipe: str
+) -> tuple[list[tuple[int, Path]], tuple[tuple[str, str], ...], str]:
     """(readable files, (path, why) of the others, content hash of the readable ones).
 
     Args:
@@ -72,6 +84,7 @@ def shown(path: Path) -> str:
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """A file that may be a picture. ValueError for a device, a pipe or the like, which might never end, and a file too large."""
+
     def wait_for_no_writer(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)
 
@@ -86,6 +99,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 def _look(paths: Sequence[Path], check: Callable[[Path], Any], threads: int) -> list[tuple[str, str | None]]:
     """(SHA-256, None or why it cannot be read) of each file."""
+
     def one(path: Path) -> tuple[str, str | None]:
         try:
             sha256 = _sha256(path)
@@ -108,7 +122,9 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _remembered(place: Path, files: Files, look: Callable[[], list[tuple[str, str | None]]]) -> list[tuple[str, str | None]]:
+def _remembered(
+    place: Path, files: Files, look: Callable[[], list[tuple[str, str | None]]]
+) -> list[tuple[str, str | None]]:
     listing = [[str(file), *_size_and_time(file)] for _, file in files]
     key = hashlib.sha256(json.dumps([str(place.resolve()), listing]).encode()).hexdigest()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -34,10 +34,10 @@ _SHARD_ROWS = 4096
 @dataclass(frozen=True)
 class TokenCache:
     """Attributes:
-        tokens_NL: uint16 (int32 for more than 65,536 codes), memory-mapped, read only.
-        labels_N: int64, of each row, memory-mapped; what is written to it stays with the process.
-        images: how many; rows = images·crops.
-        source: content hashes of images and tokenizer.
+    tokens_NL: uint16 (int32 for more than 65,536 codes), memory-mapped, read only.
+    labels_N: int64, of each row, memory-mapped; what is written to it stays with the process.
+    images: how many; rows = images·crops.
+    source: content hashes of images and tokenizer.
     """
 
     tokens_NL: np.ndarray
@@ -61,23 +61,38 @@ class TokenCache:
         directory = Path(directory)
         facts = check_directory(directory, needed=_FILES, hashes=hashes)
         try:
-            crops, images, vocab_size, *scales = _whole([facts["crops"], facts["images"], facts["vocab_size"], *facts["scales"]])
-            found = cls(_mapped(directory / "tokens.npy", "r"), _mapped(directory / "labels.npy", "c"), crops, tuple(scales),
-                        vocab_size, images, dict(facts["source"]))
+            crops, images, vocab_size, *scales = _whole(
+                [facts["crops"], facts["images"], facts["vocab_size"], *facts["scales"]]
+            )
+            found = cls(
+                _mapped(directory / "tokens.npy", "r"),
+                _mapped(directory / "labels.npy", "c"),
+                crops,
+                tuple(scales),
+                vocab_size,
+                images,
+                dict(facts["source"]),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"is no token cache ({error})", where=str(directory)) from error
         rows, length = images * crops, positions(scales)
         if found.tokens_NL.shape != (rows, length) or found.labels_N.shape != (rows,):
-            raise ConfigError(f"tokens {found.tokens_NL.shape} and labels {found.labels_N.shape} are not {rows} rows of the "
-                              f"scales {str(scales):.200}", where=str(directory))
+            raise ConfigError(
+                f"tokens {found.tokens_NL.shape} and labels {found.labels_N.shape} are not {rows} rows of the "
+                f"scales {str(scales):.200}",
+                where=str(directory),
+            )
         if found.tokens_NL.dtype not in (np.uint16, np.int32) or found.labels_N.dtype != np.int64:
-            raise ConfigError(f"tokens {found.tokens_NL.dtype} and labels {found.labels_N.dtype} are not of the types of a cache",
-                              where=str(directory))
+            raise ConfigError(
+                f"tokens {found.tokens_NL.dtype} and labels {found.labels_N.dtype} are not of the types of a cache",
+                where=str(directory),
+            )
         return found
 
 
-def build_token_cache(directory: str | Path, images: ImageSet, vqvae, *, batch: int = 64, crops: int = 1,
-                      progress: Progress | None = None) -> TokenCache:
+def build_token_cache(
+    directory: str | Path, images: ImageSet, vqvae, *, batch: int = 64, crops: int = 1, progress: Progress | None = None
+) -> TokenCache:
     """Make the cache, or find it. One that is damaged is made anew.
 
     Args:
@@ -94,19 +109,27 @@ def build_token_cache(directory: str | Path, images: ImageSet, vqvae, *, batch: 
     if crops < 1 or batch < 1:
         raise ConfigError(f"crops {crops} and batch {batch} must be at least 1", where="tokens")
     if images.image_size != vqvae.image_size:
-        raise ConfigError(f"images of {images.image_size} px, the tokenizer takes {vqvae.image_size}", where="data.image_size",
-                          nearest=str(vqvae.image_size))
+        raise ConfigError(
+            f"images of {images.image_size} px, the tokenizer takes {vqvae.image_size}",
+            where="data.image_size",
+            nearest=str(vqvae.image_size),
+        )
     source = {"images": images.sha256, "tokenizer": _state_sha256(vqvae)}
     directory.parent.mkdir(parents=True, exist_ok=True)
     with locked(directory.with_name(f".{directory.name}.lock")):
         if (found := _existing(directory)) is None:
             _build(directory, images, vqvae, batch, crops, source, progress)
             found = TokenCache.open(directory)
-        for left in (*directory.parent.glob(f".{directory.name}.*.tmp"), directory.with_name(f"{directory.name}.parts")):
+        for left in (
+            *directory.parent.glob(f".{directory.name}.*.tmp"),
+            directory.with_name(f"{directory.name}.parts"),
+        ):
             shutil.rmtree(left, ignore_errors=True)  # of builders that were killed
     if (found.source, found.crops, tuple(found.scales)) != (source, crops, tuple(vqvae.scales)):
-        raise ConfigError(f"holds the tokens of other images, tokenizer or crops ({found.source}, {found.crops} crops)",
-                          where=str(directory))
+        raise ConfigError(
+            f"holds the tokens of other images, tokenizer or crops ({found.source}, {found.crops} crops)",
+            where=str(directory),
+        )
     return found
 
 
@@ -137,8 +160,9 @@ def _existing(directory: Path) -> TokenCache | None:
         return None
 
 
-def _build(directory: Path, images: ImageSet, vqvae, batch: int, crops: int, source: dict[str, Any],
-           progress: Progress | None) -> None:
+def _build(
+    directory: Path, images: ImageSet, vqvae, batch: int, crops: int, source: dict[str, Any], progress: Progress | None
+) -> None:
     rows, scales = len(images) * crops, tuple(vqvae.scales)
     dtype = np.uint16 if vqvae.vocab_size <= 1 << 16 else np.int32
     parts = directory.with_name(f"{directory.name}.parts")
@@ -160,9 +184,17 @@ def _build(directory: Path, images: ImageSet, vqvae, batch: int, crops: int, sou
         whole.flush()
 
     labels_N = images.labels_N.numpy().repeat(crops)
-    write_directory(directory, {"tokens.npy": tokens, "labels.npy": lambda path: np.save(path, labels_N)},
-                    {"scales": list(scales), "vocab_size": vqvae.vocab_size, "crops": crops, "images": len(images),
-                     "source": source})
+    write_directory(
+        directory,
+        {"tokens.npy": tokens, "labels.npy": lambda path: np.save(path, labels_N)},
+        {
+            "scales": list(scales),
+            "vocab_size": vqvae.vocab_size,
+            "crops": crops,
+            "images": len(images),
+            "source": source,
+        },
+    )
 
 
 def _open_parts(parts: Path, plan: str) -> None:
@@ -183,8 +215,18 @@ def _shard(parts: Path, start: int, shape: tuple[int, int], dtype) -> np.ndarray
 
 
 @torch.no_grad()
-def _encode_shard(parts: Path, start: int, end: int, images: ImageSet, vqvae, batch: int, crops: int, dtype,
-                  progress: Progress | None, total: int) -> None:
+def _encode_shard(
+    parts: Path,
+    start: int,
+    end: int,
+    images: ImageSet,
+    vqvae,
+    batch: int,
+    crops: int,
+    dtype,
+    progress: Progress | None,
+    total: int,
+) -> None:
     device, tokens = vqvae.codebook_VC.device, []
     for first in range(start, end, batch):
         row_B = torch.arange(first, min(first + batch, end))

@@ -38,13 +38,18 @@ class Axis:
             choose(self.start, self.choices, "start", where=self.name)
             return
         if self.coarse and len({self.start, *self.coarse}) < 2:
-            raise ConfigError(f"start and coarse are all {self.start:g}: at least two places are needed", where=self.name)
+            raise ConfigError(
+                f"start and coarse are all {self.start:g}: at least two places are needed", where=self.name
+            )
         if not self.low < self.high or (self.scale == "log" and self.low <= 0):
             raise ConfigError(f"{self.low:g} … {self.high:g} is no {self.scale} range", where=self.name)
         for value in (self.start, *self.coarse):
             if not self.low <= value <= self.high:
-                raise ConfigError(f"{value:g} lies outside {self.low:g} … {self.high:g}", where=self.name,
-                                  nearest=f"{min(max(value, self.low), self.high):g}")
+                raise ConfigError(
+                    f"{value:g} lies outside {self.low:g} … {self.high:g}",
+                    where=self.name,
+                    nearest=f"{min(max(value, self.low), self.high):g}",
+                )
 
     @classmethod
     def of(cls, name: str, entry, start: float) -> Axis:
@@ -56,8 +61,15 @@ class Axis:
         whole = entry.type == "int"
         low, high = (int(entry.low), int(entry.high)) if whole else (entry.low, entry.high)
         inside = tuple(value for value in known.coarse if low < value < high)
-        return cls(name, low=low, high=high, start=start, coarse=(low, *inside, high), digits=0 if whole else known.digits,
-                   scale="log" if entry.log else known.scale)
+        return cls(
+            name,
+            low=low,
+            high=high,
+            start=start,
+            coarse=(low, *inside, high),
+            digits=0 if whole else known.digits,
+            scale="log" if entry.log else known.scale,
+        )
 
     def to_unit(self, value: float) -> float:
         """The place of a value in [0, 1]."""
@@ -70,7 +82,9 @@ class Axis:
         """The value at a place in [0, 1]: one of those given (start, coarse, the ends) as it is, any other rounded."""
         if self.choices:
             return self.choices[round(unit * (len(self.choices) - 1))]
-        given = next((value for value in (self.start, *self.coarse, self.low, self.high) if self.to_unit(value) == unit), None)
+        given = next(
+            (value for value in (self.start, *self.coarse, self.low, self.high) if self.to_unit(value) == unit), None
+        )
         if given is not None:
             return given
         to, back = _SCALES[self.scale]
@@ -84,7 +98,10 @@ class Axis:
 
 
 _SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
-    "linear": (float, float), "log": (math.log, math.exp), "log1p": (math.log1p, math.expm1)}
+    "linear": (float, float),
+    "log": (math.log, math.exp),
+    "log1p": (math.log1p, math.expm1),
+}
 
 CFG_SCALE = Axis("cfg_scale", low=0.0, high=10.0, start=1.5, coarse=(0.0, 0.5, 3.0, 6.0), scale="log1p")  # 0 = off
 CFG_RAMP = Axis("cfg_ramp", low=0.0, high=2.0, start=1.0)  # power of k/(K−1): 1 = VAR's linear ramp, 0 = constant

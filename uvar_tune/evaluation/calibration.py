@@ -38,7 +38,7 @@ def best_of_grid(temperatures_T: Tensor, nll_T: Tensor) -> float:
     best = int(nll_T.argmin())
     if best in (0, len(nll_T) - 1):
         return float(temperatures_T[best])
-    left, middle, right = nll_T[best - 1:best + 2].tolist()
+    left, middle, right = nll_T[best - 1 : best + 2].tolist()
     curvature = left - 2 * middle + right
     shift = 0.5 * (left - right) / curvature if curvature > 0 else 0.0
     step = math.log(temperatures_T[best + 1] / temperatures_T[best])
@@ -67,9 +67,14 @@ def class_calibration(log_likelihood_NY: Tensor, labels_N: Tensor) -> dict[str, 
     best = float(minimize_scalar(nll, bounds=(math.log(0.05), math.log(1000.0)), method="bounded").x)
     if nll(0.0) <= nll(best):
         best = 0.0
-    return {"accuracy": float((log_likelihood_NY.argmax(1) == labels_N).double().mean()),
-            "nll_class": nll(0.0), "ece_class": ece(0.0), "nll_class_tempered": nll(best),
-            "ece_class_tempered": ece(best), "temperature_class": math.exp(best)}
+    return {
+        "accuracy": float((log_likelihood_NY.argmax(1) == labels_N).double().mean()),
+        "nll_class": nll(0.0),
+        "ece_class": ece(0.0),
+        "nll_class_tempered": nll(best),
+        "ece_class_tempered": ece(best),
+        "temperature_class": math.exp(best),
+    }
 
 
 def ood_score(log_likelihood_NY: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def auroc(score_inside_N: Tensor, score_outside_M: Tensor) -> float:
     from scipy.stats import rankdata
 
     inside, outside = np.asarray(score_inside_N, dtype=np.float64), np.asarray(score_outside_M, dtype=np.float64)
-    ranks = rankdata(np.concatenate([inside, outside]))[len(inside):]
+    ranks = rankdata(np.concatenate([inside, outside]))[len(inside) :]
     return float((ranks.sum() - len(outside) * (len(outside) + 1) / 2) / (len(inside) * len(outside)))
 
 

@@ -54,8 +54,11 @@ class Profile:
     def curve(self, name: str = "cfg_scale") -> list[tuple[float, float]]:
         """(value of the parameter, score on seeds A) of the points that differ from the chosen one in ``name`` at most."""
         others = {key: value for key, value in self.chosen.items() if key != name}
-        return sorted((point[name], point["value"]) for point in self.points
-                      if point["seeds"] == "a" and all(point[key] == value for key, value in others.items()))
+        return sorted(
+            (point[name], point["value"])
+            for point in self.points
+            if point["seeds"] == "a" and all(point[key] == value for key, value in others.items())
+        )
 
 
 class InferenceSearch:
@@ -112,15 +115,22 @@ class InferenceSearch:
         if not self._finished():
             raise ValueError("the chosen point has not been told on seeds b yet")
         chosen, best, last = self.chosen(), self._best(), self._told[-1]
-        return Profile(points=tuple(self._told), chosen=chosen, value=last["value"], value_a=best and best["value"],
-                       at_bound=tuple(axis.name for axis in self.axes if best and axis.at_bound(chosen[axis.name])),
-                       direction=self.direction)
+        return Profile(
+            points=tuple(self._told),
+            chosen=chosen,
+            value=last["value"],
+            value_a=best and best["value"],
+            at_bound=tuple(axis.name for axis in self.axes if best and axis.at_bound(chosen[axis.name])),
+            direction=self.direction,
+        )
 
     def _finished(self) -> bool:
         return bool(self._told) and self._told[-1]["seeds"] == "b"
 
     def _best(self) -> dict[str, Any] | None:
-        return min((row for row in self._told if row["seeds"] == "a"), key=lambda row: self._sign * row["value"], default=None)
+        return min(
+            (row for row in self._told if row["seeds"] == "a"), key=lambda row: self._sign * row["value"], default=None
+        )
 
     def _next(self) -> dict[str, Any] | None:
         """The next point on seeds A; None where another score is not worth it."""
@@ -128,7 +138,7 @@ class InferenceSearch:
         losses = [self._sign * row["value"] for row in self._told]
         known = {tuple(row[axis.name] for axis in self.axes) for row in self._told}
         if len(self.axes) == 1:
-            proposals = _line(self.axes[0], [unit for unit, in units], losses)
+            proposals = _line(self.axes[0], [unit for (unit,) in units], losses)
         else:
             proposals = _surface(self.axes, np.array(units), np.array(losses), self._budget - 1)
         for proposal in proposals:
@@ -138,8 +148,9 @@ class InferenceSearch:
         return None
 
 
-def profile(score: Callable[[dict[str, Any], str], float], axes: Sequence[Axis], *, direction: str = "minimize",
-            budget: int = 9) -> Profile:
+def profile(
+    score: Callable[[dict[str, Any], str], float], axes: Sequence[Axis], *, direction: str = "minimize", budget: int = 9
+) -> Profile:
     """Search with a callback ``score(point, seeds)``, ``seeds`` being "a" or "b"; arguments as `InferenceSearch`."""
     search = InferenceSearch(axes, direction=direction, budget=budget)
     while (point := search.ask()) is not None:
@@ -169,7 +180,7 @@ def _beside_best(places: list[float], heights: list[float]) -> float | None:
         return min(1.0, here + stride)
     if best == 0 and here > 0:
         return max(0.0, here - stride)
-    if max(heights[max(best - 1, 0): best + 2]) - low <= _WORTH * abs(low):
+    if max(heights[max(best - 1, 0) : best + 2]) - low <= _WORTH * abs(low):
         return None
     return here + _GOLDEN * (right - here) if right - here >= here - left else here - _GOLDEN * (here - left)
 
@@ -182,7 +193,7 @@ def _surface(axes: Sequence[Axis], units_ND: np.ndarray, losses_N: np.ndarray, b
     if len(losses_N) == 0:
         return [start_D]
     if len(losses_N) < net:
-        return list(spread_PD[len(losses_N) - 1:])
+        return list(spread_PD[len(losses_N) - 1 :])
     best_D = units_ND[np.argmin(losses_N)]
     near_PD = np.clip(best_D + 0.3 * (spread_PD - 0.5), 0, 1)
     places_PD = _grid(axes, np.concatenate([spread_PD, near_PD]))
@@ -197,8 +208,12 @@ def _sobol(dimensions: int) -> np.ndarray:
 
 def _grid(axes: Sequence[Axis], places_PD: np.ndarray) -> np.ndarray:
     """The places that rounding and choices admit."""
-    return np.array([[axis.to_unit(axis.from_unit(float(unit))) for axis, unit in zip(axes, place_D, strict=True)]
-                     for place_D in places_PD])
+    return np.array(
+        [
+            [axis.to_unit(axis.from_unit(float(unit))) for axis, unit in zip(axes, place_D, strict=True)]
+            for place_D in places_PD
+        ]
+    )
 
 
 def _expected_improvement(units_ND: np.ndarray, losses_N: np.ndarray, places_PD: np.ndarray) -> np.ndarray:

@@ -17,8 +17,9 @@ from uvar_tune.evaluation.features import check_images
 from uvar_tune.model.scales import boundaries
 
 
-def density_coverage(generated_NF: Tensor, reference_MF: Tensor, *, neighbours: int = 5,
-                     block: int = 1024) -> dict[str, float]:
+def density_coverage(
+    generated_NF: Tensor, reference_MF: Tensor, *, neighbours: int = 5, block: int = 1024
+) -> dict[str, float]:
     """Density and coverage (Naeem et al. 2020, Eq. 3 and 4), in float64, blocks of rows at a time.
 
     `density` = mean over generated samples of the count of reference balls that hold it, over ``neighbours``;
@@ -26,8 +27,10 @@ def density_coverage(generated_NF: Tensor, reference_MF: Tensor, *, neighbours: 
     ``neighbours``-th nearest other reference sample. On the device of ``reference_MF``.
     """
     if not 0 < neighbours < len(reference_MF):
-        raise ConfigError(f"{neighbours} neighbours need more than {len(reference_MF)} reference samples",
-                          where="density and coverage")
+        raise ConfigError(
+            f"{neighbours} neighbours need more than {len(reference_MF)} reference samples",
+            where="density and coverage",
+        )
     reference_MF = reference_MF.double()
     generated_NF = generated_NF.double().to(reference_MF.device)
     inside, covered = 0, 0
@@ -44,8 +47,9 @@ def _distances(a_BF: Tensor, b_MF: Tensor) -> Tensor:
     return torch.cdist(a_BF, b_MF, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def pairwise_ssim(images_N3HW: Tensor, *, labels_N: Tensor | None = None, pairs: int = 2000, seed: int = 0,
-                  chunk: int = 256) -> dict[str, float]:
+def pairwise_ssim(
+    images_N3HW: Tensor, *, labels_N: Tensor | None = None, pairs: int = 2000, seed: int = 0, chunk: int = 256
+) -> dict[str, float]:
     """Mean SSIM over pairs of samples, `ssim_pairwise`, and 1 − it, `diversity_ssim` (Table 7).
 
     Args:
@@ -57,8 +61,9 @@ def pairwise_ssim(images_N3HW: Tensor, *, labels_N: Tensor | None = None, pairs:
 
     check_images(images_N3HW, where="SSIM")
     if min(images_N3HW.shape[2:]) < 11:
-        raise ConfigError(f"images {tuple(images_N3HW.shape[2:])} are smaller than SSIM's window of 11",
-                          where="ssim_pairwise")
+        raise ConfigError(
+            f"images {tuple(images_N3HW.shape[2:])} are smaller than SSIM's window of 11", where="ssim_pairwise"
+        )
     first_P, second_P = _pairs(len(images_N3HW), labels_N, pairs, seed)
     total = 0.0
     for a_B, b_B in zip(first_P.split(chunk), second_P.split(chunk), strict=True):
@@ -71,8 +76,9 @@ def pairwise_ssim(images_N3HW: Tensor, *, labels_N: Tensor | None = None, pairs:
 def _pairs(count: int, labels_N: Tensor | None, pairs: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of ``pairs`` pairs of different samples; of all pairs there are, where those are fewer."""
     labels_N = torch.zeros(count, dtype=torch.long) if labels_N is None else torch.as_tensor(labels_N)
-    groups = [members for members in ((labels_N == y).nonzero().flatten() for y in labels_N.unique())
-              if len(members) > 1]
+    groups = [
+        members for members in ((labels_N == y).nonzero().flatten() for y in labels_N.unique()) if len(members) > 1
+    ]
     if not groups:
         raise ConfigError("no two samples to compare (within a class)", where="ssim_pairwise")
     share, generator = -(-pairs // len(groups)), seeds.generator(seed)
@@ -91,8 +97,9 @@ def code_statistics(tokens_NL, *, scales: Sequence[int], vocab_size: int) -> dic
     Over all positions and for each scale (`/scale_k`, k from 1). At most ln V, and at most ln of the tokens counted.
     """
     tokens_NL = torch.as_tensor(np.asarray(tokens_NL).astype(np.int64))
-    parts = {"": tokens_NL} | {f"/scale_{k}": tokens_NL[:, start:end]
-                               for k, (start, end) in enumerate(boundaries(tuple(scales)), start=1)}
+    parts = {"": tokens_NL} | {
+        f"/scale_{k}": tokens_NL[:, start:end] for k, (start, end) in enumerate(boundaries(tuple(scales)), start=1)
+    }
     found = {}
     for suffix, part in parts.items():
         count_V = torch.bincount(part.flatten(), minlength=vocab_size).double()

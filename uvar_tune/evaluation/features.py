@@ -43,10 +43,19 @@ class DigitClassifier(nn.Module):
         self.image_size, self.class_names = image_size, list(class_names)
         self.accuracy: float | None = None  # on held-out images, set by `train_classifier` and `load_classifier`
         self.body = nn.Sequential(
-            nn.Conv2d(3, 24, 3, padding=1), nn.GroupNorm(4, 24), nn.SiLU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.GroupNorm(8, 48), nn.SiLU(),
-            nn.Conv2d(48, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.SiLU(),
-            nn.Flatten(), nn.Linear(64 * (image_size // 4) ** 2, FEATURES), nn.SiLU())
+            nn.Conv2d(3, 24, 3, padding=1),
+            nn.GroupNorm(4, 24),
+            nn.SiLU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1),
+            nn.GroupNorm(8, 48),
+            nn.SiLU(),
+            nn.Conv2d(48, 64, 3, stride=2, padding=1),
+            nn.GroupNorm(8, 64),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(64 * (image_size // 4) ** 2, FEATURES),
+            nn.SiLU(),
+        )
         self.head = nn.Linear(FEATURES, len(self.class_names))
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +106,9 @@ def to_uint8(images_N3HW: Tensor) -> Tensor:
     """
     broken = (~torch.isfinite(images_N3HW)).flatten(1).any(1).nonzero().flatten()
     if len(broken):
-        raise Diverged(f"{len(broken)} of {len(images_N3HW)} generated images are not finite "
-                       f"(the first is image {int(broken[0])})")
+        raise Diverged(
+            f"{len(broken)} of {len(images_N3HW)} generated images are not finite (the first is image {int(broken[0])})"
+        )
     return (images_N3HW.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -111,9 +121,14 @@ def content_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def train_classifier(images: LabelledImages, *, held_out: LabelledImages, seed: int = 0,
-                     plan: TrainingPlan | None = None,
-                     progress: Callable[[int, int], None] | None = None) -> DigitClassifier:
+def train_classifier(
+    images: LabelledImages,
+    *,
+    held_out: LabelledImages,
+    seed: int = 0,
+    plan: TrainingPlan | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DigitClassifier:
     """Trains on ``images`` and reports ``accuracy`` on ``held_out``, which selects nothing. Deterministic.
 
     Args:
@@ -134,8 +149,9 @@ def train_classifier(images: LabelledImages, *, held_out: LabelledImages, seed: 
         generator = seeds.generator(seed, epoch)
         for index_B in torch.randperm(len(labels_N), generator=generator).split(plan.batch_size):
             batch_B3HW = _jitter(images_N3HW[index_B], plan, generator)
-            loss = functional.cross_entropy(model._classify(batch_B3HW)[1], labels_N[index_B],
-                                            label_smoothing=plan.label_smoothing)
+            loss = functional.cross_entropy(
+                model._classify(batch_B3HW)[1], labels_N[index_B], label_smoothing=plan.label_smoothing
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -176,8 +192,12 @@ def save_classifier(model: DigitClassifier, directory: str | Path) -> Path:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    meta = {"image_size": model.image_size, "class_names": model.class_names, "accuracy": model.accuracy,
-            "content_hash": content_hash(model)}
+    meta = {
+        "image_size": model.image_size,
+        "class_names": model.class_names,
+        "accuracy": model.accuracy,
+        "content_hash": content_hash(model),
+    }
     write_atomic(directory / _WEIGHTS, save({name: value.contiguous() for name, value in model.state_dict().items()}))
     write_atomic(directory / _META, json.dumps(meta, indent=2).encode())
     return directory

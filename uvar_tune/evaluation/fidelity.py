@@ -26,9 +26,21 @@ from uvar_tune.io.tensor_file import load_tensors
 
 FIDELITY_METRICS = ("fid", "kid", "is", "precision", "recall")
 INCEPTION = "inception-v3-compat"
-EXTRACTORS = ("digits", INCEPTION, "vgg16", *(f"dinov2-vit-{size}-14" for size in "sblg"), "clip-rn50", "clip-rn101",
-              "clip-rn50x4", "clip-rn50x16", "clip-rn50x64", "clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14",
-              "clip-vit-l-14-336px")
+EXTRACTORS = (
+    "digits",
+    INCEPTION,
+    "vgg16",
+    *(f"dinov2-vit-{size}-14" for size in "sblg"),
+    "clip-rn50",
+    "clip-rn101",
+    "clip-rn50x4",
+    "clip-rn50x16",
+    "clip-rn50x64",
+    "clip-vit-b-32",
+    "clip-vit-b-16",
+    "clip-vit-l-14",
+    "clip-vit-l-14-336px",
+)
 SMALLEST_SET = 16
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
 _INCEPTION_FILE, _INCEPTION_SHA256 = "weights-inception-2015-12-05-6726825d.pth", "6726825d"
@@ -65,12 +77,12 @@ class Extractor:
         """Features of indexable uint8 images; chunks have one fixed size, because kernels round by batch shape."""
         parts: list[dict[str, Tensor]] = []
         for start in range(0, len(images), chunk):
-            part_B3HW = torch.as_tensor(images[start:start + chunk])
+            part_B3HW = torch.as_tensor(images[start : start + chunk])
             check_images(part_B3HW, where=f"images for feature network {self.name!r}")
             padding = part_B3HW[:1].expand(chunk - len(part_B3HW), -1, -1, -1)
             outputs = self.network(torch.cat([part_B3HW, padding]).to(self.device))
             found = self.network.convert_features_tuple_to_dict(outputs)
-            parts.append({layer: found[layer][:len(part_B3HW)].float().cpu() for layer in found})
+            parts.append({layer: found[layer][: len(part_B3HW)].float().cpu() for layer in found})
             if progress:
                 progress(min(start + chunk, len(images)), len(images))
         features_NF, logits_NY = (torch.cat([part[layer] for part in parts]) for layer in self._layers)
@@ -83,8 +95,9 @@ def check_extractor(name: str, weights: str | Path | None = None) -> None:
     """The part of `open_extractor` that costs nothing: ConfigError for an unknown name or a path that is not there."""
     choose(name, EXTRACTORS, "feature network", "evaluation.extractor")
     if name == "digits" and weights is None:
-        raise ConfigError("the feature network 'digits' needs the directory of a trained classifier",
-                          where="evaluation.weights")
+        raise ConfigError(
+            "the feature network 'digits' needs the directory of a trained classifier", where="evaluation.weights"
+        )
     if name.startswith("dinov2") and weights is not None:
         raise ConfigError("DINOv2 comes from torch.hub's cache; a path is not supported", where="evaluation.weights")
     if weights is not None and not Path(weights).exists():
@@ -113,10 +126,12 @@ def open_extractor(name: str, *, weights: str | Path | None = None, device: str 
     layers = list(dict.fromkeys(cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")))
     try:
         network = fidelity_utils.create_feature_extractor(
-            name, layers, cuda=False, verbose=False, feature_extractor_weights_path=weights and str(weights))
+            name, layers, cuda=False, verbose=False, feature_extractor_weights_path=weights and str(weights)
+        )
     except Exception as error:  # no network; keys or shapes that do not fit; what PyTorch alone took for plain tensors
-        raise ConfigError(f"cannot load {name!r} from {weights or 'its download'}: {first_line(error)}",
-                          where="evaluation.weights") from error
+        raise ConfigError(
+            f"cannot load {name!r} from {weights or 'its download'}: {first_line(error)}", where="evaluation.weights"
+        ) from error
     return Extractor(name, network, device)
 
 
@@ -166,11 +181,14 @@ def _inception_weights() -> Path:
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _INCEPTION_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
-            raise ConfigError(f"cannot download {URL_INCEPTION_V3} ({error}); give the file's path",
-                              where="evaluation.weights") from error
+            raise ConfigError(
+                f"cannot download {URL_INCEPTION_V3} ({error}); give the file's path", where="evaluation.weights"
+            ) from error
     elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(_INCEPTION_SHA256):
-        raise ConfigError(f"{path} is damaged: its SHA-256 does not begin with {_INCEPTION_SHA256}; delete it",
-                          where="evaluation.weights")
+        raise ConfigError(
+            f"{path} is damaged: its SHA-256 does not begin with {_INCEPTION_SHA256}; delete it",
+            where="evaluation.weights",
+        )
     return path
 
 
@@ -179,8 +197,9 @@ def _check_state_dict(path: Path) -> None:
     try:
         load_tensors(path, device="meta")
     except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
-        raise ConfigError(f"{path} is not a file of weights ({first_line(error)})",
-                          where="evaluation.weights") from error
+        raise ConfigError(
+            f"{path} is not a file of weights ({first_line(error)})", where="evaluation.weights"
+        ) from error
 
 
 def images_sha256(images) -> str:
@@ -194,8 +213,13 @@ def images_sha256(images) -> str:
     return digest.hexdigest()
 
 
-def reference_features(reference, extractor: Extractor, *, cache_root: str | Path | None = None,
-                       progress: Callable[[int, int], None] | None = None) -> Features:
+def reference_features(
+    reference,
+    extractor: Extractor,
+    *,
+    cache_root: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
     """Features of a reference set (uint8 tensor or ImageSet), computed once for each content and each weights hash."""
     images = getattr(reference, "images", reference)
     if cache_root is None:
@@ -217,10 +241,19 @@ def reference_features(reference, extractor: Extractor, *, cache_root: str | Pat
     return features
 
 
-def fidelity_scores(generated, reference, *, extractor: str | Extractor = INCEPTION, weights: str | Path | None = None,
-                    device: str = "cpu", cache_root: str | Path | None = None,
-                    metrics: Sequence[str] = FIDELITY_METRICS, seed: int = 2020, kid_subset_size: int | None = None,
-                    progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+def fidelity_scores(
+    generated,
+    reference,
+    *,
+    extractor: str | Extractor = INCEPTION,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    cache_root: str | Path | None = None,
+    metrics: Sequence[str] = FIDELITY_METRICS,
+    seed: int = 2020,
+    kid_subset_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
     """Scores of generated against reference images: `fid`, `kid`, `is` (and `is_std`), `precision`, `recall`, `f1`.
 
     Args:
@@ -237,12 +270,19 @@ def fidelity_scores(generated, reference, *, extractor: str | Extractor = INCEPT
     if not isinstance(network, Extractor):
         network = open_extractor(network, weights=weights, device=device)
     known = reference_features(reference, network, cache_root=cache_root)
-    return scores_from_features(network(generated, progress=progress), known, metrics=metrics, seed=seed,
-                                kid_subset_size=kid_subset_size)
+    return scores_from_features(
+        network(generated, progress=progress), known, metrics=metrics, seed=seed, kid_subset_size=kid_subset_size
+    )
 
 
-def scores_from_features(generated: Features, reference: Features, *, metrics: Sequence[str] = FIDELITY_METRICS,
-                         seed: int = 2020, kid_subset_size: int | None = None) -> dict[str, float]:
+def scores_from_features(
+    generated: Features,
+    reference: Features,
+    *,
+    metrics: Sequence[str] = FIDELITY_METRICS,
+    seed: int = 2020,
+    kid_subset_size: int | None = None,
+) -> dict[str, float]:
     """The scores of `fidelity_scores` from features, which ranks may have computed in shares.
 
     Args:
@@ -300,14 +340,21 @@ def check_sets(generated, reference) -> None:
         raise ConfigError(f"they are {sizes[1]}, the generated images {sizes[0]}", where="reference images")
 
 
-def _check_counts(generated: Features, reference: Features, metrics: Sequence[str],
-                  kid_subset_size: int | None) -> None:
+def _check_counts(
+    generated: Features, reference: Features, metrics: Sequence[str], kid_subset_size: int | None
+) -> None:
     smallest, width = min(len(generated), len(reference)), generated.features_NF.shape[1]
     if smallest < SMALLEST_SET:
         raise ConfigError(f"{smallest} images are too few, at least {SMALLEST_SET} are needed", where="fidelity")
     if "kid" in metrics and kid_subset_size is not None and not 2 <= kid_subset_size <= smallest:
-        raise ConfigError(f"kid_subset_size {kid_subset_size} must lie between 2 and {smallest}, the smaller set",
-                          where="fidelity", nearest=str(smallest))
+        raise ConfigError(
+            f"kid_subset_size {kid_subset_size} must lie between 2 and {smallest}, the smaller set",
+            where="fidelity",
+            nearest=str(smallest),
+        )
     if "fid" in metrics and smallest <= width:
-        warnings.warn(f"FID from {smallest} images with {width} features is biased upwards: the covariance is singular",
-                      FidelityWarning, stacklevel=3)
+        warnings.warn(
+            f"FID from {smallest} images with {width} features is biased upwards: the covariance is singular",
+            FidelityWarning,
+            stacklevel=3,
+        )

@@ -19,10 +19,12 @@ def grid(images_N3HW: torch.Tensor, columns: int, *, margin: int = 2) -> torch.T
         images_N3HW = (images_N3HW * 255).round().clamp(0, 255).to(torch.uint8)
     count, _, height, width = images_N3HW.shape
     rows = -(-count // columns)
-    canvas = torch.full((3, rows * (height + margin) + margin, columns * (width + margin) + margin), 255, dtype=torch.uint8)
+    canvas = torch.full(
+        (3, rows * (height + margin) + margin, columns * (width + margin) + margin), 255, dtype=torch.uint8
+    )
     for i, image in enumerate(images_N3HW):
         top, left = i // columns * (height + margin) + margin, i % columns * (width + margin) + margin
-        canvas[:, top:top + height, left:left + width] = image
+        canvas[:, top : top + height, left : left + width] = image
     return canvas
 
 
@@ -39,7 +41,9 @@ def save_grid(images_N3HW: torch.Tensor, path: str | Path, *, columns: int, leas
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(path, format="PNG")
+        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(
+            path, format="PNG"
+        )
     except OSError as error:
         raise ConfigError(f"cannot be written: {error}", where=str(path)) from None
     return path

@@ -51,8 +51,9 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             module.train(mode)
 
 
-def teacher_forced(var, vqvae, tokens_NL, labels_N, *, chunk: int = 64, device="cpu",
-                   progress: Progress | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def teacher_forced(
+    var, vqvae, tokens_NL, labels_N, *, chunk: int = 64, device="cpu", progress: Progress | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(logits_BLV float32, tokens_BL) of consecutive chunks, on ``device``.
 
     The networks see chunks of one fixed size, the last one padded, because kernels round by batch shape. Run it
@@ -69,13 +70,23 @@ def teacher_forced(var, vqvae, tokens_NL, labels_N, *, chunk: int = 64, device="
             progress(int(index_B[count - 1]) + 1, len(tokens_NL))
 
 
-def token_scores(var, vqvae, tokens_NL, labels_N, *, temperature: float = 1.0, chunk: int = 64, device="cpu",
-                 progress: Progress | None = None) -> TokenScores:
+def token_scores(
+    var,
+    vqvae,
+    tokens_NL,
+    labels_N,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 64,
+    device="cpu",
+    progress: Progress | None = None,
+) -> TokenScores:
     """`TokenScores` of held-out tokens under their own labels, logits divided by ``temperature``; on the CPU."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with evaluating(var, vqvae):
-        for logits_BLV, tokens_BL in teacher_forced(var, vqvae, tokens_NL, labels_N, chunk=chunk, device=device,
-                                                    progress=progress):
+        for logits_BLV, tokens_BL in teacher_forced(
+            var, vqvae, tokens_NL, labels_N, chunk=chunk, device=device, progress=progress
+        ):
             log_p_BLV = (logits_BLV / temperature).log_softmax(-1)
             best_BL, guess_BL = log_p_BLV.max(-1)
             nll_BL = -log_p_BLV.gather(-1, tokens_BL[..., None])[..., 0]
@@ -94,8 +105,9 @@ def tempered_nll(var, vqvae, tokens_NL, labels_N, *, temperatures_T: Tensor, chu
     return torch.cat(parts)
 
 
-def class_log_likelihoods(var, vqvae, tokens_NL, *, chunk: int = 64, device="cpu",
-                          progress: Progress | None = None) -> Tensor:
+def class_log_likelihoods(
+    var, vqvae, tokens_NL, *, chunk: int = 64, device="cpu", progress: Progress | None = None
+) -> Tensor:
     """log p(R | y) in nats of each image under each of the Y classes: (N, Y), float64, on the CPU."""
     classes = var.settings()["num_classes"]
     parts: list[Tensor] = []
@@ -118,15 +130,19 @@ def class_log_likelihoods(var, vqvae, tokens_NL, *, chunk: int = 64, device="cpu
 
 def token_metrics(scores: TokenScores, scales: tuple[int, ...]) -> dict[str, float]:
     """`nll_token` (nats), `nll_image` (its sum over the image), `ece_token`, `nll_token/scale_k` (k from 1)."""
-    found = {"nll_token": float(scores.nll_NL.mean()), "nll_image": float(scores.nll_NL.sum(1).mean()),
-             "ece_token": expected_calibration_error(scores.confidence_NL, scores.correct_NL)}
+    found = {
+        "nll_token": float(scores.nll_NL.mean()),
+        "nll_image": float(scores.nll_NL.sum(1).mean()),
+        "ece_token": expected_calibration_error(scores.confidence_NL, scores.correct_NL),
+    }
     for k, (start, end) in enumerate(boundaries(scales), start=1):
         found[f"nll_token/scale_{k}"] = float(scores.nll_NL[:, start:end].mean())
     return found
 
 
-def likelihood(var, vqvae, tokens_NL, labels_N, *, chunk: int = 64, device="cpu",
-               progress: Progress | None = None) -> dict[str, float]:
+def likelihood(
+    var, vqvae, tokens_NL, labels_N, *, chunk: int = 64, device="cpu", progress: Progress | None = None
+) -> dict[str, float]:
     """All likelihood metrics of held-out tokens (R, y).
 
     Those of `token_metrics`; `nll_token_tempered`, `ece_token_tempered` and `temperature_token`, at the temperature of
@@ -161,14 +177,18 @@ def _chunks(var, tokens_NL, chunk: int, device) -> Iterator[tuple[Tensor, Tensor
     """(tokens_BL, index_B, count) with B = ``chunk`` always; rows from ``count`` on repeat the first image."""
     length, vocabulary = positions(_scales(var)), var.settings()["vocab_size"]
     if len(tokens_NL) == 0 or tokens_NL.shape[1] != length:
-        raise ConfigError(f"tokens of shape {tuple(tokens_NL.shape)} do not fit a VAR of {length} positions "
-                          f"(scales {list(_scales(var))})", where="tokens")
+        raise ConfigError(
+            f"tokens of shape {tuple(tokens_NL.shape)} do not fit a VAR of {length} positions "
+            f"(scales {list(_scales(var))})",
+            where="tokens",
+        )
     for start in range(0, len(tokens_NL), chunk):
         index_B = torch.arange(start, min(start + chunk, len(tokens_NL)))
         count = len(index_B)
         index_B = torch.cat([index_B, torch.zeros(chunk - count, dtype=torch.long)])
         tokens_BL = torch.as_tensor(np.asarray(tokens_NL[index_B.numpy()]).astype(np.int64)).to(device)
         if int(tokens_BL.max()) >= vocabulary:
-            raise ConfigError(f"token {int(tokens_BL.max())} is outside the VAR's vocabulary of {vocabulary}",
-                              where="tokens")
+            raise ConfigError(
+                f"token {int(tokens_BL.max())} is outside the VAR's vocabulary of {vocabulary}", where="tokens"
+            )
         yield tokens_BL, index_B, count

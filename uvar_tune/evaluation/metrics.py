@@ -81,8 +81,9 @@ class Family:
 
 
 def _fidelity(c: Context) -> dict[str, float]:
-    return scores_from_features(c.generated_features, c.reference_features, metrics=c.metrics, seed=c.seed,
-                                kid_subset_size=c.kid_subset_size)
+    return scores_from_features(
+        c.generated_features, c.reference_features, metrics=c.metrics, seed=c.seed, kid_subset_size=c.kid_subset_size
+    )
 
 
 def _density(c: Context) -> dict[str, float]:
@@ -107,9 +108,20 @@ def _likelihood(c: Context) -> dict[str, float]:
 
 
 def _scorecard(c: Context) -> dict[str, float]:
-    return scorecard(c.var, c.vqvae, c.tokens_NL, c.token_labels_N, classes_V=c.classes_V,
-                     reference_variance_K=c.reference_variance_K, dispersion=c.dispersion, discrepancy=c.discrepancy,
-                     normalize=c.normalize, kl_smoothing=c.kl_smoothing, chunk=c.chunk, device=c.device)
+    return scorecard(
+        c.var,
+        c.vqvae,
+        c.tokens_NL,
+        c.token_labels_N,
+        classes_V=c.classes_V,
+        reference_variance_K=c.reference_variance_K,
+        dispersion=c.dispersion,
+        discrepancy=c.discrepancy,
+        normalize=c.normalize,
+        kl_smoothing=c.kl_smoothing,
+        chunk=c.chunk,
+        device=c.device,
+    )
 
 
 _FEATURES = ("generated_N3HW", "reference", "extractor")

@@ -85,14 +85,24 @@ def metric_version() -> str:
     return f"{VERSION} (torch-fidelity {metadata.version('torch-fidelity')})"
 
 
-def fidelity_protocol(extractor, reference, *, samples: int, resizer: str, cfg_convention: str,
-                      divisor: str = "", conditions: str = "") -> Protocol:
+def fidelity_protocol(
+    extractor, reference, *, samples: int, resizer: str, cfg_convention: str, divisor: str = "", conditions: str = ""
+) -> Protocol:
     """The protocol of scores by an open `Extractor` against ``reference`` (uint8 tensor or ImageSet)."""
     from uvar_tune.evaluation.fidelity import images_sha256
 
-    return Protocol(metric_version=metric_version(), samples=samples, reference=images_sha256(reference),
-                    feature_network=extractor.name, weights=extractor.weights_hash, resizer=resizer,
-                    precision="float32", cfg_convention=cfg_convention, divisor=divisor, conditions=conditions)
+    return Protocol(
+        metric_version=metric_version(),
+        samples=samples,
+        reference=images_sha256(reference),
+        feature_network=extractor.name,
+        weights=extractor.weights_hash,
+        resizer=resizer,
+        precision="float32",
+        cfg_convention=cfg_convention,
+        divisor=divisor,
+        conditions=conditions,
+    )
 
 
 def held_out_protocol(tokenizer: str, images, *, resizer: str, divisor: str = "", conditions: str = "") -> Protocol:
@@ -104,9 +114,18 @@ def held_out_protocol(tokenizer: str, images, *, resizer: str, divisor: str = ""
     """
     from uvar_tune.evaluation.fidelity import images_sha256
 
-    return Protocol(metric_version=metric_version(), samples=len(getattr(images, "images", images)),
-                    reference=images_sha256(images), feature_network="tokenizer", weights=tokenizer, resizer=resizer,
-                    precision="float32", cfg_convention="none", divisor=divisor, conditions=conditions)
+    return Protocol(
+        metric_version=metric_version(),
+        samples=len(getattr(images, "images", images)),
+        reference=images_sha256(images),
+        feature_network="tokenizer",
+        weights=tokenizer,
+        resizer=resizer,
+        precision="float32",
+        cfg_convention="none",
+        divisor=divisor,
+        conditions=conditions,
+    )
 
 
 def require_equal(ours: Protocol, theirs: Protocol) -> None:
@@ -114,8 +133,9 @@ def require_equal(ours: Protocol, theirs: Protocol) -> None:
     for field in dataclasses.fields(Protocol):
         here, there = getattr(ours, field.name), getattr(theirs, field.name)
         if here != there:
-            raise ProtocolMismatch(f"{here!r} and {there!r} differ: the numbers cannot be compared",
-                                   where=f"protocol.{field.name}")
+            raise ProtocolMismatch(
+                f"{here!r} and {there!r} differ: the numbers cannot be compared", where=f"protocol.{field.name}"
+            )
 
 
 def _from_dict(cls, tree: dict[str, Any], what: str):

@@ -29,21 +29,26 @@ def reconstruction(vqvae: VQVAE, images: ImageSet, *, rank: int = 0, world_size:
     usage, device = Usage(vqvae, world_size), vqvae.codebook_VC.device
     squared = torch.zeros((), dtype=torch.float64, device=device)
     for start in range(rank * _CHUNK, len(images), world_size * _CHUNK):
-        pixels = to_unit(torch.as_tensor(images.images[start:start + _CHUNK]).to(device))
+        pixels = to_unit(torch.as_tensor(images.images[start : start + _CHUNK]).to(device))
         tokens = vqvae.encode(pixels)
         squared += (vqvae.decode(tokens) - pixels).square().mean(dim=(1, 2, 3)).sum()
         usage.add(tokens)
     usage.settle()
     if world_size > 1:
         dist.all_reduce(squared)
-    return {"reconstruction_mse": float(squared) / len(images),
-            "codes_in_use": float((usage.counts_KV > 0).any(0).sum()), **usage.shares()}
+    return {
+        "reconstruction_mse": float(squared) / len(images),
+        "codes_in_use": float((usage.counts_KV > 0).any(0).sum()),
+        **usage.shares(),
+    }
 
 
 @torch.no_grad()
 def picture(vqvae: VQVAE, images: ImageSet, path: Path) -> Path:
     """Write a PNG: images spread over the set, and below each its reconstruction."""
     rows = torch.linspace(0, len(images) - 1, min(_SHOWN, len(images))).round().long().tolist()
-    originals_BCHW = to_unit(torch.stack([torch.as_tensor(images.images[row]) for row in rows])).to(vqvae.codebook_VC.device)
+    originals_BCHW = to_unit(torch.stack([torch.as_tensor(images.images[row]) for row in rows])).to(
+        vqvae.codebook_VC.device
+    )
     both = torch.cat([originals_BCHW, vqvae.decode(vqvae.encode(originals_BCHW))])
     return save_grid((both + 1) / 2, path, columns=len(rows))

@@ -51,8 +51,14 @@ class Corrupted:
     labels_N: Tensor
 
 
-def corrupted_sets(images, labels_N: Tensor, *, kinds: Iterable[str] = tuple(CORRUPTIONS),
-                   severities: Iterable[int] = SEVERITIES, seed: int = 0) -> list[Corrupted]:
+def corrupted_sets(
+    images,
+    labels_N: Tensor,
+    *,
+    kinds: Iterable[str] = tuple(CORRUPTIONS),
+    severities: Iterable[int] = SEVERITIES,
+    seed: int = 0,
+) -> list[Corrupted]:
     """`digits-c8`: ``images`` under each kind at each severity, made when they are read."""
     severities = tuple(severities)
 
@@ -64,6 +70,7 @@ def corrupted_sets(images, labels_N: Tensor, *, kinds: Iterable[str] = tuple(COR
 
 def out_of_distribution_sets(images, *, seed: int = 0) -> dict[str, Changed]:
     """`noise` and `inverted`: as many foreign images as there are ``images``, made of them."""
+
     def turned(kind: str) -> Changed:
         return Changed(images, lambda part, start: foreign(part, kind, seed=seed, start=start))
 
@@ -77,10 +84,10 @@ def tokenize(vqvae, images, *, chunk: int = 64, device="cpu") -> Tensor:
     parts = []
     with evaluating(vqvae):
         for start in range(0, len(images), chunk):
-            part_B3HW = torch.as_tensor(images[start:start + chunk])
+            part_B3HW = torch.as_tensor(images[start : start + chunk])
             check_images(part_B3HW, where="images for the tokenizer", size=vqvae.image_size)
             padded = torch.cat([part_B3HW, part_B3HW[:1].expand(chunk - len(part_B3HW), -1, -1, -1)])
-            parts.append(concat(vqvae.encode(padded.to(device).float() / 127.5 - 1))[:len(part_B3HW)].cpu())
+            parts.append(concat(vqvae.encode(padded.to(device).float() / 127.5 - 1))[: len(part_B3HW)].cpu())
     return torch.cat(parts)
 
 
@@ -90,8 +97,15 @@ def read_out(var, vqvae, images, *, chunk: int = 64, device="cpu") -> Tensor:
     return class_log_likelihoods(var, vqvae, tokens_NL, chunk=chunk, device=device)
 
 
-def corruption_errors(var, vqvae, sets: Sequence[Corrupted], *, chunk: int = 64, device="cpu",
-                      progress: Callable[[int, int], None] | None = None) -> dict[str, list[float]]:
+def corruption_errors(
+    var,
+    vqvae,
+    sets: Sequence[Corrupted],
+    *,
+    chunk: int = 64,
+    device="cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[float]]:
     """kind → share of images misread at each severity in the order given, for `mean_corruption_error`.
 
     Args:
@@ -113,12 +127,13 @@ def mean_error(errors: Mapping[str, Sequence[float]]) -> float:
     return 100.0 * sum(shares) / len(shares)
 
 
-def ood_detection(var, vqvae, inside, outside: Mapping[str, Any], *, chunk: int = 64,
-                  device="cpu") -> dict[str, float]:
+def ood_detection(var, vqvae, inside, outside: Mapping[str, Any], *, chunk: int = 64, device="cpu") -> dict[str, float]:
     """`auroc_ood/NAME` of each foreign set by −log mean_y p(R | y), and their mean, `auroc_ood`."""
     if not outside:
         raise ConfigError("there are no out-of-distribution images", where="auroc_ood")
     inside_N = ood_score(read_out(var, vqvae, inside, chunk=chunk, device=device))
-    found = {f"auroc_ood/{name}": auroc(inside_N, ood_score(read_out(var, vqvae, images, chunk=chunk, device=device)))
-             for name, images in outside.items()}
+    found = {
+        f"auroc_ood/{name}": auroc(inside_N, ood_score(read_out(var, vqvae, images, chunk=chunk, device=device)))
+        for name, images in outside.items()
+    }
     return {"auroc_ood": sum(found.values()) / len(found), **found}

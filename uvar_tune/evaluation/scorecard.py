@@ -20,9 +20,21 @@ from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
 
 
-def scorecard(var, vqvae, tokens_NL, labels_N, *, classes_V: Tensor, reference_variance_K: Sequence[float],
-              dispersion: str = "embedding", discrepancy: str = "wasserstein", normalize: str = "relative",
-              kl_smoothing: float = 1e-2, chunk: int = 64, device="cpu") -> dict[str, float]:
+def scorecard(
+    var,
+    vqvae,
+    tokens_NL,
+    labels_N,
+    *,
+    classes_V: Tensor,
+    reference_variance_K: Sequence[float],
+    dispersion: str = "embedding",
+    discrepancy: str = "wasserstein",
+    normalize: str = "relative",
+    kl_smoothing: float = 1e-2,
+    chunk: int = 64,
+    device="cpu",
+) -> dict[str, float]:
     """Means over positions of each scale (`/scale_k`, k from 1) and over all positions (no suffix).
 
     `entropy` and `semantic_entropy` in nats; `dispersion` and `dispersion_reference` in units of the anchor where
@@ -34,10 +46,18 @@ def scorecard(var, vqvae, tokens_NL, labels_N, *, classes_V: Tensor, reference_v
         reference_variance_K: σ²⋆ of each scale, before normalisation, as `composite_loss` takes it.
     """
     scales = tuple(var.settings()["scales"])
-    setting = {"scales": scales, "codebook": vqvae.codebook_VC.detach().to(device),
-               "classes": torch.as_tensor(classes_V).to(device),
-               "reference_variance": torch.as_tensor(reference_variance_K).to(device), "lambda_1": 0.0, "lambda_2": 0.0,
-               "dispersion": dispersion, "discrepancy": discrepancy, "normalize": normalize, "kl_smoothing": kl_smoothing}
+    setting = {
+        "scales": scales,
+        "codebook": vqvae.codebook_VC.detach().to(device),
+        "classes": torch.as_tensor(classes_V).to(device),
+        "reference_variance": torch.as_tensor(reference_variance_K).to(device),
+        "lambda_1": 0.0,
+        "lambda_2": 0.0,
+        "dispersion": dispersion,
+        "discrepancy": discrepancy,
+        "normalize": normalize,
+        "kl_smoothing": kl_smoothing,
+    }
     names = ("entropy", "dispersion", "second_order", "semantic_entropy")
     sums_L = {name: 0.0 for name in names}
     with evaluating(var, vqvae):
@@ -54,8 +74,12 @@ def scorecard(var, vqvae, tokens_NL, labels_N, *, classes_V: Tensor, reference_v
 
 def _by_scale(means_L: dict[str, Tensor], reference_K: list[float], scales: tuple[int, ...]) -> dict[str, float]:
     parts = boundaries(scales)
-    means_L["dispersion_reference"] = torch.cat([torch.full((end - start,), value, dtype=torch.float64)
-                                                 for value, (start, end) in zip(reference_K, parts, strict=True)])
+    means_L["dispersion_reference"] = torch.cat(
+        [
+            torch.full((end - start,), value, dtype=torch.float64)
+            for value, (start, end) in zip(reference_K, parts, strict=True)
+        ]
+    )
     found = {}
     for suffix, (start, end) in [("", (0, parts[-1][1])), *((f"/scale_{k}", p) for k, p in enumerate(parts, start=1))]:
         means = {name: float(values_L[start:end].mean()) for name, values_L in means_L.items()}

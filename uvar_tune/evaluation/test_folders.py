@@ -19,8 +19,9 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.robustness import Corrupted
 
 
-def class_folders(path: str | Path, *, image_size: int, classes: Sequence[str] | None = None,
-                  on_corrupt: str = "refuse") -> ImageSet:
+def class_folders(
+    path: str | Path, *, image_size: int, classes: Sequence[str] | None = None, on_corrupt: str = "refuse"
+) -> ImageSet:
     """The images of ``path``/CLASS/IMAGE.
 
     Args:
@@ -32,21 +33,30 @@ def class_folders(path: str | Path, *, image_size: int, classes: Sequence[str] |
     place = Path(path)
     names = sorted(entry.name for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
     if not names:
-        raise ConfigError("holds no folder CLASS with images" if place.is_dir() else "is no directory", where=str(place))
+        raise ConfigError(
+            "holds no folder CLASS with images" if place.is_dir() else "is no directory", where=str(place)
+        )
     chosen = chosen_classes(names, classes, str(place))
-    found = [(label, file) for label, name in enumerate(chosen) for file in sorted((place / name).iterdir())
-             if file.suffix.lower() in SUFFIXES]
+    found = [
+        (label, file)
+        for label, name in enumerate(chosen)
+        for file in sorted((place / name).iterdir())
+        if file.suffix.lower() in SUFFIXES
+    ]
     empty = sorted(set(range(len(chosen))) - {label for label, _ in found})
     if empty:
         raise ConfigError(f"holds no image of class {chosen[empty[0]]!r}", where=str(place))
-    kept, skipped, sha256 = scan(place, found, check=read_image, on_corrupt=on_corrupt, threads=4,
-                                 recipe=f"centre/{image_size}")
+    kept, skipped, sha256 = scan(
+        place, found, check=read_image, on_corrupt=on_corrupt, threads=4, recipe=f"centre/{image_size}"
+    )
     images = FolderImages([file for _, file in kept], image_size, random_crops=False)
     labels_N = torch.tensor([label for label, _ in kept], dtype=torch.long)
     return ImageSet(images, labels_N, chosen, sha256, image_size, skipped)
 
 
-def imagenet_c(path: str | Path, *, image_size: int, classes: Sequence[str], on_corrupt: str = "refuse") -> list[Corrupted]:
+def imagenet_c(
+    path: str | Path, *, image_size: int, classes: Sequence[str], on_corrupt: str = "refuse"
+) -> list[Corrupted]:
     """All sets of ``path``/KIND/SEVERITY/CLASS/IMAGE, severities 1 … 5 of every kind; labels in the order of ``classes``.
 
     Raises ConfigError: no kinds, a severity or a class missing.
@@ -54,7 +64,9 @@ def imagenet_c(path: str | Path, *, image_size: int, classes: Sequence[str], on_
     place = Path(path)
     kinds = sorted(entry for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
     if not kinds:
-        raise ConfigError("holds no folders KIND/SEVERITY/CLASS" if place.is_dir() else "is no directory", where=str(place))
+        raise ConfigError(
+            "holds no folders KIND/SEVERITY/CLASS" if place.is_dir() else "is no directory", where=str(place)
+        )
     sets = []
     for kind in kinds:
         for severity in SEVERITIES:

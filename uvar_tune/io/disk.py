@@ -15,7 +15,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 @contextlib.contextmanager
 def raise_on_disk_full(directory: Path):
     """Raises:
-        InfrastructureError: instead of whatever said, inside, that a disk or a quota is full.
+    InfrastructureError: instead of whatever said, inside, that a disk or a quota is full.
     """
     try:
         yield

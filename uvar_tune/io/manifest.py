@@ -47,7 +47,9 @@ def write_directory(directory: Path, writers: Mapping[str, Callable[[Path], Any]
         for name, write in writers.items():
             _write(write, staged / name)
             _sync(staged / name)
-        files = {name: {"bytes": (staged / name).stat().st_size, "sha256": file_sha256(staged / name)} for name in writers}
+        files = {
+            name: {"bytes": (staged / name).stat().st_size, "sha256": file_sha256(staged / name)} for name in writers
+        }
         (staged / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1, allow_nan=False))
         _sync(staged / MANIFEST)
         _sync(staged)
@@ -65,8 +67,9 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def check_directory(directory: Path, *, needed: Collection[str], optional: Collection[str] = (),
-                    hashes: bool = True) -> dict[str, Any]:
+def check_directory(
+    directory: Path, *, needed: Collection[str], optional: Collection[str] = (), hashes: bool = True
+) -> dict[str, Any]:
     """The manifest, after every file was found to be what it says.
 
     Args:
@@ -84,8 +87,10 @@ def check_directory(directory: Path, *, needed: Collection[str], optional: Colle
         why = error.message if isinstance(error, ConfigError) else error
         raise ConfigError(f"no readable {MANIFEST} ({str(why):.200})", where=str(directory)) from error
     if not set(needed) <= set(files) <= {*needed, *optional}:
-        raise ConfigError(f"{MANIFEST} names {str(sorted(files)):.200}, expected {sorted(needed)} and perhaps {sorted(optional)}",
-                          where=str(directory))
+        raise ConfigError(
+            f"{MANIFEST} names {str(sorted(files)):.200}, expected {sorted(needed)} and perhaps {sorted(optional)}",
+            where=str(directory),
+        )
     for name, (size, sha256) in files.items():
         try:
             if not (directory / name).is_file() and name in optional:

@@ -21,7 +21,10 @@ def check_picture(out: str, inputs: Iterable[str | None], where: str = "--out") 
     try:
         trouble = _lost(path, [given for given in inputs if given is not None])
         if not trouble and path.suffix.lower() != ".png":
-            trouble, near = "does not end in .png, and a PNG file is written", f"{path.parent / (path.stem or 'samples')}.png"
+            trouble, near = (
+                "does not end in .png, and a PNG file is written",
+                f"{path.parent / (path.stem or 'samples')}.png",
+            )
         trouble = trouble or unwritable(path.parent)
     except OSError as error:
         trouble = f"cannot be written: {error.strerror}"

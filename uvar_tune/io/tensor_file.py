@@ -19,10 +19,34 @@ _OLD_PICKLES = 5  # at the start of a file that is no archive: magic number, pro
 _SLACK = 2**20
 _SHARED = 8  # times that the tensors together may claim what the file holds, by sharing it
 # What tensors and plain values are made with. PyTorch allows more, some of which make gigabytes of a number or a short text.
-_MAKERS = {"OrderedDict", "Counter", "set", "complex", "Size", "device", "Tensor", "Parameter", "_rebuild_from_type_v2",
-           "_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"}
-_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-           torch.uint8, torch.bool}
+_MAKERS = {
+    "OrderedDict",
+    "Counter",
+    "set",
+    "complex",
+    "Size",
+    "device",
+    "Tensor",
+    "Parameter",
+    "_rebuild_from_type_v2",
+    "_rebuild_parameter",
+    "_rebuild_parameter_with_state",
+    "_rebuild_tensor",
+    "_rebuild_tensor_v2",
+    "_rebuild_tensor_v3",
+}
+_DTYPES = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 
 
 def load_tensors(path: str | Path, *, device: str = "cpu") -> Any:
@@ -62,8 +86,13 @@ def _check_archive(handle: BinaryIO, size: int) -> None:
         tail = handle.read(_TAIL)
         wide = tail[:4] == _END64
         told = struct.unpack_from(*(("<Q", tail, 48) if wide else ("<I", tail, len(tail) - 6)))[0]
-        if (archive.comment or told != archive.start_dir or wide != (tail[56:60] == _LOCATOR)
-                or wide and struct.unpack_from("<Q", tail, 64)[0] != size - _TAIL):
+        if (
+            archive.comment
+            or told != archive.start_dir
+            or wide != (tail[56:60] == _LOCATOR)
+            or wide
+            and struct.unpack_from("<Q", tail, 64)[0] != size - _TAIL
+        ):
             raise ValueError("its directory is not where it says, so that readers differ in what they find")
         for entry in archive.infolist():
             if "data.pkl" in entry.orig_filename.lower():
@@ -74,7 +103,9 @@ def _check_archive(handle: BinaryIO, size: int) -> None:
 def _check_pickle(stream: BinaryIO) -> None:
     for opcode, argument, _ in pickletools.genops(stream):
         name = argument.split(" ")[-1] if opcode.name == "GLOBAL" else ""
-        if name and not (name in _MAKERS or name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)):
+        if name and not (
+            name in _MAKERS or name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             raise ValueError(f"it names {argument.replace(' ', '.')}")
 
 
@@ -83,9 +114,16 @@ def _check_tensors(tree: Any, size: int, device: str) -> None:
     held, claimed = {}, 0
     for tensor in _tensors(tree):
         shape = tuple(tensor.shape)
-        if (type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_nested
-                or tensor.device.type != device or tensor.dtype not in _DTYPES):
-            raise ValueError(f"a tensor of shape {shape} is {tensor.dtype}, {tensor.layout}, on {tensor.device}: none of weights")
+        if (
+            type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+            or tensor.layout != torch.strided
+            or tensor.is_nested
+            or tensor.device.type != device
+            or tensor.dtype not in _DTYPES
+        ):
+            raise ValueError(
+                f"a tensor of shape {shape} is {tensor.dtype}, {tensor.layout}, on {tensor.device}: none of weights"
+            )
         storage, wanted = tensor.untyped_storage(), math.prod(shape) * tensor.itemsize
         if wanted > storage.nbytes():
             raise ValueError(f"a tensor of shape {shape} claims {wanted:,} bytes and holds {storage.nbytes():,}")

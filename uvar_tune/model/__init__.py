@@ -15,5 +15,17 @@ from uvar_tune.model.sampling import generate
 from uvar_tune.model.var import VAR
 from uvar_tune.model.vqvae import VQVAE
 
-__all__ = ["CFG_CONVENTION", "PRESETS", "VAR", "VQVAE", "box_mask", "filter_logits", "generate", "inpaint", "load_official",
-           "preset", "save_official", "start_from"]
+__all__ = [
+    "CFG_CONVENTION",
+    "PRESETS",
+    "VAR",
+    "VQVAE",
+    "box_mask",
+    "filter_logits",
+    "generate",
+    "inpaint",
+    "load_official",
+    "preset",
+    "save_official",
+    "start_from",
+]

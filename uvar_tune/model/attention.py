@@ -102,8 +102,11 @@ class PrefixAttention:
         mask = _mask_on(self.first, q.device, q.dtype) if self.together > 1 else None
         parts: list[torch.Tensor] = []
         for start, end in self.bounds:
-            parts.append(F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end],
-                                                        attn_mask=None if start else mask, scale=scale))
+            parts.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, start:end], k[:, :, :end], v[:, :, :end], attn_mask=None if start else mask, scale=scale
+                )
+            )
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
@@ -133,7 +136,7 @@ class LayerCache:
             if self.k is None:
                 shape = (*k.shape[:2], self.length, k.shape[3])
                 self.k, self.v = k.new_empty(shape), v.new_empty(shape)
-            self.k[:, :, self.filled:end], self.v[:, :, self.filled:end] = k, v
+            self.k[:, :, self.filled : end], self.v[:, :, self.filled : end] = k, v
             self.filled = end
             k, v = self.k[:, :, :end], self.v[:, :, :end]
         elif self.k is not None:  # the last scale: nothing comes after it, so it is not kept

@@ -20,13 +20,22 @@ _TWICE, _CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # GELU by tanh: x·σ(2·
 
 def use_fused_cpu_kernels(x: torch.Tensor) -> bool:
     """Whether this pays: in a training in float32. Under autocast and in a compiled graph PyTorch's own chain is kept."""
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
 
 
 def plus_scaled(base: torch.Tensor, x_BLC: torch.Tensor, gain_B1C: torch.Tensor) -> torch.Tensor:
     """base + x·gain, (B, L, C); ``base`` is (B, L, C) or (B, 1, C)."""
-    return PlusScaled.apply(base, x_BLC, gain_B1C) if use_fused_cpu_kernels(x_BLC) else torch.addcmul(base, x_BLC, gain_B1C)
+    return (
+        PlusScaled.apply(base, x_BLC, gain_B1C)
+        if use_fused_cpu_kernels(x_BLC)
+        else torch.addcmul(base, x_BLC, gain_B1C)
+    )
 
 
 class PlusScaled(torch.autograd.Function):
@@ -43,8 +52,11 @@ class PlusScaled(torch.autograd.Function):
     def backward(ctx, g_BLC):
         x_BLC, gain_B1C = ctx.saved_tensors
         asked = ctx.needs_input_grad
-        return (g_BLC.sum_to_size(ctx.base_shape) if asked[0] else None, g_BLC * gain_B1C if asked[1] else None,
-                (g_BLC * x_BLC).sum_to_size(gain_B1C.shape) if asked[2] else None)
+        return (
+            g_BLC.sum_to_size(ctx.base_shape) if asked[0] else None,
+            g_BLC * gain_B1C if asked[1] else None,
+            (g_BLC * x_BLC).sum_to_size(gain_B1C.shape) if asked[2] else None,
+        )
 
 
 class FeedForward(torch.autograd.Function):
@@ -66,9 +78,13 @@ class FeedForward(torch.autograd.Function):
         g_NC = g_BLC.flatten(0, -2)
         hidden_NF = (g_NC @ weight2).mul_(slope_NF)
         asked = ctx.needs_input_grad
-        return ((hidden_NF @ weight1).view(*g_BLC.shape[:-1], weight1.shape[1]) if asked[0] else None,
-                hidden_NF.t() @ x_NC if asked[1] else None, hidden_NF.sum(0) if asked[2] else None,
-                g_NC.t() @ active_NF if asked[3] else None, g_NC.sum(0) if asked[4] else None)
+        return (
+            (hidden_NF @ weight1).view(*g_BLC.shape[:-1], weight1.shape[1]) if asked[0] else None,
+            hidden_NF.t() @ x_NC if asked[1] else None,
+            hidden_NF.sum(0) if asked[2] else None,
+            g_NC.t() @ active_NF if asked[3] else None,
+            g_NC.sum(0) if asked[4] else None,
+        )
 
 
 def _activate(x_NF: torch.Tensor, bias: torch.Tensor, out_NF: torch.Tensor) -> None:

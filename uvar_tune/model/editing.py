@@ -19,10 +19,24 @@ from uvar_tune.model.var import VAR
 from uvar_tune.model.vqvae import VQVAE
 
 
-def inpaint(var: VAR, vqvae: VQVAE, image_3SS: torch.Tensor, known_SS: torch.Tensor, label: int, *, cfg_scale: float,
-            count: int = 1, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0, cfg_ramp: float = 1.0,
-            seeds: Sequence[int] | None = None, chunk: int | None = None, return_tokens: bool = False,
-            progress: Callable[[int, int], None] | None = None):
+def inpaint(
+    var: VAR,
+    vqvae: VQVAE,
+    image_3SS: torch.Tensor,
+    known_SS: torch.Tensor,
+    label: int,
+    *,
+    cfg_scale: float,
+    count: int = 1,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    temperature: float = 1.0,
+    cfg_ramp: float = 1.0,
+    seeds: Sequence[int] | None = None,
+    chunk: int | None = None,
+    return_tokens: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+):
     """``count`` completions (N, 3, S, S) in [0, 1] of the image's known part.
 
     A token is known where its cell lies in the known part altogether; known tokens are kept at every scale. In the known
@@ -47,8 +61,9 @@ def inpaint(var: VAR, vqvae: VQVAE, image_3SS: torch.Tensor, known_SS: torch.Ten
     original = vqvae.encode(image_3SS[None].float() * 2 - 1)
     known = _known(vqvae, original, known_SS)
     inference = Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp)
-    images, tokens_NL = sample(var, vqvae, torch.full((count,), label), inference, seeds=seeds, chunk=chunk, known=known,
-                               progress=progress)
+    images, tokens_NL = sample(
+        var, vqvae, torch.full((count,), label), inference, seeds=seeds, chunk=chunk, known=known, progress=progress
+    )
     reconstruction = vqvae.decode(original).add(1).mul(0.5)
     images = torch.where(known_SS, reconstruction, images)
     return (images, split(tokens_NL, var.scales)) if return_tokens else images
@@ -75,8 +90,11 @@ def check_known(vqvae: VQVAE, known_SS: torch.Tensor, where: str = "mask") -> No
     if known_SS.all():
         raise ConfigError("the mask hides nothing: there is nothing to sample", where=where)
     if not _whole_cells(known_SS, vqvae.scales[-1]).any():
-        raise ConfigError(f"the mask leaves no whole cell of {vqvae.image_size // vqvae.scales[-1]} pixels known, the "
-                          "finest that a token stands for", where=where)
+        raise ConfigError(
+            f"the mask leaves no whole cell of {vqvae.image_size // vqvae.scales[-1]} pixels known, the "
+            "finest that a token stands for",
+            where=where,
+        )
 
 
 @torch.no_grad()
@@ -99,10 +117,15 @@ def _whole_cells(known_SS: torch.Tensor, side: int) -> torch.Tensor:
 def _check(vqvae: VQVAE, image_3SS: torch.Tensor, known_SS: torch.Tensor) -> None:
     size = vqvae.image_size
     if tuple(image_3SS.shape) != (3, size, size):
-        raise ConfigError(f"image of shape {tuple(image_3SS.shape)}, this tokenizer takes (3, {size}, {size})", where="image")
+        raise ConfigError(
+            f"image of shape {tuple(image_3SS.shape)}, this tokenizer takes (3, {size}, {size})", where="image"
+        )
     if not ((image_3SS >= 0) & (image_3SS <= 1)).all():  # false for NaN as well
         raise ConfigError("image holds pixels that are not in [0, 1]", where="image")
     if tuple(known_SS.shape) != (size, size) or known_SS.dtype != torch.bool:
-        raise ConfigError(f"mask of shape {tuple(known_SS.shape)} and type {known_SS.dtype}, expected ({size}, {size}) bool, "
-                          "true where the image is known", where="mask")
+        raise ConfigError(
+            f"mask of shape {tuple(known_SS.shape)} and type {known_SS.dtype}, expected ({size}, {size}) bool, "
+            "true where the image is known",
+            where="mask",
+        )
     check_known(vqvae, known_SS)

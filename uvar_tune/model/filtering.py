@@ -84,7 +84,12 @@ def draw(logits_BlV: torch.Tensor, uniform_Bl: torch.Tensor, top_k: int = 0, top
 
 def check_filter(top_k: int, top_p: float, vocabulary: int, spell: Callable[[str], str] = str) -> None:
     if not 0 <= top_k <= vocabulary:
-        raise ConfigError(f"{top_k} is not in 0 … {vocabulary}, the vocabulary (0 = off)", where=spell("top_k"),
-                          nearest=str(vocabulary) if top_k > vocabulary else "0")
+        raise ConfigError(
+            f"{top_k} is not in 0 … {vocabulary}, the vocabulary (0 = off)",
+            where=spell("top_k"),
+            nearest=str(vocabulary) if top_k > vocabulary else "0",
+        )
     if not 0 <= top_p <= 1:
-        raise ConfigError(f"{top_p} is not in [0, 1] (0 = off)", where=spell("top_p"), nearest="1" if top_p > 1 else "0")
+        raise ConfigError(
+            f"{top_p} is not in [0, 1] (0 = off)", where=spell("top_p"), nearest="1" if top_p > 1 else "0"
+        )

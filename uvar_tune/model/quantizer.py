@@ -60,7 +60,9 @@ class OwnPhi(nn.ModuleList):
 class Quantizer(nn.Module):
     """Codebook and φ. ``ema_vocab_hit_SV`` is kept only so that official files come back as they were."""
 
-    def __init__(self, vocab_size: int, code_dim: int, scales: Sequence[int], quant_resi: float, share: int, beta: float):
+    def __init__(
+        self, vocab_size: int, code_dim: int, scales: Sequence[int], quant_resi: float, share: int, beta: float
+    ):
         super().__init__()
         self.scales, self.beta, self.share = tuple(scales), beta, share
         ratio = abs(quant_resi)

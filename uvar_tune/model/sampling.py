@@ -25,9 +25,11 @@ from uvar_tune.seeds import generator
 
 CHUNK = 16
 # Least and greatest value, and what they mean. Beyond them nothing is sampled otherwise, and float32 overflows in the end.
-BOUNDS = {"cfg_scale": (0.0, 100.0, "0 = guidance off"),
-          "cfg_ramp": (0.0, 100.0, "1 = VAR's ramp, 0 = the same guidance at every scale"),
-          "temperature": (1e-4, 100.0, "1 = the model's own distribution")}
+BOUNDS = {
+    "cfg_scale": (0.0, 100.0, "0 = guidance off"),
+    "cfg_ramp": (0.0, 100.0, "1 = VAR's ramp, 0 = the same guidance at every scale"),
+    "temperature": (1e-4, 100.0, "1 = the model's own distribution"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class Inference:
         for name, (low, high, meaning) in BOUNDS.items():
             value = getattr(self, name)
             if not low <= value <= high:  # NaN is nowhere
-                raise ConfigError(f"{value} is not in {low:g} … {high:g} ({meaning})", where=spell(name),
-                                  nearest=f"{high if value > high else low:g}")
+                raise ConfigError(
+                    f"{value} is not in {low:g} … {high:g} ({meaning})",
+                    where=spell(name),
+                    nearest=f"{high if value > high else low:g}",
+                )
 
     def about(self) -> str:
         """The guidance in words."""
@@ -73,9 +78,21 @@ class Known:
     cells_11HW: torch.Tensor
 
 
-def generate(var: VAR, vqvae: VQVAE, labels_B, *, cfg_scale: float, top_k: int = 0, top_p: float = 0.0,
-             temperature: float = 1.0, cfg_ramp: float = 1.0, seeds: Sequence[int] | None = None, chunk: int | None = None,
-             return_tokens: bool = False, progress: Callable[[int, int], None] | None = None):
+def generate(
+    var: VAR,
+    vqvae: VQVAE,
+    labels_B,
+    *,
+    cfg_scale: float,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    temperature: float = 1.0,
+    cfg_ramp: float = 1.0,
+    seeds: Sequence[int] | None = None,
+    chunk: int | None = None,
+    return_tokens: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+):
     """Images in [0, 1], (B, 3, S, S), one for each label.
 
     Args:
@@ -93,15 +110,30 @@ def generate(var: VAR, vqvae: VQVAE, labels_B, *, cfg_scale: float, top_k: int =
         ConfigError: a label, seed count, chunk or inference value out of range, or a tokenizer that is not the VAR's.
     """
     labels_B = torch.as_tensor(labels_B)
-    images, tokens_BL = sample(var, vqvae, labels_B, Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp),
-                               seeds=seeds, chunk=chunk, progress=progress)
+    images, tokens_BL = sample(
+        var,
+        vqvae,
+        labels_B,
+        Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp),
+        seeds=seeds,
+        chunk=chunk,
+        progress=progress,
+    )
     return (images, split(tokens_BL, var.scales)) if return_tokens else images
 
 
 @torch.no_grad()
-def sample(var: VAR, vqvae: VQVAE, labels_B: torch.Tensor, inference: Inference, *, seeds: Sequence[int] | None,
-           chunk: int | None, known: Known | None = None,
-           progress: Callable[[int, int], None] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(
+    var: VAR,
+    vqvae: VQVAE,
+    labels_B: torch.Tensor,
+    inference: Inference,
+    *,
+    seeds: Sequence[int] | None,
+    chunk: int | None,
+    known: Known | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(images in [0, 1], tokens_BL), as `generate`; the tokens that are ``known`` are kept as given."""
     count, chunk = labels_B.numel(), CHUNK if chunk is None else chunk
     seeds = torch.randint(2**62, (count,)).tolist() if seeds is None else list(seeds)
@@ -113,7 +145,9 @@ def sample(var: VAR, vqvae: VQVAE, labels_B: torch.Tensor, inference: Inference,
         mine = list(range(start, min(start + chunk, count)))
         padded = mine + mine[:1] * (chunk - len(mine))
         noise_BL = torch.stack([uniforms(seeds[i], var.scales) for i in padded])
-        features, tokens_BL = _sample_chunk(var, vqvae, labels_B[padded].to(device), noise_BL.to(device), inference, known)
+        features, tokens_BL = _sample_chunk(
+            var, vqvae, labels_B[padded].to(device), noise_BL.to(device), inference, known
+        )
         images.append(vqvae.decode_features(features)[: len(mine)].add_(1).mul_(0.5))
         tokens.append(tokens_BL[: len(mine)])
         if progress:
@@ -126,8 +160,9 @@ def uniforms(seed: int, scales: Sequence[int]) -> torch.Tensor:
     return torch.rand(positions(scales), generator=generator(seed))
 
 
-def _sample_chunk(var: VAR, vqvae: VQVAE, labels_B: torch.Tensor, noise_BL: torch.Tensor, inference: Inference,
-                  known: Known | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample_chunk(
+    var: VAR, vqvae: VQVAE, labels_B: torch.Tensor, noise_BL: torch.Tensor, inference: Inference, known: Known | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(features (B, C, H, W), tokens_BL) of one chunk. With guidance the transformer sees 2B: conditional, unconditional."""
     batch, K = len(labels_B), len(var.scales)
     guided = inference.cfg_scale > 0
@@ -183,13 +218,19 @@ class _Decoder:
 def _check(var: VAR, vqvae: VQVAE, labels_B: torch.Tensor, inference: Inference, seeds: list[int], chunk: int) -> None:
     inference.check(var.vocab_size)
     if labels_B.ndim != 1 or labels_B.is_floating_point() or not len(labels_B):
-        raise ConfigError(f"labels of shape {tuple(labels_B.shape)} and type {labels_B.dtype}, expected (B,) integers",
-                          where="labels")
+        raise ConfigError(
+            f"labels of shape {tuple(labels_B.shape)} and type {labels_B.dtype}, expected (B,) integers", where="labels"
+        )
     var.check_labels(labels_B)
     if len(seeds) != len(labels_B):
         raise ConfigError(f"{len(seeds)} seeds for {len(labels_B)} labels", where="seeds")
     if chunk < 1:
         raise ConfigError(f"chunk {chunk} is below 1", where="chunk", nearest="1")
-    ours, theirs = (vqvae.scales, vqvae.vocab_size, vqvae.code_dim), (var.scales, var.vocab_size, var.word_embed.in_features)
+    ours, theirs = (
+        (vqvae.scales, vqvae.vocab_size, vqvae.code_dim),
+        (var.scales, var.vocab_size, var.word_embed.in_features),
+    )
     if ours != theirs:
-        raise ConfigError(f"the VAR has (scales, vocabulary, code dimension) {theirs}, the tokenizer {ours}", where="vqvae")
+        raise ConfigError(
+            f"the VAR has (scales, vocabulary, code dimension) {theirs}, the tokenizer {ours}", where="vqvae"
+        )

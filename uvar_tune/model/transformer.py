@@ -62,13 +62,15 @@ class Block(nn.Module):
             return (self.ada_gss + condition).unbind(2)
         return self.ada_lin(condition).view(-1, 1, 6, self.width).unbind(2)
 
-    def forward(self, x_BLC: torch.Tensor, condition: torch.Tensor, attend: Attend,
-                gate_2B: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x_BLC: torch.Tensor, condition: torch.Tensor, attend: Attend, gate_2B: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Args: gate_2B: factors of the two branches for each image (drop path), or None for 1."""
         return self.run(x_BLC, self.modulation(condition), attend, gate_2B)
 
-    def run(self, x_BLC: torch.Tensor, modulation: Modulation, attend: Attend,
-            gate_2B: torch.Tensor | None = None) -> torch.Tensor:
+    def run(
+        self, x_BLC: torch.Tensor, modulation: Modulation, attend: Attend, gate_2B: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """As `forward`, from a modulation made beforehand."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         if gate_2B is not None:

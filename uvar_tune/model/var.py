@@ -33,18 +33,40 @@ class VAR(nn.Module):
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
-    def __init__(self, *, depth: int, width: int, heads: int, scales: Sequence[int], vocab_size: int, code_dim: int,
-                 num_classes: int, shared_aln: bool = False, attn_l2_norm: bool = True, label_dropout: float = 0.1,
-                 drop_path: float | None = None, mlp_ratio: float = 4):
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: int,
+        heads: int,
+        scales: Sequence[int],
+        vocab_size: int,
+        code_dim: int,
+        num_classes: int,
+        shared_aln: bool = False,
+        attn_l2_norm: bool = True,
+        label_dropout: float = 0.1,
+        drop_path: float | None = None,
+        mlp_ratio: float = 4,
+    ):
         super().__init__()
         if width % heads:
             raise ConfigError(f"width {width} is not a multiple of heads {heads}", where="model.width")
         drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
         self._settings = {
-            "depth": int(depth), "width": int(width), "heads": int(heads), "scales": list(scales),
-            "vocab_size": int(vocab_size), "code_dim": int(code_dim), "num_classes": int(num_classes),
-            "shared_aln": bool(shared_aln), "attn_l2_norm": bool(attn_l2_norm), "label_dropout": float(label_dropout),
-            "drop_path": float(drop_path), "mlp_ratio": mlp_ratio}
+            "depth": int(depth),
+            "width": int(width),
+            "heads": int(heads),
+            "scales": list(scales),
+            "vocab_size": int(vocab_size),
+            "code_dim": int(code_dim),
+            "num_classes": int(num_classes),
+            "shared_aln": bool(shared_aln),
+            "attn_l2_norm": bool(attn_l2_norm),
+            "label_dropout": float(label_dropout),
+            "drop_path": float(drop_path),
+            "mlp_ratio": mlp_ratio,
+        }
         self.depth, self.width, self.scales = depth, width, tuple(scales)
         self.vocab_size, self.num_classes, self.label_dropout = vocab_size, num_classes, label_dropout
         self.path_drop = [drop_path * i / max(1, depth - 1) for i in range(depth) for _ in range(2)]
@@ -102,11 +124,20 @@ class VAR(nn.Module):
             branch is dropped, the two of a block one after the other. Keyword arguments of `forward`.
         """
         draws = torch.stack([torch.rand(1 + 2 * self.depth, generator=generator) for generator in generators], dim=1)
-        return {"label_drop_B": draws[0] < self.label_dropout,
-                "path_keep": draws[1:] >= torch.tensor(self.path_drop)[:, None]}
+        return {
+            "label_drop_B": draws[0] < self.label_dropout,
+            "path_keep": draws[1:] >= torch.tensor(self.path_drop)[:, None],
+        }
 
-    def forward(self, labels_B: torch.Tensor, teacher_input: torch.Tensor, *, label_drop_B: torch.Tensor | None = None,
-                path_keep: torch.Tensor | None = None, hidden: bool = False) -> torch.Tensor:
+    def forward(
+        self,
+        labels_B: torch.Tensor,
+        teacher_input: torch.Tensor,
+        *,
+        label_drop_B: torch.Tensor | None = None,
+        path_keep: torch.Tensor | None = None,
+        hidden: bool = False,
+    ) -> torch.Tensor:
         """Logits of every token given all coarser scales.
 
         Args:
@@ -165,8 +196,9 @@ class VAR(nn.Module):
     def _check(self, labels_B: torch.Tensor, teacher_input: torch.Tensor) -> None:
         wanted = (len(labels_B), positions(self.scales) - self.first, self.word_embed.in_features)
         if tuple(teacher_input.shape) != wanted:
-            raise ConfigError(f"teacher input of shape {tuple(teacher_input.shape)}, expected {wanted}",
-                              where="teacher_input")
+            raise ConfigError(
+                f"teacher input of shape {tuple(teacher_input.shape)}, expected {wanted}", where="teacher_input"
+            )
         if not labels_B.is_cuda:
             self.check_labels(labels_B)
 
@@ -174,5 +206,8 @@ class VAR(nn.Module):
         """ConfigError unless every label is one of 0 … num_classes."""
         wrong = labels_B[(labels_B < 0) | (labels_B > self.num_classes)]
         if len(wrong):
-            raise ConfigError(f"label {int(wrong[0])} is not one of 0 … {self.num_classes - 1} "
-                              f"(or {self.num_classes}, unconditional)", where="labels")
+            raise ConfigError(
+                f"label {int(wrong[0])} is not one of 0 … {self.num_classes - 1} "
+                f"(or {self.num_classes}, unconditional)",
+                where="labels",
+            )

@@ -30,14 +30,31 @@ class VQVAE(nn.Module):
         blocks: residual blocks per level of the encoder (the decoder has one more).
     """
 
-    def __init__(self, *, vocab_size: int, code_dim: int, channels: int, scales: Sequence[int],
-                 channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4), quant_resi: float = 0.5, share_quant_resi: int = 4,
-                 beta: float = 0.25, blocks: int = 2):
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        code_dim: int,
+        channels: int,
+        scales: Sequence[int],
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        quant_resi: float = 0.5,
+        share_quant_resi: int = 4,
+        beta: float = 0.25,
+        blocks: int = 2,
+    ):
         super().__init__()
         self._settings = {
-            "vocab_size": int(vocab_size), "code_dim": int(code_dim), "channels": int(channels), "scales": list(scales),
-            "channel_multipliers": list(channel_multipliers), "quant_resi": float(quant_resi),
-            "share_quant_resi": int(share_quant_resi), "beta": float(beta), "blocks": int(blocks)}
+            "vocab_size": int(vocab_size),
+            "code_dim": int(code_dim),
+            "channels": int(channels),
+            "scales": list(scales),
+            "channel_multipliers": list(channel_multipliers),
+            "quant_resi": float(quant_resi),
+            "share_quant_resi": int(share_quant_resi),
+            "beta": float(beta),
+            "blocks": int(blocks),
+        }
         self.scales, self.vocab_size, self.code_dim = tuple(scales), int(vocab_size), int(code_dim)
         self.image_size = self.scales[-1] * 2 ** (len(channel_multipliers) - 1)
         self.encoder = Encoder(channels, channel_multipliers, code_dim, blocks)
@@ -105,13 +122,18 @@ class VQVAE(nn.Module):
         wanted = [p * p for p in self.scales]
         found = [tuple(part.shape) for part in tokens]
         if [shape[-1:] for shape in found] != [(n,) for n in wanted] or len({shape[:-1] for shape in found}) != 1:
-            raise ConfigError(f"tokens of shapes {found} do not fit the scales {list(self.scales)}: a list of "
-                              f"(B, p²) tensors with p² = {wanted}", where="tokens")
+            raise ConfigError(
+                f"tokens of shapes {found} do not fit the scales {list(self.scales)}: a list of "
+                f"(B, p²) tensors with p² = {wanted}",
+                where="tokens",
+            )
         for k, part in enumerate(tokens if ranges else ()):
             if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < self.vocab_size:
                 wrong = int(part.min()) if int(part.min()) < 0 else int(part.max())
-                raise ConfigError(f"token {wrong} at scale {k + 1} is outside the vocabulary 0 … {self.vocab_size - 1}",
-                                  where="tokens")
+                raise ConfigError(
+                    f"token {wrong} at scale {k + 1} is outside the vocabulary 0 … {self.vocab_size - 1}",
+                    where="tokens",
+                )
 
     def _check_images(self, images_B3HW: torch.Tensor) -> None:
         shape, size = tuple(images_B3HW.shape), self.image_size

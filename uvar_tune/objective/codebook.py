@@ -15,9 +15,7 @@ def _euclidean(codebook_VC: torch.Tensor) -> torch.Tensor:
 def _cosine(codebook_VC: torch.Tensor) -> torch.Tensor:
     norm_V1 = codebook_VC.norm(dim=1, keepdim=True)
     if bool((norm_V1 == 0).any()):
-        raise ConfigError(
-            "a code of length 0 has no direction: cosine distance is undefined", where="loss.distance"
-        )
+        raise ConfigError("a code of length 0 has no direction: cosine distance is undefined", where="loss.distance")
     direction_VC = codebook_VC / norm_V1
     return (1.0 - direction_VC @ direction_VC.T).clamp_min(0.0).fill_diagonal_(0.0)
 

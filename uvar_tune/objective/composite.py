@@ -23,9 +23,7 @@ def composite_terms(objective: Objective, logits_BLV: torch.Tensor, targets_BL: 
         codes_N = targets_N.clamp(0, objective.vocabulary - 1)
         found = _terms(logits_BLV.to(objective.dtype).flatten(0, 1), codes_N, objective)
         stray = (codes_N != targets_N).any()
-        validate_loss(
-            found.total, found.ce, stray, lambda: validate.check_targets(targets_BL, objective.vocabulary)
-        )
+        validate_loss(found.total, found.ce, stray, lambda: validate.check_targets(targets_BL, objective.vocabulary))
     return found
 
 

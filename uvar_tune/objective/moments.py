@@ -77,7 +77,9 @@ def moments(probabilities_NV: torch.Tensor, codes: Codes, needs: frozenset[str])
     if "spread" in needs:
         mode_N = p_NV.detach().argmax(-1)
         rest_NV = p_NV.scatter(-1, mode_N[:, None], 0.0)
-        sums_NF = (codes.features_VF.t() @ rest_NV.t()).t()  # rest @ features adds up less exactly on some CPUs, and is no faster
+        sums_NF = (
+            codes.features_VF.t() @ rest_NV.t()
+        ).t()  # rest @ features adds up less exactly on some CPUs, and is no faster
         found["mode_NC"] = codes.centred_VC[mode_N]
         found["first_NC"] = sums_NF[:, :-2] - sums_NF[:, -1:] * found["mode_NC"]
         found["second_N"] = sums_NF[:, -2] - sums_NF[:, -1] * codes.square_V[mode_N]

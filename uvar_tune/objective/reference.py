@@ -121,7 +121,10 @@ def _dataset(source: Source, options: Options):
             report["entropy"][k] += weight * tempered.entropy
             report["asked_entropy"][k] += weight * tempered.asked_entropy
             report["capped_share"][k] += weight * tempered.capped
-    return variance_K, {"condition_on": options.condition_on, **{key: values.tolist() for key, values in report.items()}}
+    return variance_K, {
+        "condition_on": options.condition_on,
+        **{key: values.tolist() for key, values in report.items()},
+    }
 
 
 def _semantic(source: Source, options: Options):

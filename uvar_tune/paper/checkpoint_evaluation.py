@@ -1,8 +1,8 @@
 """One checkpoint under evaluation: its networks, and what is made of them once, when it is first asked for.
 
-    checkpoint ─ restore ─► VAR, tokenizer ─┬─ samples on seeds A at each CFG scale ─► the scale of least FID
-                                            ├─ samples on seeds B at that scale ─► features ─► fidelity, diversity
-                                            └─ tokens of the validation split ─► likelihood, scorecard
+checkpoint ─ restore ─► VAR, tokenizer ─┬─ samples on seeds A at each CFG scale ─► the scale of least FID
+                                        ├─ samples on seeds B at that scale ─► features ─► fidelity, diversity
+                                        └─ tokens of the validation split ─► likelihood, scorecard
 """
 
 from __future__ import annotations
@@ -82,8 +82,11 @@ class CheckpointEvaluation:
             raise ConfigError(f"weights that are not finite: {', '.join(broken[:3])}", where=str(self.directory))
         self.tokenizer = str(plan.tokenizer or stored.tokenizer["path"])
         if Path(self.tokenizer).exists() and self.tokenizer_hash != stored.tokenizer["sha256"]:
-            raise ConfigError(f"the tokenizer at {self.tokenizer} (hash {self.tokenizer_hash[:8]}) is not the one that this "
-                              f"checkpoint was trained with ({stored.tokenizer['sha256'][:8]})", where=str(self.directory))
+            raise ConfigError(
+                f"the tokenizer at {self.tokenizer} (hash {self.tokenizer_hash[:8]}) is not the one that this "
+                f"checkpoint was trained with ({stored.tokenizer['sha256'][:8]})",
+                where=str(self.directory),
+            )
         self.var, self.vqvae, self.about = restore(self.directory, tokenizer=self.tokenizer, device=plan.device)
         self.configuration = content_hash(opened.config.tree(exclude=("space", "verdict", "provenance")))
         self.config = opened.config.with_values({"tokenizer.path": self.tokenizer, "evaluation.samples": plan.samples})
@@ -109,27 +112,45 @@ class CheckpointEvaluation:
         weights = evaluation.weights or self.assets.classifier
         extractor = open_extractor(evaluation.extractor, weights=weights, device=self.plan.device)
         labels_N = torch.arange(self.plan.samples) % self.var.num_classes
-        return Context(labels_N=labels_N, reference=self.splits[evaluation.reference_split], extractor=extractor,
-                       cache_root=self.plan.cache / "features", seed=self.plan.seeds["b"], var=self.var)
+        return Context(
+            labels_N=labels_N,
+            reference=self.splits[evaluation.reference_split],
+            extractor=extractor,
+            cache_root=self.plan.cache / "features",
+            seed=self.plan.seeds["b"],
+            var=self.var,
+        )
 
     def _draw(self, cfg_scale: float, which: str) -> Context:
         inference, base = self.config.inference, self.plan.seeds[which] % 2**62
         labels_N = self._sampling.labels_N
         images, tokens = generate(
-            self.var, self.vqvae, labels_N.to(self.plan.device), cfg_scale=cfg_scale, top_k=inference.top_k,
-            top_p=inference.top_p, temperature=inference.temperature, cfg_ramp=inference.cfg_ramp,
-            seeds=[base + i for i in range(len(labels_N))], chunk=self.config.evaluation.chunk, return_tokens=True,
-            progress=self.plan.progress(f"{self.method}: samples at CFG {cfg_scale:g}, seeds {which}"))
-        return dataclasses.replace(self._sampling, generated_N3HW=to_uint8(images).cpu(),
-                                   generated_tokens_NL=torch.cat(tokens, 1).cpu())
+            self.var,
+            self.vqvae,
+            labels_N.to(self.plan.device),
+            cfg_scale=cfg_scale,
+            top_k=inference.top_k,
+            top_p=inference.top_p,
+            temperature=inference.temperature,
+            cfg_ramp=inference.cfg_ramp,
+            seeds=[base + i for i in range(len(labels_N))],
+            chunk=self.config.evaluation.chunk,
+            return_tokens=True,
+            progress=self.plan.progress(f"{self.method}: samples at CFG {cfg_scale:g}, seeds {which}"),
+        )
+        return dataclasses.replace(
+            self._sampling, generated_N3HW=to_uint8(images).cpu(), generated_tokens_NL=torch.cat(tokens, 1).cpu()
+        )
 
     @cached_property
     def profile(self) -> dict[float, float]:
         """CFG scale → FID on seeds A; empty where the scale was given."""
         if self._cfg_scale is not None:
             return {}
-        return {scale: evaluate(dataclasses.replace(self._draw(scale, "a"), metrics=("fid",)), ["fidelity"])["fid"]
-                for scale in self.config.inference.search_cfg_scales}
+        return {
+            scale: evaluate(dataclasses.replace(self._draw(scale, "a"), metrics=("fid",)), ["fidelity"])["fid"]
+            for scale in self.config.inference.search_cfg_scales
+        }
 
     @cached_property
     def cfg_scale(self) -> float:
@@ -153,8 +174,14 @@ class CheckpointEvaluation:
     @cached_property
     def _held_out(self) -> Context:
         tokens = TokenCache.open(self.assets.tokens["validation"])
-        return Context(var=self.var, vqvae=self.vqvae, tokens_NL=tokens.tokens_NL, token_labels_N=tokens.labels_N,
-                       chunk=self.config.evaluation.chunk, device=self.plan.device)
+        return Context(
+            var=self.var,
+            vqvae=self.vqvae,
+            tokens_NL=tokens.tokens_NL,
+            token_labels_N=tokens.labels_N,
+            chunk=self.config.evaluation.chunk,
+            device=self.plan.device,
+        )
 
     @cached_property
     def likelihood(self) -> dict[str, float]:
@@ -164,31 +191,56 @@ class CheckpointEvaluation:
         """Judged against the reference and the classes that ``judge``'s objective names (the same for both checkpoints)."""
         config = self.config.with_values({f"loss.{name}": value for name, value in judge.loss.model_dump().items()})
         variance_K, classes_V = calibration(config, dataclasses.asdict(self.assets), self.vqvae)
-        asked = {name: getattr(config.loss, name) for name in ("dispersion", "discrepancy", "normalize", "kl_smoothing")}
-        return evaluate(dataclasses.replace(self._held_out, classes_V=classes_V, reference_variance_K=variance_K.tolist(), **asked),
-                        ["scorecard"])
+        asked = {
+            name: getattr(config.loss, name) for name in ("dispersion", "discrepancy", "normalize", "kl_smoothing")
+        }
+        return evaluate(
+            dataclasses.replace(self._held_out, classes_V=classes_V, reference_variance_K=variance_K.tolist(), **asked),
+            ["scorecard"],
+        )
 
     def sampled(self, values: dict[str, float], conditions: str = "") -> dict[str, Number]:
         """Values of the samples as numbers with their protocol and origin; `is` carries its ± along."""
         evaluation = self.config.evaluation
         protocol = fidelity_protocol(
-            self._sampling.extractor, self._sampling.reference, samples=self.plan.samples,
-            resizer=f"native {self.config.data.image_size}", cfg_convention=CFG_CONVENTION, conditions=conditions)
-        origin = self.origin(f"b from {self.plan.seeds['b'] % 2**62}, reference {evaluation.reference_split}", self.cfg_scale)
-        return {name: Number(value, protocol, origin, values.get("is_std") if name == "is" else None)
-                for name, value in values.items() if name != "is_std"}
+            self._sampling.extractor,
+            self._sampling.reference,
+            samples=self.plan.samples,
+            resizer=f"native {self.config.data.image_size}",
+            cfg_convention=CFG_CONVENTION,
+            conditions=conditions,
+        )
+        origin = self.origin(
+            f"b from {self.plan.seeds['b'] % 2**62}, reference {evaluation.reference_split}", self.cfg_scale
+        )
+        return {
+            name: Number(value, protocol, origin, values.get("is_std") if name == "is" else None)
+            for name, value in values.items()
+            if name != "is_std"
+        }
 
     def told(self, values: dict[str, float], conditions: str = "", divisor: str = "") -> dict[str, Number]:
         """Values of the validation split as numbers; nothing was sampled."""
         protocol = held_out_protocol(
-            self.tokenizer_hash, self.splits["validation"], resizer=f"native {self.config.data.image_size}",
-            conditions=conditions, divisor=divisor)
+            self.tokenizer_hash,
+            self.splits["validation"],
+            resizer=f"native {self.config.data.image_size}",
+            conditions=conditions,
+            divisor=divisor,
+        )
         return {name: Number(value, protocol, self.origin("none", None)) for name, value in values.items()}
 
     def origin(self, drawn: str, cfg_scale: float | None) -> Origin:
         inference = self.config.inference
-        return Origin(configuration=self.configuration, checkpoint=self.about, seeds=drawn, cfg_scale=cfg_scale,
-                      top_k=inference.top_k, top_p=inference.top_p, temperature=inference.temperature)
+        return Origin(
+            configuration=self.configuration,
+            checkpoint=self.about,
+            seeds=drawn,
+            cfg_scale=cfg_scale,
+            top_k=inference.top_k,
+            top_p=inference.top_p,
+            temperature=inference.temperature,
+        )
 
 
 def sampling_seeds(study_seed: int) -> dict[str, int]:

@@ -46,15 +46,19 @@ class Published:
 
 
 def _table2() -> list[Published]:
-    rows = {("baseline", "VAR-d16"): ((54.59, 4.18, 0.19), (20.45, 15.20, 0.82)),
-            ("ours", "VAR-d16"): ((46.97, 4.43, 0.16), (20.02, 15.86, 0.54)),
-            ("baseline", "VAR-d20"): ((46.12, 4.39, 0.17), (17.28, 16.42, 0.71)),
-            ("ours", "VAR-d20"): ((39.68, 4.72, 0.14), (16.91, 17.15, 0.48))}
+    rows = {
+        ("baseline", "VAR-d16"): ((54.59, 4.18, 0.19), (20.45, 15.20, 0.82)),
+        ("ours", "VAR-d16"): ((46.97, 4.43, 0.16), (20.02, 15.86, 0.54)),
+        ("baseline", "VAR-d20"): ((46.12, 4.39, 0.17), (17.28, 16.42, 0.71)),
+        ("ours", "VAR-d20"): ((39.68, 4.72, 0.14), (16.91, 17.15, 0.48)),
+    }
     found = []
     for (method, model), figures in rows.items():
         for dataset, (fid, score, spread) in zip(("AFHQ", "ImageNet-100"), figures, strict=True):
-            found += [Published("fid", fid, method, "Table 2", dataset, model),
-                      Published("is", score, method, "Table 2", dataset, model, spread=spread)]
+            found += [
+                Published("fid", fid, method, "Table 2", dataset, model),
+                Published("is", score, method, "Table 2", dataset, model, spread=spread),
+            ]
     return found
 
 
@@ -62,26 +66,48 @@ def _table3() -> list[Published]:
     rows = {"baseline": (74.6, 69.7, 68.0), "ours": (72.0, 73.5, 71.7)}
     found = []
     for method, (nll, auroc, mce) in rows.items():
-        found += [Published("nll_image", nll, method, "Table 3", "unstated", "unstated", "(unit unstated)"),
-                  Published("auroc_ood", auroc, method, "Table 3", "ImageNet-O", "unstated", "%"),
-                  Published("mce", mce, method, "Table 3", "ImageNet-C", "unstated", "% (divisor unstated)")]
+        found += [
+            Published("nll_image", nll, method, "Table 3", "unstated", "unstated", "(unit unstated)"),
+            Published("auroc_ood", auroc, method, "Table 3", "ImageNet-O", "unstated", "%"),
+            Published("mce", mce, method, "Table 3", "ImageNet-C", "unstated", "% (divisor unstated)"),
+        ]
     return found
 
 
 def _table5() -> list[Published]:
-    rows = {"parameters": (300, "M"), "batch_size": (768, ""), "memory_gib": (74, "GB"), "epoch_sec": (27, "h / 200 epochs")}
-    return [Published(metric, value, method, "Table 5", "ImageNet-100", "VAR on 8 DGX-A100 80G", unit)
-            for method in (BASELINE, OURS) for metric, (value, unit) in rows.items()]
+    rows = {
+        "parameters": (300, "M"),
+        "batch_size": (768, ""),
+        "memory_gib": (74, "GB"),
+        "epoch_sec": (27, "h / 200 epochs"),
+    }
+    return [
+        Published(metric, value, method, "Table 5", "ImageNet-100", "VAR on 8 DGX-A100 80G", unit)
+        for method in (BASELINE, OURS)
+        for metric, (value, unit) in rows.items()
+    ]
 
 
 def _table7() -> list[Published]:
-    rows = {"ssim_pairwise": (0.32, "0.2–0.4"), "diversity_ssim": (0.68, "0.6–0.8"), "precision": (0.62, "0.5–0.8"),
-            "recall": (0.42, "0.4–0.6"), "f1": (0.50, "0.5–0.7"), "density": (0.95, "0.8–1.2"), "coverage": (0.45, "0.4–0.6")}
-    return [Published(metric, value, OURS, "Table 7", "unstated", "unstated", good_range=good)
-            for metric, (value, good) in rows.items()]
+    rows = {
+        "ssim_pairwise": (0.32, "0.2–0.4"),
+        "diversity_ssim": (0.68, "0.6–0.8"),
+        "precision": (0.62, "0.5–0.8"),
+        "recall": (0.42, "0.4–0.6"),
+        "f1": (0.50, "0.5–0.7"),
+        "density": (0.95, "0.8–1.2"),
+        "coverage": (0.45, "0.4–0.6"),
+    }
+    return [
+        Published(metric, value, OURS, "Table 7", "unstated", "unstated", good_range=good)
+        for metric, (value, good) in rows.items()
+    ]
 
 
 PUBLISHED: dict[str, tuple[Published, ...]] = {
-    "table2": tuple(_table2()), "table3": tuple(_table3()), "table5": tuple(_table5()), "table7": tuple(_table7()),
+    "table2": tuple(_table2()),
+    "table3": tuple(_table3()),
+    "table5": tuple(_table5()),
+    "table7": tuple(_table7()),
     "calibration": (),
 }

@@ -25,8 +25,9 @@ STEPS, LEAST_STEPS, MOST_SEC, WARM = 24, 3, 20.0, 2  # measured steps of each ar
 _GIB = 2**30
 
 
-def step_cost(config: Config, assets: Assets, vqvae, device: str,
-              progress: Callable[[int, int], None]) -> dict[str, dict[str, float]]:
+def step_cost(
+    config: Config, assets: Assets, vqvae, device: str, progress: Callable[[int, int], None]
+) -> dict[str, dict[str, float]]:
     """`baseline` (λ = 0) and `ours` (as configured): parameters, batch_size, memory_gib, epoch_sec (median step × steps).
 
     Memory on a GPU is the allocator's peak; on a CPU parameters, gradients, moments and what is kept for the backward pass.
@@ -48,8 +49,15 @@ def step_cost(config: Config, assets: Assets, vqvae, device: str,
             break
     batch = config.training.batch_size
     epoch = len(TokenCache.open(assets.tokens["train"]).labels_N) / batch
-    return {name: {"parameters": float(sum(p.numel() for p in steps[name][0].parameters())), "batch_size": float(batch),
-                   "memory_gib": memory[name] / _GIB, "epoch_sec": statistics.median(took[name][WARM:]) * epoch} for name in arms}
+    return {
+        name: {
+            "parameters": float(sum(p.numel() for p in steps[name][0].parameters())),
+            "batch_size": float(batch),
+            "memory_gib": memory[name] / _GIB,
+            "epoch_sec": statistics.median(took[name][WARM:]) * epoch,
+        }
+        for name in arms
+    }
 
 
 def hardware(device: str) -> str:
@@ -59,8 +67,9 @@ def hardware(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def step_of(config: Config, assets: Assets, vqvae, device: str,
-            loss: Callable[..., Any] | None = None) -> tuple[torch.nn.Module, Callable[[], Any]]:
+def step_of(
+    config: Config, assets: Assets, vqvae, device: str, loss: Callable[..., Any] | None = None
+) -> tuple[torch.nn.Module, Callable[[], Any]]:
     """(fresh VAR, what runs its next training step).
 
     Args:
@@ -70,11 +79,30 @@ def step_of(config: Config, assets: Assets, vqvae, device: str,
     var = new_var(config, vqvae, assets.num_classes, seed=0).to(device)
     chosen = loss(var) if loss else training_loss(config, dataclasses.asdict(assets), vqvae, var, device)
     images = max(t.images, (WARM + STEPS + 1) * t.batch_size)
-    events = train(var, vqvae, TokenCache.open(assets.tokens["train"]), loss=chosen, images=images, batch_size=t.batch_size,
-                   learning_rate=t.learning_rate, schedule=t.schedule, warmup_images=t.warmup_images,
-                   final_ratio=t.final_ratio, weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=0, rank=0,
-                   world_size=1, device=torch.device(device), precision=t.precision, accumulate=t.accumulate,
-                   log_images=t.batch_size, checkpoint_images=images, compile=t.compile)
+    events = train(
+        var,
+        vqvae,
+        TokenCache.open(assets.tokens["train"]),
+        loss=chosen,
+        images=images,
+        batch_size=t.batch_size,
+        learning_rate=t.learning_rate,
+        schedule=t.schedule,
+        warmup_images=t.warmup_images,
+        final_ratio=t.final_ratio,
+        weight_decay=t.weight_decay,
+        betas=t.betas,
+        clip=t.clip,
+        seed=0,
+        rank=0,
+        world_size=1,
+        device=torch.device(device),
+        precision=t.precision,
+        accumulate=t.accumulate,
+        log_images=t.batch_size,
+        checkpoint_images=images,
+        compile=t.compile,
+    )
     return var, partial(next, (event for event in events if isinstance(event, Progress)))
 
 

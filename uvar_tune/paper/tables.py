@@ -32,8 +32,14 @@ class Number:
 
     def as_dict(self, name: str) -> dict[str, Any]:
         known = metric(name)
-        return {"value": self.value, "spread": self.spread, "unit": known.unit, "direction": known.direction,
-                "protocol": self.protocol.as_dict(), "origin": self.origin.as_dict()}
+        return {
+            "value": self.value,
+            "spread": self.spread,
+            "unit": known.unit,
+            "direction": known.direction,
+            "protocol": self.protocol.as_dict(),
+            "origin": self.origin.as_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,23 @@ class Table:
             for number in known:
                 require_equal(known[0].protocol, number.protocol)
                 if not math.isfinite(number.value):
-                    raise ConfigError(f"{column.metric} is {number.value}: it is no number to be shown", where=self.suite)
+                    raise ConfigError(
+                        f"{column.metric} is {number.value}: it is no number to be shown", where=self.suite
+                    )
 
     def as_dict(self) -> dict[str, Any]:
-        rows = {method: {name: number.as_dict(name) for name, number in numbers.items()}
-                for method, numbers in self.rows.items()}
-        return {"suite": self.suite, "title": self.title, "rows": rows, "published": [one.as_dict() for one in self.published],
-                "notes": list(self.notes), **self.facts}
+        rows = {
+            method: {name: number.as_dict(name) for name, number in numbers.items()}
+            for method, numbers in self.rows.items()
+        }
+        return {
+            "suite": self.suite,
+            "title": self.title,
+            "rows": rows,
+            "published": [one.as_dict() for one in self.published],
+            "notes": list(self.notes),
+            **self.facts,
+        }
 
     def grid(self) -> tuple[list[str], list[list[str]]]:
         """(headings, lines of cells) as they are shown."""
@@ -101,25 +117,41 @@ class Table:
                 cells = [column.heading(), *(column.text(self.rows[method].get(column.metric)) for method in methods)]
                 lines.append(cells + ([self._published_metric(column.metric)] if self.published else []))
             return headings, lines
-        headings = ["Method", *(column.heading() for column in self.columns)] + (["published"] if self.published else [])
+        headings = ["Method", *(column.heading() for column in self.columns)] + (
+            ["published"] if self.published else []
+        )
         methods = dict.fromkeys([*(one.method for one in self.published), *self.rows])
-        lines = [[method, *(column.text(self.rows.get(method, {}).get(column.metric)) for column in self.columns)]
-                 + ([self._published_method(method)] if self.published else []) for method in methods]
+        lines = [
+            [method, *(column.text(self.rows.get(method, {}).get(column.metric)) for column in self.columns)]
+            + ([self._published_method(method)] if self.published else [])
+            for method in methods
+        ]
         return headings, lines
 
     def _published_metric(self, name: str) -> str:
-        return "; ".join(one.text() + (f" (good: {one.good_range})" if one.good_range else "")
-                         for one in self.published if one.metric == name) or "–"
+        return (
+            "; ".join(
+                one.text() + (f" (good: {one.good_range})" if one.good_range else "")
+                for one in self.published
+                if one.metric == name
+            )
+            or "–"
+        )
 
     def _published_method(self, method: str) -> str:
         """The paper's figures of this method, one line for each dataset and model."""
-        titles = {column.metric: column.title.split(" (")[0] for column in self.columns}  # the paper's unit follows its figure
+        titles = {
+            column.metric: column.title.split(" (")[0] for column in self.columns
+        }  # the paper's unit follows its figure
         lines: dict[tuple[str, str], list[str]] = {}
         for one in self.published:
             if one.method == method:
                 lines.setdefault((one.dataset, one.model), []).append(f"{titles[one.metric]} {one.text()}")
-        return "; ".join(f"{' '.join(part for part in key if part != 'unstated')}{': ' if key != ('unstated',) * 2 else ''}"
-                         f"{', '.join(cells)}" for key, cells in lines.items())
+        return "; ".join(
+            f"{' '.join(part for part in key if part != 'unstated')}{': ' if key != ('unstated',) * 2 else ''}"
+            f"{', '.join(cells)}"
+            for key, cells in lines.items()
+        )
 
     def markdown(self) -> str:
         headings, lines = self.grid()
@@ -136,7 +168,9 @@ class Table:
         table = RichTable(title=self.title, caption="\n".join(self.notes), caption_justify="left", title_justify="left")
         for heading in headings:
             words = heading in (headings[0], "published")
-            table.add_column(heading, justify="left" if words else "right", style="dim" if heading == "published" else None)
+            table.add_column(
+                heading, justify="left" if words else "right", style="dim" if heading == "published" else None
+            )
         for cells in lines:
             table.add_row(*(cell.replace("; ", "\n") for cell in cells))
         return table

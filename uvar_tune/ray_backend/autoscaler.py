@@ -28,7 +28,10 @@ def autoscaled(patience_sec: float) -> bool:
     """
     from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-    types, deadline = _types_by_v2 if is_autoscaler_v2(fetch_from_server=True) else _types_by_v1, time.monotonic() + patience_sec
+    types, deadline = (
+        _types_by_v2 if is_autoscaler_v2(fetch_from_server=True) else _types_by_v1,
+        time.monotonic() + patience_sec,
+    )
     while not (named := types()) and time.monotonic() < deadline:
         time.sleep(0.5)
     return any(name and not _MIRRORED.fullmatch(name) for name in named)
@@ -74,5 +77,8 @@ def wait_for_trial(config: Config, asked: str, describe, say) -> None:
                 return
     finally:
         remove_placement_group(group)
-    raise ConfigError(f"{asked}; the cluster has {describe()}, and its autoscaler brought no more in {run.wait_resources_sec:g} s "
-                      "(run.wait_resources_sec)", where="run.workers")
+    raise ConfigError(
+        f"{asked}; the cluster has {describe()}, and its autoscaler brought no more in {run.wait_resources_sec:g} s "
+        "(run.wait_resources_sec)",
+        where="run.workers",
+    )

@@ -23,13 +23,17 @@ class CapacityMonitor:
         give_up: told, with the reason, after `run.wait_resources_sec` without room for a trial; by default this process ends.
     """
 
-    def __init__(self, config: Config, say: Callable[[str], None], give_up: Callable[[InfrastructureError], None] = leave):
+    def __init__(
+        self, config: Config, say: Callable[[str], None], give_up: Callable[[InfrastructureError], None] = leave
+    ):
         self._config, self._say, self._give_up = config, say, give_up
         self._over = threading.Event()
         self._since: float | None = None  # without room for a trial
 
     def __enter__(self) -> CapacityMonitor:
-        threading.Thread(target=self._watch, name="nodes", daemon=True).start()  # not joined: a head that is lost does not answer
+        threading.Thread(
+            target=self._watch, name="nodes", daemon=True
+        ).start()  # not joined: a head that is lost does not answer
         return self
 
     def __exit__(self, *_) -> None:
@@ -39,7 +43,11 @@ class CapacityMonitor:
         while not self._over.wait(_EVERY_SEC):
             try:
                 why = self._look()
-            except (OSError, RuntimeError, ray.exceptions.RayError):  # a line that nobody takes, a Ray that is about to end
+            except (
+                OSError,
+                RuntimeError,
+                ray.exceptions.RayError,
+            ):  # a line that nobody takes, a Ray that is about to end
                 continue
             if why is not None and not self._over.is_set():
                 return self._give_up(why)
@@ -53,8 +61,12 @@ class CapacityMonitor:
                 self._say(f"the cluster holds a trial again: {describe()}")
         elif before is None:
             self._since = time.monotonic()
-            self._say(f"waiting for nodes, {wait_sec:.0f} s at most: {asked(self._config)}; the cluster has {describe()}")
+            self._say(
+                f"waiting for nodes, {wait_sec:.0f} s at most: {asked(self._config)}; the cluster has {describe()}"
+            )
         elif time.monotonic() - before > wait_sec:
-            return InfrastructureError(f"{asked(self._config)}; the cluster has {describe()}, and no more came in {wait_sec:g} s "
-                        "(run.wait_resources_sec). The same command continues")
+            return InfrastructureError(
+                f"{asked(self._config)}; the cluster has {describe()}, and no more came in {wait_sec:g} s "
+                "(run.wait_resources_sec). The same command continues"
+            )
         return None

@@ -52,8 +52,11 @@ def cluster(say):
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith("ray://"):
-        raise ConfigError(f"{address!r} is a client's address, and a study's driver belongs on the cluster: submit it with "
-                          "`ray job submit`", where="RAY_ADDRESS")
+        raise ConfigError(
+            f"{address!r} is a client's address, and a study's driver belongs on the cluster: submit it with "
+            "`ray job submit`",
+            where="RAY_ADDRESS",
+        )
     if address:
         options, places, alone = {}, {"RAY_ADDRESS": address}, contextlib.nullcontext()
         os.environ.setdefault(_TRIES, "1")
@@ -66,14 +69,24 @@ def cluster(say):
     try:
         with alone:
             answering(address or "local", _CONNECT_SEC)
-            context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="uvar_tune",
-                               runtime_env=_runtime_environment(places), configure_logging=True, **options)
+            context = ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace="uvar_tune",
+                runtime_env=_runtime_environment(places),
+                configure_logging=True,
+                **options,
+            )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ConfigError(f"no Ray cluster answers at {address or 'this machine'}: {first_line(error)}",
-                          where="RAY_ADDRESS") from error
+        raise ConfigError(
+            f"no Ray cluster answers at {address or 'this machine'}: {first_line(error)}", where="RAY_ADDRESS"
+        ) from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        process_start.announce(process_start.DRIVER)  # Ray starts some processes at once, one of them for the first trial
+        process_start.announce(
+            process_start.DRIVER
+        )  # Ray starts some processes at once, one of them for the first trial
         _preflight(context.dashboard_url)
         say(f"Ray {ray.__version__} {'at ' + address if address else 'started here'}: {describe()}")
         with RayHealthMonitor(*_places(_HEAD_AWAY_SEC if address else 0.0)):
@@ -86,7 +99,10 @@ def cluster(say):
 
 def _runtime_environment(places: dict[str, str]) -> dict[str, Any]:
     setup = process_start.setup
-    return {"env_vars": {**WORKER_ENVIRONMENT, **places}, "worker_process_setup_hook": f"{setup.__module__}.{setup.__name__}"}
+    return {
+        "env_vars": {**WORKER_ENVIRONMENT, **places},
+        "worker_process_setup_hook": f"{setup.__module__}.{setup.__name__}",
+    }
 
 
 def _places(head_away_sec: float) -> list[Place]:
@@ -112,8 +128,11 @@ def _preflight(dashboard_url: str | None) -> None:
             return
         except (RayStateApiException, ConnectionError, RuntimeError) as error:
             if time.monotonic() >= deadline:
-                raise ConfigError("this Ray cluster runs without its dashboard, whose State API frees stopped trials: install "
-                                  "ray[default] and start it with the dashboard on", where="RAY_ADDRESS") from error
+                raise ConfigError(
+                    "this Ray cluster runs without its dashboard, whose State API frees stopped trials: install "
+                    "ray[default] and start it with the dashboard on",
+                    where="RAY_ADDRESS",
+                ) from error
         time.sleep(1)
 
 
@@ -162,7 +181,9 @@ def fitting(config: Config, nodes: list[dict[str, float]]) -> int:
     run = config.run
     need = {"CPU": run.cpus_per_worker, "GPU": run.gpus_per_worker}
     # Ray counts in ten-thousandths: ten workers of 0.1 fit on 1, which floating point denies
-    places = [min(int(round(node.get(kind, 0) / amount, 4)) for kind, amount in need.items() if amount > 0) for node in nodes]
+    places = [
+        min(int(round(node.get(kind, 0) / amount, 4)) for kind, amount in need.items() if amount > 0) for node in nodes
+    ]
     return sum(places) // run.workers
 
 
@@ -170,8 +191,10 @@ def asked(config: Config) -> str:
     """What one trial takes, in words."""
     run = config.run
     each = " each" if run.workers > 1 else ""
-    return (f"a trial asks for {run.workers} worker{'s' * (run.workers > 1)} with {run.cpus_per_worker:g} CPUs and "
-            f"{run.gpus_per_worker:g} GPUs{each}, a worker on one node")
+    return (
+        f"a trial asks for {run.workers} worker{'s' * (run.workers > 1)} with {run.cpus_per_worker:g} CPUs and "
+        f"{run.gpus_per_worker:g} GPUs{each}, a worker on one node"
+    )
 
 
 def run_as_task(config: Config, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -181,11 +204,17 @@ def run_as_task(config: Config, function: Callable[..., Any], *arguments: Any) -
         UvarError: its own; InfrastructureError where the process that ran it was.
     """
     run = config.run
-    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=2,
-                      runtime_env=process_start.task_runtime_env())(function)
+    task = ray.remote(
+        num_cpus=run.cpus_per_worker,
+        num_gpus=run.gpus_per_worker,
+        max_retries=2,
+        runtime_env=process_start.task_runtime_env(),
+    )(function)
     try:
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UvarError) else error) from None
     except ray.exceptions.RayError as error:
-        raise InfrastructureError(f"what a study shares was not made: {first_line(error)} The same command continues") from error
+        raise InfrastructureError(
+            f"what a study shares was not made: {first_line(error)} The same command continues"
+        ) from error

@@ -73,7 +73,10 @@ class GracefulShutdown:
             raise KeyboardInterrupt
         self._first = time.monotonic()
         self.say("stopping: what is being trained saves a checkpoint (a second time ends it at once)")
-        for work in (self._tell, lambda: self._ask(end)):  # not in the handler, which may have broken in on a call of Ray's
+        for work in (
+            self._tell,
+            lambda: self._ask(end),
+        ):  # not in the handler, which may have broken in on a call of Ray's
             threading.Thread(target=work, name="stopping", daemon=True).start()
 
     def _tell(self) -> None:
@@ -83,6 +86,8 @@ class GracefulShutdown:
             set_stop_flag(self._key)
 
     def _ask(self, end: Callable[[], None]) -> None:
-        job_sec = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or 0)  # after which `ray job stop` kills this process
+        job_sec = float(
+            os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or 0
+        )  # after which `ray job stop` kills this process
         if not self._over.wait(max(_SAVING_SEC, job_sec - _CLOSING_SEC)):
             end()

@@ -21,7 +21,9 @@ from uvar_tune.ray_backend.process_roles import CONTROLLER, DRIVER, OTHER, annou
 _EVERY_SEC = 1.0
 _STARTING_SEC = 60.0  # after a trial began, its processes are looked for
 _KINDS, _LAST = {"TrainController": CONTROLLER, "ImplicitFunc": DRIVER}, "RayTrainWorker"  # classes; the last to come
-_QUIET_SEC = 6.0  # after the last: nobody waits any more for the cores that imports will take; shorter trials are over by then
+_QUIET_SEC = (
+    6.0  # after the last: nobody waits any more for the cores that imports will take; shorter trials are over by then
+)
 _MOST_SEC = 20.0  # whatever comes
 _KEPT_SEC = 3600
 
@@ -52,7 +54,9 @@ class WorkerPrestarter:
 
     def __enter__(self) -> WorkerPrestarter:
         self._job = ray.get_runtime_context().get_job_id()
-        threading.Thread(target=self._watch, name="warm", daemon=True).start()  # not joined: a lost head does not answer
+        threading.Thread(
+            target=self._watch, name="warm", daemon=True
+        ).start()  # not joined: a lost head does not answer
         return self
 
     def __exit__(self, *_) -> None:
@@ -70,14 +74,18 @@ class WorkerPrestarter:
             try:
                 self._look()
                 self._start_some()
-            except Exception as error:  # of a Ray that has no such call, or that is about to end: it is a matter of speed alone
+            except (
+                Exception
+            ) as error:  # of a Ray that has no such call, or that is about to end: it is a matter of speed alone
                 return logging.getLogger(__name__).info("no processes are started ahead of need: %s", error)
 
     def _look(self) -> None:
         from ray.util.state import list_actors
 
         now = time.monotonic()
-        living = list_actors(filters=[("job_id", "=", self._job), ("state", "=", "ALIVE")], detail=True, limit=10000, timeout=30)
+        living = list_actors(
+            filters=[("job_id", "=", self._job), ("state", "=", "ALIVE")], detail=True, limit=10000, timeout=30
+        )
         fresh = [actor for actor in living if actor.actor_id not in self._seen]
         self._seen |= {actor.actor_id for actor in fresh}
         if fresh:
@@ -95,8 +103,14 @@ class WorkerPrestarter:
             followed = min(trials, self._left - self._ready)
             if followed > 0:
                 self._ready += followed
-                kept = [wanted for wanted, count in Counter(taken).items() for _ in range(math.ceil(count * followed / trials))]
-                self._wanted += sorted(kept)  # controllers, drivers, others: an actor gets the oldest process that suits it
+                kept = [
+                    wanted
+                    for wanted, count in Counter(taken).items()
+                    for _ in range(math.ceil(count * followed / trials))
+                ]
+                self._wanted += sorted(
+                    kept
+                )  # controllers, drivers, others: an actor gets the oldest process that suits it
 
     def _start_some(self) -> None:
         """As many as a node starts at once, one for each of its CPUs; it forgets what it is asked for beyond these."""
@@ -105,7 +119,7 @@ class WorkerPrestarter:
             here = [wanted for wanted in self._wanted if wanted.node == name]
             if node := nodes.get(name):
                 same = [wanted for wanted in here if wanted.kind == here[0].kind]
-                here = same[:max(1, int(node["Resources"].get("CPU", 0)))]
+                here = same[: max(1, int(node["Resources"].get("CPU", 0)))]
                 for wanted in here:
                     self._start(node, wanted)
             for wanted in here:
@@ -125,8 +139,12 @@ def _prestart(raylet: str, job: str, environment: str) -> None:
     from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
     from ray.core.generated.runtime_environment_pb2 import RuntimeEnvInfo
 
-    request = PrestartWorkersRequest(language=PYTHON, job_id=bytes.fromhex(job), num_workers=1,
-                                     keep_alive_duration_secs=_KEPT_SEC,
-                                     runtime_env_info=RuntimeEnvInfo(serialized_runtime_env=environment))
+    request = PrestartWorkersRequest(
+        language=PYTHON,
+        job_id=bytes.fromhex(job),
+        num_workers=1,
+        keep_alive_duration_secs=_KEPT_SEC,
+        runtime_env_info=RuntimeEnvInfo(serialized_runtime_env=environment),
+    )
     with contextlib.closing(init_grpc_channel(raylet)) as channel:
         NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=30)

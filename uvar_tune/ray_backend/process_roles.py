@@ -17,8 +17,13 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 KIND = "UVAR_PROCESS"
 WORKER, TASK = "worker", "task"  # of Train; of ours
 CONTROLLER, DRIVER, OTHER = "controller", "driver", "other"  # what a process may be announced as
-_OF_CONTROLLERS = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Train sets it for its controller, and for the helpers that this starts
-_HELPER, _MODULES = ("ray.train",), {CONTROLLER: ("ray.tune", "ray.train.torch"), DRIVER: ("uvar_tune.ray_backend.trainer",)}
+_OF_CONTROLLERS = (
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Train sets it for its controller, and for the helpers that this starts
+)
+_HELPER, _MODULES = (
+    ("ray.train",),
+    {CONTROLLER: ("ray.tune", "ray.train.torch"), DRIVER: ("uvar_tune.ray_backend.trainer",)},
+)
 _WORKER = ("uvar_tune.ray_backend.worker", "uvar_tune.trial.trial", "torch._dynamo")  # which torch.optim imports
 
 

@@ -40,9 +40,16 @@ class StudySearcher(_Stateless, Searcher):
         over: whether nothing more is to begin.
     """
 
-    def __init__(self, work: Work, concurrent: int, job: Callable[[Proposal], dict[str, Any]],
-                 started: Callable[[Proposal], None], ended: Callable[[Proposal, dict[str, Any]], None],
-                 outcome: Callable[[Proposal], dict[str, Any] | None], over: Callable[[], bool]):
+    def __init__(
+        self,
+        work: Work,
+        concurrent: int,
+        job: Callable[[Proposal], dict[str, Any]],
+        started: Callable[[Proposal], None],
+        ended: Callable[[Proposal, dict[str, Any]], None],
+        outcome: Callable[[Proposal], dict[str, Any] | None],
+        over: Callable[[], bool],
+    ):
         super().__init__()
         self._over = over
         self._work, self._concurrent, self._job = work, concurrent, job
@@ -77,8 +84,10 @@ class StudySearcher(_Stateless, Searcher):
         proposal = self._live.pop(trial_id, None)
         if proposal is None:
             return
-        self._ended(proposal, self._stopped.pop(trial_id, None) or self._outcome(proposal)
-                    or {"outcome": "crashed", "reason": LOST})
+        self._ended(
+            proposal,
+            self._stopped.pop(trial_id, None) or self._outcome(proposal) or {"outcome": "crashed", "reason": LOST},
+        )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the Optuna storage holds all."""

@@ -37,11 +37,14 @@ def check_shared_filesystem(directory: Path) -> None:
             except ray.exceptions.RayError as error:
                 if node not in _living():
                     continue  # it has left since; whom a trial runs on is asked again when it starts
-                raise ConfigError(f"node {nodes[node]} does not read {directory} ({first_line(error)})",
-                                  where="run.root") from None
+                raise ConfigError(
+                    f"node {nodes[node]} does not read {directory} ({first_line(error)})", where="run.root"
+                ) from None
             if seen != token:
-                raise ConfigError(f"node {nodes[node]} does not see {directory}: it must be a path that all nodes share",
-                                  where="run.root")
+                raise ConfigError(
+                    f"node {nodes[node]} does not see {directory}: it must be a path that all nodes share",
+                    where="run.root",
+                )
     finally:
         probe.unlink()
 

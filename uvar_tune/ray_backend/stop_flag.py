@@ -29,7 +29,9 @@ class StopFlagListener:
 
     def __enter__(self) -> StopFlagListener:
         self._key = stop_key()
-        threading.Thread(target=self._listen, name="stop-word", daemon=True).start()  # not joined: it may wait for the head
+        threading.Thread(
+            target=self._listen, name="stop-word", daemon=True
+        ).start()  # not joined: it may wait for the head
         return self
 
     def __exit__(self, *_) -> None:

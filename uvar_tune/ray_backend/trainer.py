@@ -55,7 +55,9 @@ def run_worker_group(job: dict[str, Any], signals: GracefulShutdown, loop=None) 
             raise KeyboardInterrupt from None
         return {"outcome": "crashed", "reason": root_cause(error)}
     result = read_outcome(job["directory"], job["seeds"])
-    if signals.asked.is_set() and (result or {}).get("outcome") != "complete":  # what lies there may be of an earlier time
+    if (
+        signals.asked.is_set() and (result or {}).get("outcome") != "complete"
+    ):  # what lies there may be of an earlier time
         raise KeyboardInterrupt
     return result
 
@@ -73,11 +75,19 @@ def fit(job: dict[str, Any], loop=None, *, callbacks=(), failure=None) -> None:
     if run["gpus_per_worker"]:
         resources["GPU"] = run["gpus_per_worker"]
     trainer = _Trainer(
-        loop or work, train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=run["workers"], use_gpu=bool(run["gpus_per_worker"]),
-                                     resources_per_worker=resources),
-        run_config=RunConfig(name=job["run_name"], storage_path=job["ray_directory"], callbacks=list(callbacks),
-                             failure_config=failure, worker_runtime_env=worker_runtime_env(run["cpus_per_worker"])))
+        loop or work,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=run["workers"], use_gpu=bool(run["gpus_per_worker"]), resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=job["run_name"],
+            storage_path=job["ray_directory"],
+            callbacks=list(callbacks),
+            failure_config=failure,
+            worker_runtime_env=worker_runtime_env(run["cpus_per_worker"]),
+        ),
+    )
     trainer.fit()
 
 
@@ -93,6 +103,7 @@ class _Trainer(TorchTrainer):
 
 def _first(failures: list[BaseException]) -> BaseException:
     """That of several ranks' failures from which the others follow: memory or disk that ran out, then what no reduction says."""
+
     def follows(failure: BaseException) -> int:
         text = str(failure)
         return 0 if _LOW_MEMORY.search(text) or disk_full_reason(text) else 2 if _REDUCTION.search(text) else 1

@@ -34,8 +34,16 @@ class TuneRunner:
         assets: what `prepare` made, as plain data.
     """
 
-    def __init__(self, config: Config, files: StudyDirectory, sink: MLflowTracker, signals: GracefulShutdown, follower: LogFollower,
-                 assets: dict[str, Any], say):
+    def __init__(
+        self,
+        config: Config,
+        files: StudyDirectory,
+        sink: MLflowTracker,
+        signals: GracefulShutdown,
+        follower: LogFollower,
+        assets: dict[str, Any],
+        say,
+    ):
         self.config, self.files, self.sink, self.assets, self.say = config, files, sink, assets, say
         self.signals, self.follower = signals, follower
         self._lost: InfrastructureError | None = None
@@ -55,15 +63,20 @@ class TuneRunner:
         from uvar_tune.ray_backend.searcher import RungStopper, Silent, StudySearcher
         from uvar_tune.ray_backend.trainer import trainable
 
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it logs with a traceback it also raises or tells
+        logging.getLogger("ray.tune").setLevel(
+            logging.CRITICAL
+        )  # what it logs with a traceback it also raises or tells
         hands, self.warm = TrialCallbacks(self, work), WorkerPrestarter()
-        searcher = StudySearcher(work, concurrent, hands.job, hands.started, hands.ended, hands.outcome,
-                                 self.signals.asked.is_set)
+        searcher = StudySearcher(
+            work, concurrent, hands.job, hands.started, hands.ended, hands.outcome, self.signals.asked.is_set
+        )
         tuner = tune.Tuner(
             tune.with_resources(trainable, ON_HEAD),
             tune_config=tune.TuneConfig(search_alg=searcher, scheduler=RungStopper(searcher), num_samples=-1),
-            run_config=tune.RunConfig(name="tune", storage_path=str(self.ray_directory), verbose=0,
-                                      callbacks=[Silent()]))
+            run_config=tune.RunConfig(
+                name="tune", storage_path=str(self.ray_directory), verbose=0, callbacks=[Silent()]
+            ),
+        )
         with self.follower, self.warm, CapacityMonitor(self.config, self.say, self.give_up):
             try:
                 self.signals.running_tune(tuner.fit)
@@ -96,14 +109,21 @@ class TrialCallbacks:
 
     def job(self, proposal: Proposal) -> dict[str, Any]:
         runner, config = self._runner, self._work.configuration(proposal)
-        return {"config": config.tree(exclude=("space", "provenance")), "number": proposal.number,
-                "attempt": proposal.attempt, "seeds": proposal.seeds, "assets": runner.assets, "started": time.time(),
-                "directory": str(self._directory(proposal)),
-                "baseline": str(runner.files.trial(0)), "score_only": self._work.checkpoint(proposal),
-                "axes": {name: entry.model_dump(mode="json") for name, entry in searched_inference_entries(config).items()},
-                "cache": str(runner.files.cache),
-                "run_name": f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",
-                "ray_directory": str(runner.ray_directory)}
+        return {
+            "config": config.tree(exclude=("space", "provenance")),
+            "number": proposal.number,
+            "attempt": proposal.attempt,
+            "seeds": proposal.seeds,
+            "assets": runner.assets,
+            "started": time.time(),
+            "directory": str(self._directory(proposal)),
+            "baseline": str(runner.files.trial(0)),
+            "score_only": self._work.checkpoint(proposal),
+            "axes": {name: entry.model_dump(mode="json") for name, entry in searched_inference_entries(config).items()},
+            "cache": str(runner.files.cache),
+            "run_name": f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",
+            "ray_directory": str(runner.ray_directory),
+        }
 
     def started(self, proposal: Proposal) -> None:
         self._runner.warm.began(self._work.left())
@@ -125,7 +145,9 @@ class TrialCallbacks:
     def ended(self, proposal: Proposal, result: dict[str, Any]) -> None:
         name, number, outcome = self._work.name(proposal), proposal.number, result["outcome"]
         self._runner.follower.forget(name)
-        if self._runner.signals.asked.is_set() and outcome == "crashed":  # stopped by us: it stays as it is and goes on next time
+        if (
+            self._runner.signals.asked.is_set() and outcome == "crashed"
+        ):  # stopped by us: it stays as it is and goes on next time
             if result["reason"] != LOST:
                 self._say(f"{name}: nothing was saved at the end: {result['reason']}")
             return
@@ -136,18 +158,24 @@ class TrialCallbacks:
             if kind == InfrastructureError.__name__:
                 return self._runner.give_up(InfrastructureError(f"{why}; the same command continues"))
             again = self._work.crashed(number, result["reason"])
-            self._say(f"{name}: attempt {proposal.attempt} crashed: {result['reason']}"
-                      + ("; it is tried again from its last checkpoint" if again else "; given up"))
+            self._say(
+                f"{name}: attempt {proposal.attempt} crashed: {result['reason']}"
+                + ("; it is tried again from its last checkpoint" if again else "; given up")
+            )
             if not again:
                 self._finish(proposal, "FAILED")
             return
-        details = {**{key: value for key, value in result.items() if key not in ("outcome", "value")},
-                   "made_by": self._runner.origin}
+        details = {
+            **{key: value for key, value in result.items() if key not in ("outcome", "value")},
+            "made_by": self._runner.origin,
+        }
         if outcome == "complete":
             self._work.complete(number, result["value"], details)
-            self._say(f"{name}: {self._config.study.metric} {result['value']:.4g} "
-                      f"at CFG {result['params']['inference.cfg_scale']:.3g} ({result['seconds']:.0f} s, "
-                      f"{result['start_up_seconds']:.0f} s of it before the first step)")
+            self._say(
+                f"{name}: {self._config.study.metric} {result['value']:.4g} "
+                f"at CFG {result['params']['inference.cfg_scale']:.3g} ({result['seconds']:.0f} s, "
+                f"{result['start_up_seconds']:.0f} s of it before the first step)"
+            )
             about = {**that_ran(result["ran"]), **scored_under(result["protocol"], proposal.seeds)}
             self._finish(proposal, "FINISHED", metrics=result["scores"], params={**result["params"], **about})
         else:

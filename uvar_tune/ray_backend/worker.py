@@ -39,8 +39,15 @@ def _run(job: dict[str, Any], attempt: Callable[..., dict[str, Any]], **options)
     keep_freed_memory()
     torch.set_num_threads(max(1, int(job["config"]["run"]["cpus_per_worker"])))
     with StopFlagListener() as stop:
-        result = attempt(job, rank=context.get_world_rank(), world_size=context.get_world_size(),
-                         device=ray.train.torch.get_device(), wrap=_wrap, stop=stop, **options)
+        result = attempt(
+            job,
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+            device=ray.train.torch.get_device(),
+            wrap=_wrap,
+            stop=stop,
+            **options,
+        )
     if result["outcome"] == INTERRUPTION:  # it goes on another time
         return
     alone = result.pop("alone", False) and context.get_world_size() > 1

@@ -46,16 +46,23 @@ def importance_chart(results: StudyResults, path: Path) -> Path | None:
     found = {name: shares for name, shares in results.importances.items() if shares}
     if not found:
         return None
-    names = sorted({name for shares in found.values() for name in shares},
-                   key=lambda name: (-max(shares.get(name) or 0.0 for shares in found.values()), name))[:_BARS]
+    names = sorted(
+        {name for shares in found.values() for name in shares},
+        key=lambda name: (-max(shares.get(name) or 0.0 for shares in found.values()), name),
+    )[:_BARS]
     with styled():
         figure = canvas(8.4, 1.0 + (0.2 + 0.22 * len(found)) * len(names))
         axes = figure.add_subplot()
         thick = 0.8 / len(found)
         for row, (evaluator, shares) in enumerate(found.items()):
             places = np.arange(len(names)) + (row - (len(found) - 1) / 2) * thick
-            axes.barh(places, [shares.get(name) or 0.0 for name in names], height=0.9 * thick, label=evaluator,
-                      color=BEST if row == 0 else _LIGHT)
+            axes.barh(
+                places,
+                [shares.get(name) or 0.0 for name in names],
+                height=0.9 * thick,
+                label=evaluator,
+                color=BEST if row == 0 else _LIGHT,
+            )
             for place, name in zip(places, names, strict=True):
                 share = shares.get(name)
                 words = "searched in some trials only" if share is None else f"{share:.0%}"
@@ -63,7 +70,10 @@ def importance_chart(results: StudyResults, path: Path) -> Path | None:
                 axes.text((share or 0.0) + 0.008, place, words, va="center", fontsize=8.5, color=colour)
         axes.set_yticks(range(len(names)), [facts.label(results, name) for name in names])
         axes.invert_yaxis()
-        axes.set_xlim(0, min(1.08, 1.15 * max(max(filter(None, shares.values()), default=0.0) for shares in found.values()) + 0.02))
+        axes.set_xlim(
+            0,
+            min(1.08, 1.15 * max(max(filter(None, shares.values()), default=0.0) for shares in found.values()) + 0.02),
+        )
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("share of the importance")
@@ -101,13 +111,21 @@ def _panel(axes, results: StudyResults, ranked: list[TrialResult], other: str) -
     draw(broken, ls="", marker="x", ms=5, color=FAINT, alpha=alpha, label="oversteps a constraint")
     draw(feasible, ls="", marker="o", ms=5, mec="none", color="#7fa3d1", alpha=alpha, label="beaten by another")
     steps = {"ls": "-", "lw": 1.2, "drawstyle": f"steps-{'post' if results.direction == 'minimize' else 'pre'}"}
-    draw(sorted(front, key=lambda trial: trial.value), marker="o", ms=7, color=BEST, label="front: beaten by none",
-         **(steps if len(results.further) == 1 else {"ls": ""}))
+    draw(
+        sorted(front, key=lambda trial: trial.value),
+        marker="o",
+        ms=7,
+        color=BEST,
+        label="front: beaten by none",
+        **(steps if len(results.further) == 1 else {"ls": ""}),
+    )
     baseline = results.baseline
     if baseline is not None and baseline.objectives:
         draw([baseline], ls="", marker="D", ms=8, mfc="white", mec=BASELINE, mew=1.8, label="baseline", zorder=5)
-    for name, told, limit in ((results.objective, [trial.value for trial in ranked], axes.set_xlim),
-                              (other, [trial.objectives[other] for trial in ranked], axes.set_ylim)):
+    for name, told, limit in (
+        (results.objective, [trial.value for trial in ranked], axes.set_xlim),
+        (other, [trial.objectives[other] for trial in ranked], axes.set_ylim),
+    ):
         scale = Values(told, facts.objectives(results)[name])
         own = [baseline.objectives[name]] if baseline is not None and baseline.objectives else []
         low, high = min([scale.low, *own]), max([scale.high, *own])

@@ -11,8 +11,10 @@ from uvar_tune.reporting import facts
 from uvar_tune.reporting.sections import Raw, grid
 
 _BASELINE = "baseline"
-_DOUBT = ("is a candidate, not a result: it is the luckiest as well as the best, and another training seed alone moves such a "
-          "score by several per cent. Repeat it and the baseline on fresh seeds: --phase confirm.")
+_DOUBT = (
+    "is a candidate, not a result: it is the luckiest as well as the best, and another training seed alone moves such a "
+    "score by several per cent. Repeat it and the baseline on fresh seeds: --phase confirm."
+)
 _FROM = {"not distinguishable": "from"}  # better than, worse than
 
 
@@ -23,11 +25,17 @@ def headline(results: StudyResults) -> str:
     if verdict is None:
         why = results.unjudged.get(f"trial {best.number}")
         no = f"It was taken into the confirmation and has no verdict ({escape(why)}). " if why else ""
-        return _note("", "Verdict: unconfirmed.", f"{escape(compared) + '. ' if compared else ''}The best of "
-                     f"{len(results.ranked()):,} {_DOUBT} {no}{_others(results)}")
+        return _note(
+            "",
+            "Verdict: unconfirmed.",
+            f"{escape(compared) + '. ' if compared else ''}The best of "
+            f"{len(results.ranked()):,} {_DOUBT} {no}{_others(results)}",
+        )
     word = verdict["verdict"]
-    said = [f"{facts.short(results.objective)} {facts.text(verdict['value'])} against {facts.text(verdict['baseline'])}, "
-            f"difference {_signed(verdict['difference'])}{_interval(verdict)} over {verdict['pairs']} pairs of fresh seeds."]
+    said = [
+        f"{facts.short(results.objective)} {facts.text(verdict['value'])} against {facts.text(verdict['baseline'])}, "
+        f"difference {_signed(verdict['difference'])}{_interval(verdict)} over {verdict['pairs']} pairs of fresh seeds."
+    ]
     if verdict["optimism"]:
         flattered = "flattered" if verdict["optimism"] > 0 else "understated"
         said.append(f"The search had {flattered} it by {facts.text(abs(verdict['optimism']), 3)}.")
@@ -36,8 +44,11 @@ def headline(results: StudyResults) -> str:
     if verdict["note"]:
         said.append(f"{verdict['note'][0].upper()}{verdict['note'][1:]}.")
     kind = {"better": "good", "worse": "bad"}.get(word, "")
-    return _note(kind, f"Verdict on trial {best.number}: {word} {_FROM.get(word, 'than')} the baseline.",
-                 f"{escape(' '.join(said))} {_others(results)}")
+    return _note(
+        kind,
+        f"Verdict on trial {best.number}: {word} {_FROM.get(word, 'than')} the baseline.",
+        f"{escape(' '.join(said))} {_others(results)}",
+    )
 
 
 def _note(kind: str, head: str, text: str) -> str:
@@ -56,9 +67,19 @@ def verdicts(results: StudyResults) -> str:
     rows, marks = [], []
     for one in facts.judged(results):
         p = [value for value in (one["p_adjusted"], one["p_worse_adjusted"]) if value is not None]
-        rows.append([one["arm"], one["verdict"], one["value"], f"{_signed(one['difference'])}{_interval(one)}", one["pairs"],
-                     f"{min(p):.2g}" if p else None, one["seeds_needed"],
-                     None if one["optimism"] is None else _signed(one["optimism"]), _points(results, one["arm"])])
+        rows.append(
+            [
+                one["arm"],
+                one["verdict"],
+                one["value"],
+                f"{_signed(one['difference'])}{_interval(one)}",
+                one["pairs"],
+                f"{min(p):.2g}" if p else None,
+                one["seeds_needed"],
+                None if one["optimism"] is None else _signed(one["optimism"]),
+                _points(results, one["arm"]),
+            ]
+        )
         marks.append({"better": "better", "worse": "worse"}.get(one["verdict"], ""))
     if not rows and not results.unjudged:
         return ""
@@ -67,16 +88,30 @@ def verdicts(results: StudyResults) -> str:
         rows.append([_BASELINE, None, base["mean"], None, None, None, None, None, _points(results, _BASELINE)])
         marks.append("base")
     name = facts.short(results.objective)
-    heads = ["arm", "verdict", name, "difference, 90 % interval", "pairs", "p (Holm)", "pairs needed", "optimism", "sampled at"]
-    lost = "".join(f'<p class="note warn"><b>{escape(arm)}</b> has no verdict: {escape(why)}.</p>'
-                   for arm, why in results.unjudged.items())
+    heads = [
+        "arm",
+        "verdict",
+        name,
+        "difference, 90 % interval",
+        "pairs",
+        "p (Holm)",
+        "pairs needed",
+        "optimism",
+        "sampled at",
+    ]
+    lost = "".join(
+        f'<p class="note warn"><b>{escape(arm)}</b> has no verdict: {escape(why)}.</p>'
+        for arm, why in results.unjudged.items()
+    )
     return f'<div class="verdicts">{grid(heads, rows, words=(0, 1, 8), marks=marks)}</div>' + lost + _VERDICTS
 
 
-_VERDICTS = ('<p class="soft">Each arm ran under the same fresh seeds as the baseline, each network sampled at its own best point '
-             "(the median over the seeds is shown). p: paired one-sided t test on the side of the difference, with Holm's "
-             "correction over the arms. Pairs needed: to find a true difference of this size with probability 80 %. Optimism: by "
-             "how much the search had flattered it.</p>")
+_VERDICTS = (
+    '<p class="soft">Each arm ran under the same fresh seeds as the baseline, each network sampled at its own best point '
+    "(the median over the seeds is shown). p: paired one-sided t test on the side of the difference, with Holm's "
+    "correction over the arms. Pairs needed: to find a true difference of this size with probability 80 %. Optimism: by "
+    "how much the search had flattered it.</p>"
+)
 
 
 def _points(results: StudyResults, arm: str) -> str | None:
@@ -104,13 +139,19 @@ def factorial(results: StudyResults) -> str:
         return Raw(f"<b>{facts.text(means[arms[key]])}</b><br><span>{under}</span>")
 
     name = facts.short(results.objective)
-    table = grid([name, "without semantic entropy (λ₂ = 0)", "with semantic entropy"],
-                 [["without second-order term (λ₁ = 0)", cell("none"), cell("semantic")],
-                  ["with second-order term", cell("second"), cell("both")]])
+    table = grid(
+        [name, "without semantic entropy (λ₂ = 0)", "with semantic entropy"],
+        [
+            ["without second-order term (λ₁ = 0)", cell("none"), cell("semantic")],
+            ["with second-order term", cell("second"), cell("both")],
+        ],
+    )
     gains = {key: means[arms[key]] - means[arms["none"]] for key in ("second", "semantic", "both")}
     alone = gains["second"] + gains["semantic"]
-    return (f'<div class="factorial">{table}</div><p class="soft">Both terms are {escape(arms["both"])}. Together they move the '
-            f"{name} by {_signed(gains['both'])}; what each does alone adds up to {_signed(alone)}.</p>")
+    return (
+        f'<div class="factorial">{table}</div><p class="soft">Both terms are {escape(arms["both"])}. Together they move the '
+        f"{name} by {_signed(gains['both'])}; what each does alone adds up to {_signed(alone)}.</p>"
+    )
 
 
 def noise(results: StudyResults) -> str:
@@ -119,19 +160,33 @@ def noise(results: StudyResults) -> str:
     if not found:
         return ""
     mean = found["mean"]
-    kinds = {"training": "from one training seed to another", "sampling": "from one set of sampling seeds to another",
-             "replicate": "of a replicate, sampling seeds shared"}
-    rows = [[words, _sd(found[kind]["value"]), _relative(math.sqrt(found[kind]["value"]), mean),
-             f"{_sd(found[kind]['low'])} – {_sd(found[kind]['high'])}"] for kind, words in kinds.items()]
-    gaps = [[f"{gap['pairs']} pairs", gap["gap"], "–" if gap["relative"] is None else f"{gap['relative']:.1%}"]
-            for gap in found["detectable"]]
+    kinds = {
+        "training": "from one training seed to another",
+        "sampling": "from one set of sampling seeds to another",
+        "replicate": "of a replicate, sampling seeds shared",
+    }
+    rows = [
+        [
+            words,
+            _sd(found[kind]["value"]),
+            _relative(math.sqrt(found[kind]["value"]), mean),
+            f"{_sd(found[kind]['low'])} – {_sd(found[kind]['high'])}",
+        ]
+        for kind, words in kinds.items()
+    ]
+    gaps = [
+        [f"{gap['pairs']} pairs", gap["gap"], "–" if gap["relative"] is None else f"{gap['relative']:.1%}"]
+        for gap in found["detectable"]
+    ]
     name = facts.short(results.objective)
     seeds = f"{found['training_seeds']} training × {found['sampling_seeds']} sampling seeds"
-    return (f'<p>The baseline, {seeds}, {name} {facts.text(mean)} in the mean.{_ahead(results)}</p><div class="tables">'
-            f"{grid(['standard deviation', name, 'of the mean', '90 % interval'], rows)}"
-            f"{grid(['smallest gap that shows', name, 'of the mean'], gaps)}</div>"
-            '<p class="soft">A gap shows where the paired one-sided test at 5 % finds it with probability 80 %; seeds that move '
-            "both sides alike let a smaller one show.</p>")
+    return (
+        f'<p>The baseline, {seeds}, {name} {facts.text(mean)} in the mean.{_ahead(results)}</p><div class="tables">'
+        f"{grid(['standard deviation', name, 'of the mean', '90 % interval'], rows)}"
+        f"{grid(['smallest gap that shows', name, 'of the mean'], gaps)}</div>"
+        '<p class="soft">A gap shows where the paired one-sided test at 5 % finds it with probability 80 %; seeds that move '
+        "both sides alike let a smaller one show.</p>"
+    )
 
 
 def _ahead(results: StudyResults) -> str:

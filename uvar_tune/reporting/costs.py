@@ -29,8 +29,15 @@ def costs(results: StudyResults) -> list[Row]:
         for phase, seconds in trial.cpu_sec.items():
             cpu.setdefault(phase, []).append(seconds)
     wall = _wall(results)
-    rows = [Row(phase, wall.get(phase), sum(cpu[phase]) if phase in cpu else None,
-                statistics.median(cpu[phase]) if phase in cpu else None) for phase in dict.fromkeys([*cpu, *wall])]
+    rows = [
+        Row(
+            phase,
+            wall.get(phase),
+            sum(cpu[phase]) if phase in cpu else None,
+            statistics.median(cpu[phase]) if phase in cpu else None,
+        )
+        for phase in dict.fromkeys([*cpu, *wall])
+    ]
     rows += [Row(IDLE, results.idle_sec, None, None)] if results.idle_sec else []
     record = results.root / "cost.jsonl"
     commands = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []

@@ -12,10 +12,21 @@ from uvar_tune.metrics import metric
 LAMBDA_1, LAMBDA_2, REFERENCE = "loss.lambda_1", "loss.lambda_2", "loss.reference"
 CFG = "inference.cfg_scale"
 RAN = " that ran"  # behind a λ whose share was searched: the λ itself
-_SHORT = {LAMBDA_1: "λ₁", LAMBDA_2: "λ₂", CFG: "CFG", "fid": "FID", "kid": "KID", "is": "IS", "conditional_accuracy": "recognised",
-          "nll_token": "NLL", "code_usage": "codes used", "grad_share/second_order": "2nd's gradient",
-          "grad_share/semantic_entropy": "SE's gradient", "grad_share/second_order_cosine": "2nd·CE cosine",
-          "grad_share/semantic_entropy_cosine": "SE·CE cosine"}
+_SHORT = {
+    LAMBDA_1: "λ₁",
+    LAMBDA_2: "λ₂",
+    CFG: "CFG",
+    "fid": "FID",
+    "kid": "KID",
+    "is": "IS",
+    "conditional_accuracy": "recognised",
+    "nll_token": "NLL",
+    "code_usage": "codes used",
+    "grad_share/second_order": "2nd's gradient",
+    "grad_share/semantic_entropy": "SE's gradient",
+    "grad_share/second_order_cosine": "2nd·CE cosine",
+    "grad_share/semantic_entropy_cosine": "SE·CE cosine",
+}
 
 
 def short(name: str) -> str:
@@ -56,8 +67,10 @@ def applies(results: StudyResults, trial: TrialResult, name: str) -> bool:
     if name not in trial.params or (name in OF_LAMBDA_1 and not _value(results, trial, LAMBDA_1)):
         return False
     when = results.space.get(name, {}).get("when") or {}
-    return all(_value(results, trial, other) in (wanted if isinstance(wanted, list | tuple) else [wanted])
-               for other, wanted in when.items())
+    return all(
+        _value(results, trial, other) in (wanted if isinstance(wanted, list | tuple) else [wanted])
+        for other, wanted in when.items()
+    )
 
 
 def _value(results: StudyResults, trial: TrialResult, name: str) -> Any:

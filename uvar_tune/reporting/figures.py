@@ -18,11 +18,29 @@ from uvar_tune.tracking.metrics_log import AXES, read_records
 INK, FAINT, BEST, BASELINE = "#24292f", "#8c959f", "#0b3d91", "#c2410c"
 _SCALE = LinearSegmentedColormap.from_list("value", ["#d3dbe6", "#7fa3d1", BEST])  # worst … best
 _DPI = 150
-_CURVES = {"loss/total": "L, the total", "loss/ce": "L_CE, cross-entropy", "loss/second_order": "L_2nd, dispersion",
-           "loss/semantic_entropy": "L_SE, semantic entropy", "grad_norm": "norm of the gradient", "learning_rate": "learning rate"}
-_STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT, "text.color": INK,
-          "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": "#eaeef2",
-          "axes.axisbelow": True, "legend.frameon": False, "text.parse_math": False}
+_CURVES = {
+    "loss/total": "L, the total",
+    "loss/ce": "L_CE, cross-entropy",
+    "loss/second_order": "L_2nd, dispersion",
+    "loss/semantic_entropy": "L_SE, semantic entropy",
+    "grad_norm": "norm of the gradient",
+    "learning_rate": "learning rate",
+}
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": "#eaeef2",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
 
 
 def canvas(width: float, height: float) -> Figure:
@@ -51,7 +69,11 @@ class Values:
 
     def __init__(self, values: list[float], direction: str):
         low, q25, q75, high = (float(value) for value in np.quantile(values, [0, 0.25, 0.75, 1]))
-        self.minimize, reach, worst = direction == "minimize", 3 * (q75 - q25), (high if direction == "minimize" else low)
+        self.minimize, reach, worst = (
+            direction == "minimize",
+            3 * (q75 - q25),
+            (high if direction == "minimize" else low),
+        )
         if len(values) >= 8 and reach > 0:  # the best is always shown at its own place
             low, high = (low, min(high, q75 + reach)) if self.minimize else (max(low, q25 - reach), high)
         self.clipped = worst not in (low, high)
@@ -77,14 +99,39 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
         alpha = min(0.6, max(0.06, 15 / len(curves)))
         line = "" if several_axes(results) else "-"
         for points in curves.values():
-            axes.plot(*zip(*points, strict=True), color=FAINT, lw=0.8, ls=line, marker="" if line else ".", mec="none", alpha=alpha)
+            axes.plot(
+                *zip(*points, strict=True),
+                color=FAINT,
+                lw=0.8,
+                ls=line,
+                marker="" if line else ".",
+                mec="none",
+                alpha=alpha,
+            )
         for trial, colour, name in _highlighted(results):
             if trial.number in curves:
-                axes.plot(*zip(*curves[trial.number], strict=True), color=colour, lw=2, ls=line, marker="o", ms=4.5, label=name)
+                axes.plot(
+                    *zip(*curves[trial.number], strict=True),
+                    color=colour,
+                    lw=2,
+                    ls=line,
+                    marker="o",
+                    ms=4.5,
+                    label=name,
+                )
             told = [point for point in trial.profile if point.get("seeds") == "b" and results.objective in point]
             if told:
-                axes.plot(told[-1]["cfg_scale"], told[-1][results.objective], marker="D", ms=8, mfc="white", mec=colour, mew=1.6,
-                          ls="", label=f"{name.partition(' (')[0]}, scored again on held-out sampling seeds")
+                axes.plot(
+                    told[-1]["cfg_scale"],
+                    told[-1][results.objective],
+                    marker="D",
+                    ms=8,
+                    mfc="white",
+                    mec=colour,
+                    mew=1.6,
+                    ls="",
+                    label=f"{name.partition(' (')[0]}, scored again on held-out sampling seeds",
+                )
         scale = Values([value for points in curves.values() for _, value in points], results.direction)
         margin = 0.06 * (scale.high - scale.low)
         axes.set_ylim(scale.low - margin, scale.high + margin)
@@ -135,7 +182,7 @@ def training_curves(results: StudyResults, path: Path) -> Path | None:
             axes.set_title(_CURVES[key], fontsize=10, loc="left")
             axes.xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k" if images >= 1000 else f"{images:g}")
             axes.margins(x=0.02)
-        for axes in list(grid)[len(keys):]:
+        for axes in list(grid)[len(keys) :]:
             axes.set_axis_off()
         figure.supxlabel("images seen", fontsize=10)
         handles = [matplotlib.lines.Line2D([], [], color=colour, lw=2, label=name) for colour, name, _ in curves]

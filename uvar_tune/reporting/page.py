@@ -14,15 +14,23 @@ from uvar_tune.reporting.figures import profile_curves, several_axes, training_c
 from uvar_tune.reporting.page_style import CSS, SCRIPT
 from uvar_tune.reporting.study_figure import study_figure
 
-_STUDY = ("Each line is a trial, coloured by its {objective}; the baseline (λ₁ = λ₂ = 0) is dashed. Lines through one category, or "
-          "one CFG scale of several trials, are spread a little.")
-_PROFILE = ("Each checkpoint scored at several scales without retraining. The scale is chosen on one set of sampling seeds "
-            "({drawn}) and told on another (diamonds).")
+_STUDY = (
+    "Each line is a trial, coloured by its {objective}; the baseline (λ₁ = λ₂ = 0) is dashed. Lines through one category, or "
+    "one CFG scale of several trials, are spread a little."
+)
+_PROFILE = (
+    "Each checkpoint scored at several scales without retraining. The scale is chosen on one set of sampling seeds "
+    "({drawn}) and told on another (diamonds)."
+)
 _LINES, _DOTS = "lines", "dots; where a scale was scored several times, the best of them"
-_VERDICTS = ("Dots: the mean difference of an arm from the baseline; bars: its 90 % interval, each arm taken alone; ticks: the "
-             "single pairs of seeds.")
-_FRONT = ("Every trial with a score, save what is far worse than the rest. On the front: what no other trial equals or beats in "
-          "all objectives.")
+_VERDICTS = (
+    "Dots: the mean difference of an arm from the baseline; bars: its 90 % interval, each arm taken alone; ticks: the "
+    "single pairs of seeds."
+)
+_FRONT = (
+    "Every trial with a score, save what is far worse than the rest. On the front: what no other trial equals or beats in "
+    "all objectives."
+)
 _NAMED = 8  # parameters named beside the best
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -43,16 +51,21 @@ def write_report(results: StudyResults, directory: Path) -> dict[str, Path]:
     try:
         return _written(results, directory)
     except OSError as error:
-        raise ConfigError(f"{error.filename or directory} cannot be written: {error.strerror}", where=str(directory)) from None
+        raise ConfigError(
+            f"{error.filename or directory} cannot be written: {error.strerror}", where=str(directory)
+        ) from None
 
 
 def _written(results: StudyResults, directory: Path) -> dict[str, Path]:
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = {"png": study_figure(results, directory / "study.png"), "profile": profile_curves(results, directory / "profile.png"),
-             "training": training_curves(results, directory / "training.png"),
-             "verdicts": verdict_chart(results, directory / "verdicts.png"),
-             "importance": importance_chart(results, directory / "importance.png"),
-             "pareto": pareto_chart(results, directory / "pareto.png")}
+    drawn = {
+        "png": study_figure(results, directory / "study.png"),
+        "profile": profile_curves(results, directory / "profile.png"),
+        "training": training_curves(results, directory / "training.png"),
+        "verdicts": verdict_chart(results, directory / "verdicts.png"),
+        "importance": importance_chart(results, directory / "importance.png"),
+        "pareto": pareto_chart(results, directory / "pareto.png"),
+    }
     figures = {name: path for name, path in drawn.items() if path is not None}
     page = directory / "report.html"
     staged = page.with_suffix(".tmp")
@@ -64,10 +77,18 @@ def _written(results: StudyResults, directory: Path) -> dict[str, Path]:
 def _page(results: StudyResults, figures: dict[str, Path]) -> str:
     name, objective = escape(results.name), facts.short(results.objective)
     profile = _PROFILE.format(drawn=_DOTS if several_axes(results) else _LINES)
-    captions = {"png": _STUDY.format(objective=objective), "profile": profile, "training": "", "verdicts": _VERDICTS,
-                "importance": searched.importance_notes(results), "pareto": _FRONT}
-    drawn = {key: sections.figure(figures.get(key), caption, narrow=key not in ("png", "training"))
-             for key, caption in captions.items()}
+    captions = {
+        "png": _STUDY.format(objective=objective),
+        "profile": profile,
+        "training": "",
+        "verdicts": _VERDICTS,
+        "importance": searched.importance_notes(results),
+        "pareto": _FRONT,
+    }
+    drawn = {
+        key: sections.figure(figures.get(key), caption, narrow=key not in ("png", "training"))
+        for key, caption in captions.items()
+    }
     parts = [
         _head(results),
         _section("Verdicts on fresh seeds", drawn["verdicts"] + confirmed.verdicts(results)),
@@ -85,10 +106,12 @@ def _page(results: StudyResults, figures: dict[str, Path]) -> str:
         _section("Cost", sections.costs(results)),
         _section("Provenance", sections.provenance(results)),
     ]
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}: {objective}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>\n<body>'
-            f"{''.join(parts)}<script>{SCRIPT}</script></body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}: {objective}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>\n<body>'
+        f"{''.join(parts)}<script>{SCRIPT}</script></body></html>\n"
+    )
 
 
 def _section(title: str, body: str) -> str:
@@ -97,22 +120,31 @@ def _section(title: str, body: str) -> str:
 
 def _head(results: StudyResults) -> str:
     best, baseline, objective = results.best, results.baseline, facts.short(results.objective)
-    names = [name for name in (*facts.parameters(results), *facts.chosen(results)) if facts.applies(results, best, name)]
+    names = [
+        name for name in (*facts.parameters(results), *facts.chosen(results)) if facts.applies(results, best, name)
+    ]
     where = ", ".join(f"{facts.label(results, name)} {facts.text(best.params[name], 3)}" for name in names[:_NAMED])
     where += ", …" if len(names) > _NAMED else ""
     cards = [_card("best", facts.text(best.value), f"best {objective}: trial {best.number}<br>{escape(where)}")]
     if baseline is not None and baseline is not best:
         cfg = f", CFG {facts.text(baseline.params[facts.CFG])}" if facts.CFG in baseline.params else ""
-        cards.append(_card("base", facts.text(baseline.value), f"baseline: trial {baseline.number}<br>λ₁ = λ₂ = 0{cfg}"))
+        cards.append(
+            _card("base", facts.text(baseline.value), f"baseline: trial {baseline.number}<br>λ₁ = λ₂ = 0{cfg}")
+        )
     cards.append(_card("", f"{len(results.trials):,}", f"trials<br>{escape(facts.outcomes(results))}"))
     samples = results.protocol.get("samples")
     if samples:
         cards.append(_card("", f"{samples:,}", "samples a score"))
-    notes = [confirmed.headline(results), *(f'<p class="note warn">{_sentence(line)}</p>' for line in cautions(results))]
+    notes = [
+        confirmed.headline(results),
+        *(f'<p class="note warn">{_sentence(line)}</p>' for line in cautions(results)),
+    ]
     question = results.config.get("study", {}).get("question") or "No question was given."
-    return (f'<header><h1>{escape(results.name)}</h1><p class="question">{escape(question)}</p>'
-            f'<p class="soft">{escape(_objectives(results))}</p></header>'
-            f'<div class="cards">{"".join(cards)}</div>{"".join(notes)}')
+    return (
+        f'<header><h1>{escape(results.name)}</h1><p class="question">{escape(question)}</p>'
+        f'<p class="soft">{escape(_objectives(results))}</p></header>'
+        f'<div class="cards">{"".join(cards)}</div>{"".join(notes)}'
+    )
 
 
 def _objectives(results: StudyResults) -> str:

@@ -15,22 +15,46 @@ from uvar_tune.reporting.figures import BASELINE as BASELINE_COLOUR
 from uvar_tune.reporting.figures import FAINT, canvas, save, styled
 
 # What is shown of each arm beside the objective, the first ones at the terminal too; the CSV has all.
-SHOWN = ("entropy", "ece_token", "code_usage", "code_entropy", "grad_share/second_order", "grad_share/second_order_cosine",
-         "grad_share/semantic_entropy", "grad_share/semantic_entropy_cosine")
+SHOWN = (
+    "entropy",
+    "ece_token",
+    "code_usage",
+    "code_entropy",
+    "grad_share/second_order",
+    "grad_share/second_order_cosine",
+    "grad_share/semantic_entropy",
+    "grad_share/semantic_entropy_cosine",
+)
 AT_TERMINAL = SHOWN[:3]
 DRAWN = ("entropy", "ece_token", "code_entropy")  # a panel each, beside the objective
 _TERMS = {facts.LAMBDA_1: "second_order", facts.LAMBDA_2: "semantic_entropy"}
-_TITLES = {"entropy": "entropy", "ece_token": "ECE, tokens", "code_usage": "codes used", "code_entropy": "entropy of codes"}
+_TITLES = {
+    "entropy": "entropy",
+    "ece_token": "ECE, tokens",
+    "code_usage": "codes used",
+    "code_entropy": "entropy of codes",
+}
 
 
 def pooled_rows(pooled: Pooled, shown: tuple[str, ...] = SHOWN) -> tuple[list[str], list[list[str]]]:
     """(heads, a row an arm): means over the seeds with their 95 % intervals, and what the pairs say."""
     ran = [name for name in _TERMS if _weighted(pooled, name)]
     idle = tuple(f"grad_share/{term}" for name, term in _TERMS.items() if name not in ran)
-    names = [name for name in shown if any(_told(trials, name) for trials in pooled.arms.values()) and not name.startswith(idle)]
+    names = [
+        name
+        for name in shown
+        if any(_told(trials, name) for trials in pooled.arms.values()) and not name.startswith(idle)
+    ]
     objective = facts.short(pooled.first.objective)
-    heads = ["arm", objective, "difference, 90 % interval", "p (Holm)", "verdict", *(facts.short(name + facts.RAN) for name in ran),
-             *(_TITLES.get(name) or facts.short(name) for name in names)]
+    heads = [
+        "arm",
+        objective,
+        "difference, 90 % interval",
+        "p (Holm)",
+        "verdict",
+        *(facts.short(name + facts.RAN) for name in ran),
+        *(_TITLES.get(name) or facts.short(name) for name in names),
+    ]
     rows = []
     for arm, trials in pooled.arms.items():
         weights = [_mean([(trial.ran or trial.params).get(name) for trial in trials.values()]) for name in ran]
@@ -42,8 +66,11 @@ def pooled_rows(pooled: Pooled, shown: tuple[str, ...] = SHOWN) -> tuple[list[st
 def pooled_table(pooled: Pooled) -> Table:
     """The rows for the terminal."""
     heads, rows = pooled_rows(pooled, AT_TERMINAL)
-    table = Table(title=f"{len(pooled.studies)} studies: {facts.short(pooled.first.objective)}, "
-                  f"{facts.direction_word(pooled.first.objective)}", caption=_legend(pooled))
+    table = Table(
+        title=f"{len(pooled.studies)} studies: {facts.short(pooled.first.objective)}, "
+        f"{facts.direction_word(pooled.first.objective)}",
+        caption=_legend(pooled),
+    )
     for head in heads:
         table.add_column(head, justify="left" if head in ("arm", "verdict") else "right", no_wrap=True)
     for row in rows:
@@ -72,7 +99,11 @@ def pooled_chart(pooled: Pooled, path: Path) -> Path:
         for axes, name in zip(panels, [pooled.first.objective, *drawn], strict=True):
             every = []
             for height, (arm, trials) in enumerate(reversed(pooled.arms.items())):
-                values = [trial.value for trial in trials.values()] if name == pooled.first.objective else _told(trials, name)
+                values = (
+                    [trial.value for trial in trials.values()]
+                    if name == pooled.first.objective
+                    else _told(trials, name)
+                )
                 word = pooled.verdicts[arm].verdict if arm in pooled.verdicts else None
                 colour = BASELINE_COLOUR if word is None else VERDICT_COLOURS[word]
                 mean, reach = mean_and_reach(values)
@@ -123,8 +154,10 @@ def _legend(pooled: Pooled) -> str:
     notes = sorted({one.note for one in pooled.verdicts.values() if one.note})
     told = "".join(f" Note: {note}." for note in notes)
     told += "".join(f" No verdict on {arm}: {why}." for arm, why in pooled.lost.items())
-    return (f"Studies: {seeds}. ±: half a 95 % interval of the mean over seeds (Student's t). Difference: from the baseline of the "
-            f"same seed; p: one-sided, on the side of the difference, Holm's over the arms.{told}")
+    return (
+        f"Studies: {seeds}. ±: half a 95 % interval of the mean over seeds (Student's t). Difference: from the baseline of the "
+        f"same seed; p: one-sided, on the side of the difference, Holm's over the arms.{told}"
+    )
 
 
 def _write_trials(pooled: Pooled, path: Path) -> None:
@@ -136,5 +169,13 @@ def _write_trials(pooled: Pooled, path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["arm", "seed", "trial", *params, *(name + facts.RAN for name in ran), *scores])
         for arm, seed, trial in trials:
-            writer.writerow([arm, seed, trial.number, *(trial.params.get(name) for name in params),
-                             *(trial.ran.get(name) for name in ran), *(trial.scores.get(name) for name in scores)])
+            writer.writerow(
+                [
+                    arm,
+                    seed,
+                    trial.number,
+                    *(trial.params.get(name) for name in params),
+                    *(trial.ran.get(name) for name in ran),
+                    *(trial.scores.get(name) for name in scores),
+                ]
+            )

@@ -14,11 +14,19 @@ def front(results: StudyResults) -> str:
     parameters = [*facts.chosen(results), *facts.parameters(results)]
     trials = {trial.number: trial for trial in results.trials}
     shown = [trials[number] for number in results.pareto]
-    rows = [[str(trial.number), *(trial.objectives[name] for name in names),
-             *(trial.params[name] if facts.applies(results, trial, name) else None for name in parameters)] for trial in shown]
+    rows = [
+        [
+            str(trial.number),
+            *(trial.objectives[name] for name in names),
+            *(trial.params[name] if facts.applies(results, trial, name) else None for name in parameters),
+        ]
+        for trial in shown
+    ]
     marks = ["base" if trial is results.baseline else "" for trial in shown]
     words = [0, *(at for at, name in enumerate(parameters, 1 + len(names)) if worded(results, name))]
-    table = grid(["trial", *(facts.label(results, name) for name in [*names, *parameters])], rows, words=words, marks=marks)
+    table = grid(
+        ["trial", *(facts.label(results, name) for name in [*names, *parameters])], rows, words=words, marks=marks
+    )
     return f'<div class="scroll short">{table}</div>' if table else ""
 
 
@@ -27,20 +35,32 @@ def importance_notes(results: StudyResults) -> str:
     counted = sum(trial.kind == "search" for trial in results.ranked())
     silent = [name for name, shares in results.importances.items() if not shares]
     none = f" {', '.join(silent)} has no answer here." if silent else ""
-    return (f"Over the {counted:,} trials that ran to the end, on the scale on which each parameter was searched. "
-            "PED-ANOVA: what separates the best tenth (at least five trials) from the rest. fANOVA: the share of the variance over "
-            f"the whole space that the parameter explains by itself. Neither says in which direction.{none}")
+    return (
+        f"Over the {counted:,} trials that ran to the end, on the scale on which each parameter was searched. "
+        "PED-ANOVA: what separates the best tenth (at least five trials) from the rest. fANOVA: the share of the variance over "
+        f"the whole space that the parameter explains by itself. Neither says in which direction.{none}"
+    )
 
 
 def proxies(results: StudyResults) -> str:
     """Rank correlations between rungs and with the end."""
-    rows = [[f"{row['rung']:,} images", "the end" if row["later"] == "end" else f"{row['later']:,} images", row["trials"],
-             _two(row["spearman"]), _two(row["kendall"])] for row in results.rung_correlation]
+    rows = [
+        [
+            f"{row['rung']:,} images",
+            "the end" if row["later"] == "end" else f"{row['later']:,} images",
+            row["trials"],
+            _two(row["spearman"]),
+            _two(row["kendall"]),
+        ]
+        for row in results.rung_correlation
+    ]
     table = grid(["short run", "compared with", "trials in both", "Spearman", "Kendall"], rows, words=(0, 1))
     if not table:
         return ""
-    return table + ('<p class="soft">1: the short run ranks the trials as the longer one does; 0: it says nothing of it. Trials '
-                    "that were stopped are missing from what came later: these are the correlations of the survivors.</p>")
+    return table + (
+        '<p class="soft">1: the short run ranks the trials as the longer one does; 0: it says nothing of it. Trials '
+        "that were stopped are missing from what came later: these are the correlations of the survivors.</p>"
+    )
 
 
 def _two(value: float | None) -> str | None:

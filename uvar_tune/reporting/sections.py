@@ -37,18 +37,32 @@ def table(results: StudyResults) -> str:
     """All trials, ranked, to be sorted by a click; raw values beside the rounded ones, for the sorting."""
     names = columns(results)
     words = {name for name in names if worded(results, name)}
-    heads = "".join(f'<th{_word(name in words)} title="{escape(name)}">{escape(facts.label(results, name))}</th>' for name in names)
+    heads = "".join(
+        f'<th{_word(name in words)} title="{escape(name)}">{escape(facts.label(results, name))}</th>' for name in names
+    )
     rows = []
     for rank, trial in ordered(results):
-        marked = "best" if trial is results.best else "base" if trial.kind == BASELINE else "" if trial.feasible else "broken"
+        marked = (
+            "best"
+            if trial is results.best
+            else "base"
+            if trial.kind == BASELINE
+            else ""
+            if trial.feasible
+            else "broken"
+        )
         why = f' title="{escape(_why(trial), quote=True)}"' if trial.broken else ""
         cells = "".join(_cell(cell(results, trial, rank, name), name in words) for name in names)
         rows.append((f'<tr class="{marked}"{why}>' if marked else f"<tr{why}>") + f"{cells}</tr>")
-    notes = "A click on a head sorts." + (" The reference enters only where λ₁ &gt; 0." if facts.REFERENCE in names else "")
+    notes = "A click on a head sorts." + (
+        " The reference enters only where λ₁ &gt; 0." if facts.REFERENCE in names else ""
+    )
     if "feasible" in names:
         notes += " Trials that overstep a constraint stand behind the others, whatever their score."
-    return (f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
-            f'<tbody>{"".join(rows)}</tbody></table></div><p class="soft">{notes}</p>')
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div><p class="soft">{notes}</p>'
+    )
 
 
 def _why(trial: TrialResult) -> str:
@@ -63,14 +77,19 @@ def grid(heads: list[str], rows: list[list[Any]], words: Container[int] = (0,), 
         words: places of the columns that hold words.
         marks: the class of each row.
     """
+
     def line(cells, tag: str) -> str:
-        return "".join(f"<{tag}{_word(at in words)}>{value if isinstance(value, Raw) else escape(facts.text(value))}</{tag}>"
-                       for at, value in enumerate(cells))
+        return "".join(
+            f"<{tag}{_word(at in words)}>{value if isinstance(value, Raw) else escape(facts.text(value))}</{tag}>"
+            for at, value in enumerate(cells)
+        )
 
     if not rows:
         return ""
-    body = "".join(f'<tr class="{mark}">{line(cells, "td")}</tr>'
-                   for cells, mark in zip(rows, marks or [""] * len(rows), strict=True))
+    body = "".join(
+        f'<tr class="{mark}">{line(cells, "td")}</tr>'
+        for cells, mark in zip(rows, marks or [""] * len(rows), strict=True)
+    )
     return f'<div class="wide"><table><thead><tr>{line(heads, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -91,9 +110,12 @@ def samples(results: StudyResults) -> str:
     """The last grid of the best beside that of the baseline."""
     best, baseline = results.best, results.baseline
     shown = [("Best", best), *([("Baseline", baseline)] if baseline is not None and baseline is not best else [])]
-    figures = [f'<figure><img src="{_picture(path)}" alt="samples of trial {trial.number}"><figcaption>{name}: trial '
-               f"{trial.number}, {facts.short(results.objective)} {facts.text(trial.value)}</figcaption></figure>"
-               for name, trial in shown if (path := _last_picture(trial)) is not None]
+    figures = [
+        f'<figure><img src="{_picture(path)}" alt="samples of trial {trial.number}"><figcaption>{name}: trial '
+        f"{trial.number}, {facts.short(results.objective)} {facts.text(trial.value)}</figcaption></figure>"
+        for name, trial in shown
+        if (path := _last_picture(trial)) is not None
+    ]
     return f'<div class="pair">{"".join(figures)}</div><p class="soft">A row a class.</p>' if figures else ""
 
 
@@ -118,7 +140,9 @@ def protocol(results: StudyResults) -> str:
 
 
 def pairs(values: dict[str, Any]) -> str:
-    lines = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(facts.text(value))}</dd>" for name, value in values.items())
+    lines = "".join(
+        f"<dt>{escape(str(name))}</dt><dd>{escape(facts.text(value))}</dd>" for name, value in values.items()
+    )
     return f"<dl>{lines}</dl>" if lines else ""
 
 
@@ -126,13 +150,22 @@ def costs(results: StudyResults) -> str:
     """Where the time went; wall time in hours of a place for one trial."""
     found = spent.costs(results)
     whole = sum(row.wall_sec or 0.0 for row in found)
-    rows = [[row.phase, *_wall(row.wall_sec, whole), None if row.cpu_sec is None else f"{row.cpu_sec:,.0f}",
-             None if row.cpu_sec_median is None else f"{row.cpu_sec_median:,.1f}"] for row in found]
+    rows = [
+        [
+            row.phase,
+            *_wall(row.wall_sec, whole),
+            None if row.cpu_sec is None else f"{row.cpu_sec:,.0f}",
+            None if row.cpu_sec_median is None else f"{row.cpu_sec_median:,.1f}",
+        ]
+        for row in found
+    ]
     heads = ["phase", "hours of a place", "share", "CPU seconds", "median of a trial"]
     notes = []
     if whole:
-        notes.append("A place is what one trial occupies. The time of a trial after its start-up is divided as the CPU seconds of "
-                     "training and evaluation.")
+        notes.append(
+            "A place is what one trial occupies. The time of a trial after its start-up is divided as the CPU seconds of "
+            "training and evaluation."
+        )
     if results.idle_sec:
         notes.append("A place is idle while others work, counted up to the most trials that were ever at work at once.")
     return grid(heads, rows) + (f'<p class="soft">{" ".join(notes)}</p>' if notes else "")
@@ -145,14 +178,20 @@ def _wall(seconds: float | None, whole: float) -> tuple[str | None, str | None]:
 def provenance(results: StudyResults) -> str:
     """Code, versions, machine and seeds of the best; the configuration and the space."""
     best = results.best
-    made_by = {name: ", ".join(f"{key} {version}" for key, version in value.items()) if isinstance(value, dict) else value
-               for name, value in best.made_by.items()}
+    made_by = {
+        name: ", ".join(f"{key} {version}" for key, version in value.items()) if isinstance(value, dict) else value
+        for name, value in best.made_by.items()
+    }
     seeds = ", ".join(f"{purpose} {seed}" for purpose, seed in best.seeds.items())
-    config, space = (escape(yaml.safe_dump(_shown(tree), sort_keys=False, allow_unicode=True))
-                     for tree in (results.config, results.space))
-    return (pairs({**made_by, "study seed": str(results.seed), "seeds of the best": seeds})
-            + f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
-              f"<details><summary>Search space</summary><pre>{space}</pre></details>")
+    config, space = (
+        escape(yaml.safe_dump(_shown(tree), sort_keys=False, allow_unicode=True))
+        for tree in (results.config, results.space)
+    )
+    return (
+        pairs({**made_by, "study seed": str(results.seed), "seeds of the best": seeds})
+        + f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
+        f"<details><summary>Search space</summary><pre>{space}</pre></details>"
+    )
 
 
 def _shown(tree: Any) -> Any:

@@ -42,11 +42,15 @@ def study_figure(results: StudyResults, path: Path) -> Path:
         axes = figure.add_subplot()
         axes.set_axis_off()
         for x, axis in enumerate(axes_list):
-            _draw_axis(axes, x, axis, facts.label(results, axis.name), bool(results.space.get(axis.name, {}).get("when")))
+            _draw_axis(
+                axes, x, axis, facts.label(results, axis.name), bool(results.space.get(axis.name, {}).get("when"))
+            )
         _draw_objective(axes, len(names), results, values)
         _draw_trials(axes, axes_list, ranked, results, values)
         axes.set(xlim=(-0.35, len(names) + 0.5), ylim=(_OFF - 0.1, 1.16))
-        axes.legend(handles=_legend(results, ranked), loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=9)
+        axes.legend(
+            handles=_legend(results, ranked), loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=9
+        )
         return save(figure, path)
 
 
@@ -60,7 +64,12 @@ def _draw_trials(axes, axes_list, ranked, results: StudyResults, values: Values)
             style = {"color": BASELINE, "lw": 2.2, "ls": (0, (4, 2)), "alpha": 1.0, "zorder": 6}
         else:
             near = rank < min(20, max(3, len(ranked) // 20))
-            style = {"color": values.colour(trial.value), "lw": 1.3, "alpha": 0.85 if near else alpha, "zorder": 3 if near else 2}
+            style = {
+                "color": values.colour(trial.value),
+                "lw": 1.3,
+                "alpha": 0.85 if near else alpha,
+                "zorder": 3 if near else 2,
+            }
         axes.plot(range(len(heights)), heights, solid_joinstyle="round", **style)
     baseline = results.baseline
     if results.best is baseline:
@@ -88,18 +97,26 @@ def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
         choices = list(entry["choices"])
         heights = np.linspace(0.06, 0.94, len(choices)) if len(choices) > 1 else [0.5]
         places = dict(zip(choices, map(float, heights), strict=True))
-        return Axis(name, places.__getitem__, [(height, str(choice)) for choice, height in places.items()], frozenset(choices))
+        return Axis(
+            name, places.__getitem__, [(height, str(choice)) for choice, height in places.items()], frozenset(choices)
+        )
     low, high, spread = entry.get("low"), entry.get("high"), frozenset()
     if low is None or name == facts.CFG:  # what trials choose for themselves lies close together
         spread = frozenset(value for value in used if used.count(value) > 1)
         if low is None or len(set(used)) > 1:
             low, high = min(used, default=0.0), max(used, default=1.0)
     if entry.get("log"):
-        return Axis(name, lambda value: math.log(value / low) / math.log(high / low) if value > 0 else _OFF, _log_ticks(low, high))
+        return Axis(
+            name,
+            lambda value: math.log(value / low) / math.log(high / low) if value > 0 else _OFF,
+            _log_ticks(low, high),
+        )
     span = (high - low) or 1.0
     ticks = [(share, f"{low + share * span:.3g}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     if entry.get("type") == "int":  # whole values only
-        ticks = sorted({((value - low) / span, f"{value:g}") for value in (round(low + share * span) for share, _ in ticks)})
+        ticks = sorted(
+            {((value - low) / span, f"{value:g}") for value in (round(low + share * span) for share, _ in ticks)}
+        )
     return Axis(name, lambda value: (value - low) / span, ticks, spread)
 
 
@@ -128,7 +145,9 @@ def _draw_objective(axes, x: float, results: StudyResults, values: Values) -> No
     strip = np.array([[values.colour(value)] for value in ends])
     axes.imshow(strip, extent=(x, x + 0.09, 0, 1), origin="lower", aspect="auto", zorder=4)
     axes.text(x + 0.045, 1.07, facts.short(results.objective), ha="center", va="bottom", fontsize=12, fontweight="bold")
-    axes.text(x + 0.045, 1.02, facts.direction_word(results.objective), ha="center", va="bottom", fontsize=8, color=FAINT)
+    axes.text(
+        x + 0.045, 1.02, facts.direction_word(results.objective), ha="center", va="bottom", fontsize=8, color=FAINT
+    )
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         worst, best = (values.high, values.low) if values.minimize else (values.low, values.high)
         value = worst + share * (best - worst)
@@ -140,5 +159,7 @@ def _legend(results: StudyResults, ranked: list[TrialResult]) -> list[Line2D]:
     best, baseline, name = results.best, results.baseline, facts.short(results.objective)
     lines = [Line2D([], [], color=BEST, lw=3, label=f"best: trial {best.number}, {name} {best.value:.4g}")]
     if baseline is not None and baseline.value is not None:
-        lines.append(Line2D([], [], color=BASELINE, lw=2.2, ls=(0, (4, 2)), label=f"baseline: {name} {baseline.value:.4g}"))
+        lines.append(
+            Line2D([], [], color=BASELINE, lw=2.2, ls=(0, (4, 2)), label=f"baseline: {name} {baseline.value:.4g}")
+        )
     return [*lines, Line2D([], [], color="#7fa3d1", lw=1.3, label=f"all {len(ranked):,} trials with a score")]

@@ -17,8 +17,17 @@ def columns(results: StudyResults) -> list[str]:
     """Names of all columns, in order."""
     judged = ["verdict"] if any(results.verdict(trial) for trial in results.trials) else []
     bounded = ["feasible"] if any(trial.violations for trial in results.trials) else []
-    return [*_FIXED, *facts.objectives(results), *judged, *bounded, *facts.chosen(results), *facts.parameters(results),
-            *_ran(results), *facts.score_names(results), *_LAST]
+    return [
+        *_FIXED,
+        *facts.objectives(results),
+        *judged,
+        *bounded,
+        *facts.chosen(results),
+        *facts.parameters(results),
+        *_ran(results),
+        *facts.score_names(results),
+        *_LAST,
+    ]
 
 
 def _ran(results: StudyResults) -> list[str]:
@@ -68,8 +77,10 @@ def ranked_table(results: StudyResults) -> Table:
     names = _fitting(results, shown)
     left = len(rows) - len(shown)
     caption = f"{facts.outcomes(results)}. " + (f"{left:,} more trials are in the report. " if left else "")
-    table = Table(title=f"{results.name}: {facts.short(results.objective)}, {facts.direction_word(results.objective)}",
-                  caption=caption + _moral(results))
+    table = Table(
+        title=f"{results.name}: {facts.short(results.objective)}, {facts.direction_word(results.objective)}",
+        caption=caption + _moral(results),
+    )
     for name in names:
         table.add_column(facts.label(results, name), justify="left" if worded(results, name) else "right", no_wrap=True)
     best = results.best
@@ -92,7 +103,10 @@ def _fitting(results: StudyResults, rows) -> list[str]:
     optional = [*own, "attempts", "seconds", *_ran(results), *facts.score_names(results)]
 
     def width(name: str) -> int:
-        return max(len(facts.label(results, name)), *(len(_shown(results, trial, rank, name)) for rank, trial in rows), 0) + 3
+        return (
+            max(len(facts.label(results, name)), *(len(_shown(results, trial, rank, name)) for rank, trial in rows), 0)
+            + 3
+        )
 
     room = _WIDTH - sum(width(name) for name in names if name not in optional)
     kept = set()

@@ -24,7 +24,9 @@ class Ledger:
     def __init__(self, spans: Iterable[tuple[float, float]]):
         cost = spent(spans, gpus=1.0)
         self._busy_sec, self._wall_sec = 3600 * cost.gpu_hours, 3600 * cost.wall_hours
-        self._counted = float("-inf")  # up to when the wall time is in the sum; from there on the attempts in flight tell it
+        self._counted = float(
+            "-inf"
+        )  # up to when the wall time is in the sum; from there on the attempts in flight tell it
 
     def end(self, start: float, end: float, flying: Iterable[float]) -> None:
         """An attempt has ended; ``flying``: when those began that go on."""

@@ -51,7 +51,9 @@ def importances(trials: Iterable[FrozenTrial], direction: str) -> dict[str, dict
     study = optuna.create_study(direction=direction, storage=optuna.storages.InMemoryStorage())
     study.add_trials([_as_searched(trial) for trial in counted])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a condition that few trials met: what comes of it is small, and stands as it is
+        warnings.simplefilter(
+            "ignore"
+        )  # a condition that few trials met: what comes of it is small, and stands as it is
         ped = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=top))
         forest = FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=0)
         fanova = get_param_importances(study, evaluator=forest) if everywhere else None
@@ -69,7 +71,9 @@ def _as_searched(trial: FrozenTrial) -> FrozenTrial:
     for name, distribution in trial.distributions.items():
         log = _is_log(distribution)
         params[name] = math.log(trial.params[name]) if log else trial.params[name]
-        distributions[name] = FloatDistribution(math.log(distribution.low), math.log(distribution.high)) if log else distribution
+        distributions[name] = (
+            FloatDistribution(math.log(distribution.low), math.log(distribution.high)) if log else distribution
+        )
     return create_trial(value=trial.values[0], params=params, distributions=distributions)
 
 

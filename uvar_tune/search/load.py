@@ -40,17 +40,27 @@ def load_results(config: Config, files: StudyDirectory, search: Search | None = 
     protocols = {trial.number: trial.user_attrs["protocol"] for trial in begun if "protocol" in trial.user_attrs}
     first = next(iter(protocols), None)
     for number, protocol in protocols.items():
-        require_same_protocol(protocol, protocols[first], where=f"study {files.name!r}, trial {number}", of=f"trial {first}")
+        require_same_protocol(
+            protocol, protocols[first], where=f"study {files.name!r}, trial {number}", of=f"trial {first}"
+        )
     ways, rungs = dict(zip(config.study.metrics, directions(config), strict=True)), rung_values(begun)
     trials = tuple(_trial(config, files, trial, rungs.get(trial.number, {})) for trial in begun)
     final = {trial.number: trial.objectives[config.study.rung_metric] for trial in trials if trial.objectives}
     results = StudyResults(
-        name=files.name, objective=config.study.metric, direction=ways[config.study.metric], trials=trials,
+        name=files.name,
+        objective=config.study.metric,
+        direction=ways[config.study.metric],
+        trials=trials,
         space={name: entry.model_dump(mode="json") for name, entry in config.space.items()},
-        protocol=protocols.get(first, {}), seed=config.study.seed, root=files.directory,
-        config=config.tree(exclude=("space",)), further={name: ways[name] for name in config.study.further_metrics},
-        rung_correlation=tuple(rung_correlation(rungs, final)), idle_sec=_idle_sec(begun),
-        importances=importances(begun, ways[config.study.metric]))
+        protocol=protocols.get(first, {}),
+        seed=config.study.seed,
+        root=files.directory,
+        config=config.tree(exclude=("space",)),
+        further={name: ways[name] for name in config.study.further_metrics},
+        rung_correlation=tuple(rung_correlation(rungs, final)),
+        idle_sec=_idle_sec(begun),
+        importances=importances(begun, ways[config.study.metric]),
+    )
     return dataclasses.replace(results, pareto=_front(results, ways), **_phases(config, search.storage, results))
 
 
@@ -74,21 +84,27 @@ def _phases(config: Config, storage, results: StudyResults) -> dict[str, Any]:
             judged, found["unjudged"] = verdicts(config, cells, results)
             found["verdicts"] = {one.arm: one.as_dict() for one in judged}
         except ConfigError as error:  # the phase is under way, or its arms cannot be compared
-            found["unjudged"] = {arm: str(error) for arm in dict.fromkeys(cell.arm for cell in cells) if arm != BASELINE}
+            found["unjudged"] = {
+                arm: str(error) for arm in dict.fromkeys(cell.arm for cell in cells) if arm != BASELINE
+            }
     return found
 
 
 def _confirmed(cells: list[Cell]) -> dict[str, dict[str, Any]]:
     arms: dict[str, dict[str, Any]] = {}
     for arm in dict.fromkeys(cell.arm for cell in cells):
-        scored = sorted((cell for cell in cells if cell.arm == arm and cell.value is not None), key=lambda cell: cell.replicate)
+        scored = sorted(
+            (cell for cell in cells if cell.arm == arm and cell.value is not None), key=lambda cell: cell.replicate
+        )
         if not scored:
             continue
         chosen = [cell.details.get("params", {}) for cell in scored]
         names = dict.fromkeys(name for params in chosen for name in params if name.startswith("inference."))
-        arms[arm] = {"values": {cell.replicate: cell.value for cell in scored},
-                     "mean": statistics.fmean(cell.value for cell in scored),
-                     "points": {name: statistics.median(params[name] for params in chosen if name in params) for name in names}}
+        arms[arm] = {
+            "values": {cell.replicate: cell.value for cell in scored},
+            "mean": statistics.fmean(cell.value for cell in scored),
+            "points": {name: statistics.median(params[name] for params in chosen if name in params) for name in names},
+        }
     return arms
 
 
@@ -97,23 +113,46 @@ def _factorial(cells: list[Cell]) -> dict[str, str]:
     values = {cell.arm: cell.details["values"] for cell in cells}
     if SECOND_ALONE not in values or SEMANTIC_ALONE not in values:
         return {}
-    both = next((arm for arm, own in values.items() if arm not in (SECOND_ALONE, SEMANTIC_ALONE, BASELINE)
-                 and {**own, _LAMBDA_2: 0.0} == values[SECOND_ALONE]), None)
+    both = next(
+        (
+            arm
+            for arm, own in values.items()
+            if arm not in (SECOND_ALONE, SEMANTIC_ALONE, BASELINE) and {**own, _LAMBDA_2: 0.0} == values[SECOND_ALONE]
+        ),
+        None,
+    )
     return {"none": BASELINE, "second": SECOND_ALONE, "semantic": SEMANTIC_ALONE, "both": both} if both else {}
 
 
 def _trial(config: Config, files: StudyDirectory, trial: FrozenTrial, rungs: dict[int, float]) -> TrialResult:
     attributes: dict[str, Any] = trial.user_attrs
-    values = {**{name: config.get(name) for name in config.space}, **attributes["values"], **attributes.get("params", {})}
+    values = {
+        **{name: config.get(name) for name in config.space},
+        **attributes["values"],
+        **attributes.get("params", {}),
+    }
     told = trial.values if trial.state == TrialState.COMPLETE else None
     return TrialResult(
-        number=trial.number, kind=attributes["kind"], state=trial.state.name, outcome=attributes.get("outcome"),
-        params=values, value=told[0] if told else None, scores=attributes.get("scores", {}),
-        profile=attributes.get("profile", []), attempts=len(attributes["attempts"]), seconds=attributes.get("seconds"),
-        cpu_sec=attributes.get("cpu_sec", {}), directory=files.trial(trial.number), seeds=attributes["seeds"],
-        made_by=attributes.get("made_by", {}), ran=attributes.get("ran", {}), rungs=rungs,
+        number=trial.number,
+        kind=attributes["kind"],
+        state=trial.state.name,
+        outcome=attributes.get("outcome"),
+        params=values,
+        value=told[0] if told else None,
+        scores=attributes.get("scores", {}),
+        profile=attributes.get("profile", []),
+        attempts=len(attributes["attempts"]),
+        seconds=attributes.get("seconds"),
+        cpu_sec=attributes.get("cpu_sec", {}),
+        directory=files.trial(trial.number),
+        seeds=attributes["seeds"],
+        made_by=attributes.get("made_by", {}),
+        ran=attributes.get("ran", {}),
+        rungs=rungs,
         objectives=dict(zip(config.study.metrics, told, strict=True)) if told else {},
-        violations=dict(trial.constraints), wall_sec=_wall_sec(attributes))
+        violations=dict(trial.constraints),
+        wall_sec=_wall_sec(attributes),
+    )
 
 
 def _spans(attributes: dict[str, Any]) -> list[tuple[float, float]]:

@@ -12,8 +12,19 @@ from uvar_tune.metrics import metric
 # Scores of the samples. The first objective is one of them: they move with the CFG scale, which it chooses.
 OBJECTIVES = ("fid", "kid", "is", "precision", "recall")
 # What may stand beside it. Held-out NLL alone all but prefers λ = 0, so it is never the first.
-BESIDE = ("density", "coverage", "conditional_accuracy", "accuracy", "ece_token", "ece_class", "nll_token", "nll_image",
-          "nll_class", "code_usage", "code_entropy")
+BESIDE = (
+    "density",
+    "coverage",
+    "conditional_accuracy",
+    "accuracy",
+    "ece_token",
+    "ece_class",
+    "nll_token",
+    "nll_image",
+    "nll_class",
+    "code_usage",
+    "code_entropy",
+)
 COSTS = ("seconds", "gpu_peak_gib")  # of a trial, told with its score; a constraint may bound them
 
 
@@ -30,15 +41,22 @@ def check_objective(config: Config) -> None:
     for name in study.constraints:
         _check_name(config, name, (*OBJECTIVES, *BESIDE, *COSTS), "study.constraints")
     if study.rungs and study.rung_metric not in OBJECTIVES:
-        raise ConfigError(f"{study.rung_metric!r} cannot stop trials: rungs score the samples of a short run (one of: "
-                          f"{', '.join(OBJECTIVES)})", where="study.stop_metric", nearest=study.metric)
+        raise ConfigError(
+            f"{study.rung_metric!r} cannot stop trials: rungs score the samples of a short run (one of: "
+            f"{', '.join(OBJECTIVES)})",
+            where="study.stop_metric",
+            nearest=study.metric,
+        )
 
 
 def _check_name(config: Config, name: str, known: Sequence[str], where: str) -> None:
     listed = ", ".join(known)
     if name.startswith("loss"):
-        raise ConfigError(f"{name!r} contains the searched λ: a study never selects on it (one of: {listed})", where=where,
-                          nearest="fid")
+        raise ConfigError(
+            f"{name!r} contains the searched λ: a study never selects on it (one of: {listed})",
+            where=where,
+            nearest="fid",
+        )
     if name not in known:
         raise ConfigError(f"{name!r} is not one of: {listed}", where=where, nearest=nearest(name, known))
     if name in OBJECTIVES and name not in config.evaluation.metrics:

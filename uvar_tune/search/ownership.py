@@ -27,10 +27,15 @@ def verify_directory_owner(storage, study: str, directory: Path) -> None:
     identity = _identity(directory / _IDENTITY)
     known = storage.get_study_user_attrs(study_id).get(_ATTRIBUTE)
     if known is None:
-        storage.set_study_user_attr(study_id, _ATTRIBUTE, {"identity": identity, "path": f"{socket.gethostname()}:{directory}"})
+        storage.set_study_user_attr(
+            study_id, _ATTRIBUTE, {"identity": identity, "path": f"{socket.gethostname()}:{directory}"}
+        )
     elif known["identity"] != identity:
-        raise ConfigError(f"the storage knows a study {study!r} whose files lie in {known['path']}, not in {directory}: continue "
-                          "it there, or take another --study name", where="run.root")
+        raise ConfigError(
+            f"the storage knows a study {study!r} whose files lie in {known['path']}, not in {directory}: continue "
+            "it there, or take another --study name",
+            where="run.root",
+        )
 
 
 def require_existing_study(url: str, study: str, directory: Path) -> bool:
@@ -42,8 +47,11 @@ def require_existing_study(url: str, study: str, directory: Path) -> bool:
     if holds(url, study):
         return True
     if is_of_a_study(directory) and any(directory.glob("trials/*")):
-        raise ConfigError(f"{shown(url.removeprefix('journal:'))} does not hold study {study!r}, whose trials lie in {directory}: "
-                          "give the storage with which it was begun (UVAR_STORAGE), or bring it back", where="run.storage")
+        raise ConfigError(
+            f"{shown(url.removeprefix('journal:'))} does not hold study {study!r}, whose trials lie in {directory}: "
+            "give the storage with which it was begun (UVAR_STORAGE), or bring it back",
+            where="run.storage",
+        )
     return False
 
 

@@ -12,8 +12,11 @@ def require_same_protocol(protocol: Mapping[str, Any], known: Mapping[str, Any],
     """ConfigError naming the first field in which ``protocol`` (of what ``where`` says) is not ``known`` (of ``of``)."""
     for name in dict.fromkeys([*known, *protocol]):
         if protocol.get(name) != known.get(name):
-            raise ConfigError(f"protocol.{name} is {protocol.get(name)!r}, and {known.get(name)!r} in {of}: the numbers cannot be "
-                              "compared", where=where)
+            raise ConfigError(
+                f"protocol.{name} is {protocol.get(name)!r}, and {known.get(name)!r} in {of}: the numbers cannot be "
+                "compared",
+                where=where,
+            )
 
 
 def stored_protocol(storage, study: str) -> dict[str, Any]:

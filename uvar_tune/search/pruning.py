@@ -29,8 +29,9 @@ def make_pruner(config: Config) -> optuna.pruners.BasePruner:
         return optuna.pruners.MedianPruner(n_startup_trials=_MEDIAN_AFTER)
     if study.pruner == "successive_halving":
         following = study.rungs[1] if len(study.rungs) > 1 else config.training.images
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=study.rungs[0], bootstrap_count=0,
-                                                      reduction_factor=following // study.rungs[0])
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=study.rungs[0], bootstrap_count=0, reduction_factor=following // study.rungs[0]
+        )
     return optuna.pruners.NopPruner()
 
 
@@ -58,7 +59,9 @@ class Rungs:
     def finished(self, number: int, state: TrialState, value: float | None) -> None:
         """Tell `NAME/rungs` that a trial has ended, if it is kept and knows the trial."""
         if self._beside is not None and number < self._count:
-            self._beside.tell(number, value if state == TrialState.COMPLETE else None, state=state, skip_if_finished=True)
+            self._beside.tell(
+                number, value if state == TrialState.COMPLETE else None, state=state, skip_if_finished=True
+            )
 
     def reconcile(self, study: optuna.Study, which: int) -> None:
         """Once, by the driver: end in `NAME/rungs` what ended in the study just before an earlier driver died.
@@ -82,8 +85,11 @@ class Rungs:
 
 def rung_values(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, float]]:
     """Trial number → {images: value of `study.rung_metric`}, of the stored trials that reached a rung."""
-    return {trial.number: {int(images): told["value"] for images, told in trial.user_attrs["rungs"].items()}
-            for trial in trials if "rungs" in trial.user_attrs}
+    return {
+        trial.number: {int(images): told["value"] for images, told in trial.user_attrs["rungs"].items()}
+        for trial in trials
+        if "rungs" in trial.user_attrs
+    }
 
 
 def rung_correlation(rungs: Mapping[int, Mapping[int, float]], final: Mapping[int, float]) -> list[dict[str, Any]]:
@@ -101,15 +107,23 @@ def rung_correlation(rungs: Mapping[int, Mapping[int, float]], final: Mapping[in
         side does not vary.
     """
     lengths = sorted({images for values in rungs.values() for images in values})
-    sides = {images: {number: values[images] for number, values in rungs.items() if images in values} for images in lengths}
+    sides = {
+        images: {number: values[images] for number, values in rungs.items() if images in values} for images in lengths
+    }
     rows = []
     for index, images in enumerate(lengths):
-        later = [(other, sides[other]) for other in lengths[index + 1:]]
+        later = [(other, sides[other]) for other in lengths[index + 1 :]]
         for name, values in [*later, ("end", final)]:
             both = sorted(sides[images].keys() & values.keys())
             pair = [[sides[images][number] for number in both], [values[number] for number in both]]
             varied = len(both) >= 3 and all(len(set(side)) > 1 for side in pair)
-            rows.append({"rung": images, "later": name, "trials": len(both),
-                         "spearman": float(scipy.stats.spearmanr(*pair).statistic) if varied else None,
-                         "kendall": float(scipy.stats.kendalltau(*pair).statistic) if varied else None})
+            rows.append(
+                {
+                    "rung": images,
+                    "later": name,
+                    "trials": len(both),
+                    "spearman": float(scipy.stats.spearmanr(*pair).statistic) if varied else None,
+                    "kendall": float(scipy.stats.kendalltau(*pair).statistic) if varied else None,
+                }
+            )
     return rows

@@ -53,14 +53,26 @@ class Replicates:
         checkpoints: arm → directory of a trial whose network is scored as it is, instead of training one.
     """
 
-    def __init__(self, config: Config, storage_url: str, phase: str, arms: Mapping[str, Mapping[str, Any]], count: int,
-                 samplings: int = 1, checkpoints: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        config: Config,
+        storage_url: str,
+        phase: str,
+        arms: Mapping[str, Mapping[str, Any]],
+        count: int,
+        samplings: int = 1,
+        checkpoints: Mapping[str, str] | None = None,
+    ):
         self.storage, self.config = open_storage(storage_url), config
         asked = {name: dict(values) for name, values in arms.items()}
         self.phase = self.folder = _phase_of(self.storage, config.study.name, phase, asked)
         self._count, self._samplings, self._checkpoints = count, samplings, dict(checkpoints or {})
-        self.study = open_study(self.storage, f"{config.study.name}/{self.phase}", directions(config)[:1], {"arms": asked})
-        self.arms: dict[str, dict[str, Any]] = self.study.user_attrs["space"]["arms"]  # in the order in which they were begun
+        self.study = open_study(
+            self.storage, f"{config.study.name}/{self.phase}", directions(config)[:1], {"arms": asked}
+        )
+        self.arms: dict[str, dict[str, Any]] = self.study.user_attrs["space"][
+            "arms"
+        ]  # in the order in which they were begun
         self._study_id = self.storage.get_study_id_from_name(f"{config.study.name}/{self.phase}")
         self.study.sampler = optuna.samplers.RandomSampler(seed=0)  # nothing is sampled
         self._handed_out: dict[int, list[dict[str, Any]]] = {}
@@ -139,8 +151,14 @@ class Replicates:
         purposes = [*PURPOSES, *(f"sampling-b{extra}" for extra in range(1, self._samplings))]
         seed = {purpose: seeds.derive(self.config.study.seed, self.phase, replicate, purpose) for purpose in purposes}
         attempts = [*attributes.get("attempts", []), {"started": time.time()}]
-        for key, value in (("kind", arm), ("arm", arm), ("replicate", replicate), ("seeds", seed), ("attempts", attempts),
-                           ("values", self.arms[arm])):
+        for key, value in (
+            ("kind", arm),
+            ("arm", arm),
+            ("replicate", replicate),
+            ("seeds", seed),
+            ("attempts", attempts),
+            ("values", self.arms[arm]),
+        ):
             self._set(trial.number, key, value)
         self._handed_out[trial.number] = attempts
         return Proposal(trial.number, len(attempts), arm, self.arms[arm], seed)
@@ -192,6 +210,14 @@ def _cells(storage, study: str) -> list[Cell]:
     for trial in storage.get_all_trials(study_id, deepcopy=False):
         if "values" in trial.user_attrs:
             value = trial.values[0] if trial.state == TrialState.COMPLETE else None
-            found.append(Cell(trial.number, trial.user_attrs["arm"], trial.user_attrs["replicate"], trial.state.name, value,
-                              dict(trial.user_attrs)))
+            found.append(
+                Cell(
+                    trial.number,
+                    trial.user_attrs["arm"],
+                    trial.user_attrs["replicate"],
+                    trial.state.name,
+                    value,
+                    dict(trial.user_attrs),
+                )
+            )
     return found

@@ -16,11 +16,30 @@ from uvar_tune.errors import InfrastructureError
 _LOG = logging.getLogger(__name__)
 _FIRST_SEC, _LONGEST_SEC = 0.2, 5.0
 _METHODS = (
-    "create_new_study", "set_study_user_attr", "set_study_system_attr", "get_study_id_from_name", "get_study_name_from_id",
-    "get_study_directions", "get_study_user_attrs", "get_study_system_attrs", "get_all_studies", "create_new_trial",
-    "set_trial_param", "get_trial_id_from_study_id_trial_number", "set_trial_state_values", "set_trial_intermediate_value",
-    "set_trial_user_attr", "set_trial_system_attr", "get_trial", "get_all_trials", "get_n_trials",
-    "_create_new_trial", "_set_trial_param", "_get_trials", "_get_best_trial_id")
+    "create_new_study",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "create_new_trial",
+    "set_trial_param",
+    "get_trial_id_from_study_id_trial_number",
+    "set_trial_state_values",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "get_trial",
+    "get_all_trials",
+    "get_n_trials",
+    "_create_new_trial",
+    "_set_trial_param",
+    "_get_trials",
+    "_get_best_trial_id",
+)
 
 
 class RetryingStorage(optuna.storages.RDBStorage):
@@ -42,6 +61,7 @@ class RetryingStorage(optuna.storages.RDBStorage):
 
 def patient(method: Callable[..., Any]) -> Callable[..., Any]:
     """``method`` of a storage, called until the database answers."""
+
     @functools.wraps(method)
     def patiently(self: RetryingStorage, *arguments: Any, **named: Any) -> Any:
         if self._in_call:  # asked by another call, which waits
@@ -51,6 +71,7 @@ def patient(method: Callable[..., Any]) -> Callable[..., Any]:
             return _insist(self, method, arguments, named)
         finally:
             self._in_call = False
+
     return patiently
 
 
@@ -71,10 +92,14 @@ def _insist(storage: RetryingStorage, method: Callable[..., Any], arguments: tup
             if (why := _away(error)) is None or not storage._wait_sec:
                 raise
             if time.monotonic() > deadline:
-                raise InfrastructureError(f"the Optuna storage has not answered for {storage._wait_sec:.0f} s ({why}); the same command "
-                           "continues") from error
+                raise InfrastructureError(
+                    f"the Optuna storage has not answered for {storage._wait_sec:.0f} s ({why}); the same command "
+                    "continues"
+                ) from error
             if not pause:
-                _LOG.warning("the Optuna storage does not answer (%s): waiting for it, up to %.0f s", why, storage._wait_sec)
+                _LOG.warning(
+                    "the Optuna storage does not answer (%s): waiting for it, up to %.0f s", why, storage._wait_sec
+                )
             pause = min(max(_FIRST_SEC, 2 * pause), _LONGEST_SEC)
             time.sleep(pause)
 
@@ -88,7 +113,13 @@ def _told(storage: RetryingStorage, trial_id: int, state, values=None) -> bool:
 def _away(error: BaseException | None) -> str | None:
     """In the words of the database's driver, without what was asked of it: why it did not answer; None for other errors."""
     while error is not None:
-        if isinstance(error, OperationalError | InterfaceError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
-            return f"{type(error.orig).__name__}: {str(error.orig).splitlines()[0]}" if str(error.orig) else type(error).__name__
+        if isinstance(error, OperationalError | InterfaceError) or (
+            isinstance(error, DBAPIError) and error.connection_invalidated
+        ):
+            return (
+                f"{type(error.orig).__name__}: {str(error.orig).splitlines()[0]}"
+                if str(error.orig)
+                else type(error).__name__
+            )
         error = error.__cause__
     return None

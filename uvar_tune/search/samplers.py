@@ -84,8 +84,10 @@ def _with_worst(trials: list[FrozenTrial], directions) -> list[FrozenTrial]:
     complete = [trial.values for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         return [trial for trial in trials if trial.state != TrialState.PRUNED]
-    worst = [max(values) if direction == optuna.study.StudyDirection.MINIMIZE else min(values)
-             for direction, values in zip(directions, zip(*complete, strict=True), strict=True)]
+    worst = [
+        max(values) if direction == optuna.study.StudyDirection.MINIMIZE else min(values)
+        for direction, values in zip(directions, zip(*complete, strict=True), strict=True)
+    ]
     excess: dict[str, float] = {}
     for trial in trials:
         for key, value in trial.constraints.items() if trial.state == TrialState.COMPLETE else ():
@@ -130,15 +132,18 @@ def _random(seed: int, config: Config):
 def _tpe(seed: int, config: Config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        base = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True, group=True, constant_liar=True)
+        base = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=1, multivariate=True, group=True, constant_liar=True
+        )
     return _WithoutBaseline(base, scored=False)
 
 
 def _gp(seed: int, config: Config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        base = optuna.samplers.GPSampler(seed=seed, n_startup_trials=1, deterministic_objective=False,
-                                         warn_independent_sampling=False)
+        base = optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=1, deterministic_objective=False, warn_independent_sampling=False
+        )
     return _WithoutBaseline(base, scored=True)
 
 

@@ -26,12 +26,15 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
                 return _open_journal(url.removeprefix("journal:"))
             return RetryingStorage(url)
         except ImportError as error:
-            raise ConfigError(f"storage of kind {url.split(':')[0]!r} needs a driver that is not installed "
-                              f"({error.__cause__ or error}); for PostgreSQL install uvar-tune[postgresql]",
-                              where="run.storage") from error
+            raise ConfigError(
+                f"storage of kind {url.split(':')[0]!r} needs a driver that is not installed "
+                f"({error.__cause__ or error}); for PostgreSQL install uvar-tune[postgresql]",
+                where="run.storage",
+            ) from error
         except (OSError, ValueError, RuntimeError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise ConfigError(f"storage of kind {url.split(':')[0]!r} cannot be opened: {type(error).__name__}",
-                              where="run.storage") from error
+            raise ConfigError(
+                f"storage of kind {url.split(':')[0]!r} cannot be opened: {type(error).__name__}", where="run.storage"
+            ) from error
 
 
 def _open_journal(path: str) -> optuna.storages.BaseStorage:
@@ -76,17 +79,25 @@ def open_study(storage, name: str, directions: list[str], space: dict[str, Any])
         raise ConfigError(f"the stored study {name!r} has other objectives: {error}", where="study.metric") from None
     stored = [direction.name.lower() for direction in study.directions]
     if stored != directions:
-        raise ConfigError(f"the stored study {name!r} is to {', '.join(stored)} its objectives, this one is to "
-                          f"{', '.join(directions)} them", where="study.metric")
+        raise ConfigError(
+            f"the stored study {name!r} is to {', '.join(stored)} its objectives, this one is to "
+            f"{', '.join(directions)} them",
+            where="study.metric",
+        )
     attributes = storage.get_study_user_attrs(study._study_id)
     if "space" not in attributes:
         study.set_user_attr("space", space)
     elif attributes["space"] != space:
         was = attributes["space"]
-        changed = [f"{key} was {was.get(key)}, is {space.get(key)}" for key in {**was, **space}
-                   if was.get(key) != space.get(key)]
-        raise ConfigError(f"the stored study {name!r} has another space: {'; '.join(changed[:3])}; take another --study "
-                          "name", where="run.storage")
+        changed = [
+            f"{key} was {was.get(key)}, is {space.get(key)}"
+            for key in {**was, **space}
+            if was.get(key) != space.get(key)
+        ]
+        raise ConfigError(
+            f"the stored study {name!r} has another space: {'; '.join(changed[:3])}; take another --study name",
+            where="run.storage",
+        )
     return study
 
 
@@ -101,7 +112,7 @@ def trials_by_phase(url: str, name: str) -> dict[str, list[optuna.trial.FrozenTr
     for study in storage.get_all_studies() if storage else ():
         if study.study_name == name or study.study_name.startswith(f"{name}/"):
             trials = storage.get_all_trials(study._study_id, deepcopy=False)
-            found[study.study_name[len(name) + 1:]] = [trial for trial in trials if "values" in trial.user_attrs]
+            found[study.study_name[len(name) + 1 :]] = [trial for trial in trials if "values" in trial.user_attrs]
     return found
 
 

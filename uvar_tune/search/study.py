@@ -72,8 +72,15 @@ class Search:
         under: a search of its own beside the study's, in the Optuna study `NAME/UNDER`.
     """
 
-    def __init__(self, config: Config, storage_url: str, *, clock: Callable[[], float] = time.time,
-                 last_seen: Callable[[int], float | None] = lambda number: None, under: str = ""):
+    def __init__(
+        self,
+        config: Config,
+        storage_url: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        last_seen: Callable[[int], float | None] = lambda number: None,
+        under: str = "",
+    ):
         self.config, self._clock, self._last_seen = config, clock, last_seen
         self.storage = open_storage(storage_url)
         space = {name: entry.model_dump(mode="json") for name, entry in config.space.items()}
@@ -130,7 +137,9 @@ class Search:
         """
         scores = details.get("scores", {})
         told = {**{key: detail for key, detail in details.items() if isinstance(detail, (int, float))}, **scores}
-        missing = [name for name in (*self.config.study.further_metrics, *self.config.study.constraints) if name not in told]
+        missing = [
+            name for name in (*self.config.study.further_metrics, *self.config.study.constraints) if name not in told
+        ]
         if missing:
             raise ValueError(f"trial {number}: its scores lack {', '.join(missing)}")
         values = [_score(number, value), *(_score(number, told[name]) for name in self.config.study.further_metrics)]
@@ -190,16 +199,20 @@ class Search:
 
     def _awaits_baseline(self) -> bool:
         """Whether the other trials need the baseline's numbers: shares of its gradient, or bounds relative to it."""
-        return (self.config.loss.lambda_unit == "share"
-                or any(bound.relative for bound in self.config.study.constraints.values()))
+        return self.config.loss.lambda_unit == "share" or any(
+            bound.relative for bound in self.config.study.constraints.values()
+        )
 
     def _load(self) -> None:
         """Read where the study stands (once; afterwards this object is the one that changes it)."""
         trials = self.study.get_trials(deepcopy=False)
         self._count, self._live = len(trials), {}
         self._interrupted = [trial.number for trial in trials if not trial.state.is_finished()]
-        self._ledger = Ledger(span for trial in trials
-                              for span in _spans(self._closed(trial.number, trial.user_attrs.get("attempts", []))))
+        self._ledger = Ledger(
+            span
+            for trial in trials
+            for span in _spans(self._closed(trial.number, trial.user_attrs.get("attempts", [])))
+        )
         self._baseline: dict[str, Any] | None = None
         self._baseline_lost = bool(trials) and trials[0].state in (TrialState.PRUNED, TrialState.FAIL)
         if trials and trials[0].state == TrialState.COMPLETE:
@@ -241,8 +254,11 @@ class Search:
         if "values" not in attributes:
             study = self.config.study
             index = 0 if study.sampler == "grid" else trial.number
-            attributes = {"kind": "search" if trial.number else "baseline", "values": self._values(trial),
-                          "seeds": {purpose: seeds.derive(study.seed, "explore", index, purpose) for purpose in _PURPOSES}}
+            attributes = {
+                "kind": "search" if trial.number else "baseline",
+                "values": self._values(trial),
+                "seeds": {purpose: seeds.derive(study.seed, "explore", index, purpose) for purpose in _PURPOSES},
+            }
             trial.set_user_attr("kind", attributes["kind"])
             trial.set_user_attr("seeds", attributes["seeds"])
             trial.set_user_attr("attempts", attempts)
@@ -261,7 +277,9 @@ class Search:
         """Opening a trial again makes Optuna draw for it; nothing of that is used."""
         self.study.sampler = optuna.samplers.RandomSampler(seed=0)
 
-    def _tell_finished(self, number: int, state: TrialState, values: list[float] | None, details: dict[str, Any]) -> None:
+    def _tell_finished(
+        self, number: int, state: TrialState, values: list[float] | None, details: dict[str, Any]
+    ) -> None:
         live = self._live[number]
         attempts = live.attempts
         if "ended" not in attempts[-1]:

@@ -36,7 +36,9 @@ class Server(Protocol):
     def make(self, name: str, tags: dict[str, str], time_ms: int) -> str: ...
     def delete(self, run_id: str) -> None: ...
     def shown(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]: ...
-    def batch(self, run_id: str, points: InferencePointSearch, params: dict[str, str], tags: dict[str, str]) -> None: ...
+    def batch(
+        self, run_id: str, points: InferencePointSearch, params: dict[str, str], tags: dict[str, str]
+    ) -> None: ...
     def status(self, run_id: str, status: str, time_ms: int) -> None: ...
     def upload(self, run_id: str, path: Path, folder: str) -> None: ...
 
@@ -50,8 +52,10 @@ class Delivery:
         self._state = spool.load()
         self._state["root"] = self._state["root"] or _mark(spool)
         if self._state["server"] not in (None, server.name):
-            self._say(f"MLflow: {server.name} is another server than before; `python -m uvar_tune.sync --study {study} "
-                      "--rebuild` sends it what it lacks")
+            self._say(
+                f"MLflow: {server.name} is another server than before; `python -m uvar_tune.sync --study {study} "
+                "--rebuild` sends it what it lacks"
+            )
             self._state |= {"runs": {}, "uncertain": []}
             for entry in self._state["trials"].values():
                 entry |= {"offset": 0, "scored": [], "files": {}}
@@ -64,7 +68,13 @@ class Delivery:
                 return
             try:
                 getattr(self, f"_on_{operation['op']}")(operation)
-            except (Rejected, ValueError, TypeError, KeyError, AttributeError) as refusal:  # the rest: no operation of ours
+            except (
+                Rejected,
+                ValueError,
+                TypeError,
+                KeyError,
+                AttributeError,
+            ) as refusal:  # the rest: no operation of ours
                 self._refused(operation, refusal)
             self._state["outbox"] = end
             self._spool.save(self._state)
@@ -112,7 +122,9 @@ class Delivery:
         _, shown = self._server.shown(run_id)
         values = {key: float(value) for key, value in operation["values"].items()}
         fresh = {key: value for key, value in values.items() if shown.get(key) != value}
-        self._server.batch(run_id, [(key, value, milliseconds(operation["time"]), 0) for key, value in fresh.items()], {}, {})
+        self._server.batch(
+            run_id, [(key, value, milliseconds(operation["time"]), 0) for key, value in fresh.items()], {}, {}
+        )
 
     def _on_artifact(self, operation) -> None:
         path = self._spool.absolute(operation["path"])
@@ -165,8 +177,10 @@ class Delivery:
         run_id = found[0] if found else self._make(key, number, at)
         if key in runs:  # the server has lost the run it had
             self._state["trials"].get(key, {}).update(offset=0, scored=[], files={})
-            self._say(f"MLflow has lost the run of {'the study' if number is None else f'trial {number}'}: a new one; "
-                      f"`python -m uvar_tune.sync --study {self._study} --rebuild` sends it what it lacks")
+            self._say(
+                f"MLflow has lost the run of {'the study' if number is None else f'trial {number}'}: a new one; "
+                f"`python -m uvar_tune.sync --study {self._study} --rebuild` sends it what it lacks"
+            )
         runs[key] = run_id
         self._confirmed.add(key)
         self._spool.save(self._state)
@@ -214,7 +228,9 @@ class Delivery:
             tries.pop(str(path))
             raise Rejected(f"{path}: {reason}") from None
 
-    def _describe(self, run_id: str, params: dict[str, str], tags: dict[str, str], points: InferencePointSearch = ()) -> None:
+    def _describe(
+        self, run_id: str, params: dict[str, str], tags: dict[str, str], points: InferencePointSearch = ()
+    ) -> None:
         """Parameters cannot change on a server: one that did (a study made longer) is told by a tag."""
         shown, _ = self._server.shown(run_id) if params else ({}, {})
         fresh = {key: value for key, value in params.items() if key not in shown}
@@ -223,8 +239,10 @@ class Delivery:
 
     def _refused(self, what: dict[str, Any], refusal: Exception) -> None:
         self._spool.reject(what, str(refusal))
-        self._say(f"MLflow refuses {what.get('op')}{'' if what.get('number') is None else ' of trial ' + str(what['number'])}: "
-                  f"{refusal} (kept in {self._spool.directory / 'rejected.jsonl'})")
+        self._say(
+            f"MLflow refuses {what.get('op')}{'' if what.get('number') is None else ' of trial ' + str(what['number'])}: "
+            f"{refusal} (kept in {self._spool.directory / 'rejected.jsonl'})"
+        )
 
 
 def _mark(spool: Outbox) -> str:

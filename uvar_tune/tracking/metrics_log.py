@@ -38,7 +38,9 @@ class MetricsLog:
         fresh = {key: value for key, value in values.items() if images > self._last.get(key, -1)}
         if fresh:
             self._last |= dict.fromkeys(fresh, images)
-            self._write("metrics", {"images": images, "values": {key: _encode(value) for key, value in fresh.items()}, **tags})
+            self._write(
+                "metrics", {"images": images, "values": {key: _encode(value) for key, value in fresh.items()}, **tags}
+            )
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record that something happened; on disk when this returns, if the disk takes it."""

@@ -15,22 +15,33 @@ from uvar_tune.tracking.delivery import Away, Rejected
 
 _BATCH, _FEW = 1000, 100  # metrics, and parameters and tags, a request
 # A request fails soon, and is tried again by us, later; nothing is printed and nobody else is told.
-_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
-             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 class Server:
     """Runs of one experiment. Every method raises `Away` (try again later) or `Rejected` (no use)."""
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path):
-        self._uri, self.name = uri, shown(uri).replace(str(artifact_root.parent), "run.root")  # one that moves with it stays itself
+        self._uri, self.name = (
+            uri,
+            shown(uri).replace(str(artifact_root.parent), "run.root"),
+        )  # one that moves with it stays itself
         for key, value in _SETTINGS.items():
             os.environ.setdefault(key, value)
         try:
             from mlflow import MlflowClient
 
-            for name in ("mlflow", "alembic"):  # what a store raises it also logs, with its traceback; we say it once, in a line
+            for name in (
+                "mlflow",
+                "alembic",
+            ):  # what a store raises it also logs, with its traceback; we say it once, in a line
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             self._client = MlflowClient(uri)
             self._experiment = self._find_experiment(experiment, artifact_root)
@@ -91,9 +102,9 @@ class Server:
         tagged = [RunTag(key, value) for key, value in tags.items()]
         with self._translated():
             for at in range(0, len(metrics), _BATCH):
-                self._client.log_batch(run_id, metrics=metrics[at:at + _BATCH])
+                self._client.log_batch(run_id, metrics=metrics[at : at + _BATCH])
             for at in range(0, max(len(described), len(tagged)), _FEW):
-                self._client.log_batch(run_id, params=described[at:at + _FEW], tags=tagged[at:at + _FEW])
+                self._client.log_batch(run_id, params=described[at : at + _FEW], tags=tagged[at : at + _FEW])
 
     def status(self, run_id: str, status: str, time_ms: int) -> None:
         with self._translated():
@@ -129,7 +140,9 @@ class Server:
 
     def _reason(self, error: Exception) -> str:
         text = cleaned(str(error), self._uri)
-        known = re.search(r"Connection refused|timed out|Name or service not known|No route to host|Invalid Host header", text)
+        known = re.search(
+            r"Connection refused|timed out|Name or service not known|No route to host|Invalid Host header", text
+        )
         return known.group() if known else text or type(error).__name__
 
 
@@ -137,8 +150,10 @@ def _require_place(location: str) -> None:
     """FileNotFoundError where artifacts belong to a directory that is gone: MLflow's own database keeps the path."""
     place = Path(unquote(location.removeprefix("file://")) if location.startswith("file://") else location)
     if place.is_absolute() and not place.parent.exists():
-        raise FileNotFoundError(f"its artifacts belong below {place.parent}, which is gone: where run.root was moved, link the old "
-                                "path to the new one, or delete mlflow.db and `sync --rebuild` each study")
+        raise FileNotFoundError(
+            f"its artifacts belong below {place.parent}, which is gone: where run.root was moved, link the old "
+            "path to the new one, or delete mlflow.db and `sync --rebuild` each study"
+        )
 
 
 class _Gone(Away):

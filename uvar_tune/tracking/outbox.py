@@ -53,7 +53,9 @@ class Outbox:
             self.directory.mkdir(parents=True, exist_ok=True)
             with self._outbox.open("a+b") as handle:
                 torn = handle.tell() and os.pread(handle.fileno(), 1, handle.tell() - 1) != b"\n"
-                handle.write(b"\n" * bool(torn) + b"".join(self._waiting))  # a writer killed within a line leaves half of it
+                handle.write(
+                    b"\n" * bool(torn) + b"".join(self._waiting)
+                )  # a writer killed within a line leaves half of it
         except OSError as error:
             return error.strerror
         self._waiting.clear()
@@ -71,7 +73,9 @@ class Outbox:
         for line in lines:
             offset += len(line)
             if line.endswith(b"\n"):
-                with contextlib.suppress(ValueError, RecursionError):  # half a line; NULs, where the machine lost its power
+                with contextlib.suppress(
+                    ValueError, RecursionError
+                ):  # half a line; NULs, where the machine lost its power
                     operation = json.loads(line)
                     if isinstance(operation, dict):
                         found.append((operation, offset))
@@ -88,7 +92,9 @@ class Outbox:
             OSError: it cannot be written; the outbox is as it was.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(self._state, json.dumps({**_EMPTY, "root": self.load()["root"]}))  # first: what is sent twice is shown once
+        write_text_atomic(
+            self._state, json.dumps({**_EMPTY, "root": self.load()["root"]})
+        )  # first: what is sent twice is shown once
         write_text_atomic(self._outbox, "".join(json.dumps(operation, default=str) + "\n" for operation in operations))
 
     def load(self) -> dict[str, Any]:

@@ -11,8 +11,12 @@ from uvar_tune.io.uri import shown
 def study_parameters(config) -> dict[str, Any]:
     """{dotted name: value} of every setting of a `config.Config` that is set; a URL without its user and password."""
     tree = config.tree(exclude=("space", "final", "verdict", "provenance"))
-    return {f"{section}.{key}": shown(value) if isinstance(value, str) and "://" in value else value
-            for section, keys in tree.items() for key, value in keys.items() if value is not None}
+    return {
+        f"{section}.{key}": shown(value) if isinstance(value, str) and "://" in value else value
+        for section, keys in tree.items()
+        for key, value in keys.items()
+        if value is not None
+    }
 
 
 def run_parameters(config, values: dict[str, Any]) -> dict[str, Any]:
@@ -40,10 +44,14 @@ def that_ran(ran: dict[str, float]) -> dict[str, float]:
 
 def scored_under(protocol: dict[str, Any], seeds: dict[str, int]) -> dict[str, Any]:
     """Parameters `protocol.*`, which must be equal for two numbers to be compared, and `origin.*`, the seeds behind them."""
-    return {**{f"protocol.{name}": value for name, value in protocol.items() if value != ""},
-            **{f"origin.seed.{purpose}": seed for purpose, seed in seeds.items()}}
+    return {
+        **{f"protocol.{name}": value for name, value in protocol.items() if value != ""},
+        **{f"origin.seed.{purpose}": seed for purpose, seed in seeds.items()},
+    }
 
 
 def origin_tags(origin: dict[str, Any]) -> dict[str, str]:
     """Tags of `provenance.origin`: commit, source, versions, machine."""
-    return {f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value) for key, value in origin.items()}
+    return {
+        f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value) for key, value in origin.items()
+    }

@@ -26,14 +26,32 @@ class RunLogger:
         """Make or find the parent run. ``at``, here and below: when it happened (s since 1970), if not now."""
         self._put("study", at, params=_texts(params), tags=_texts(tags))
 
-    def watch_trial(self, number: int | str, directory: str | Path, params: dict[str, Any], tags: dict[str, Any],
-                    at: float | None = None) -> None:
+    def watch_trial(
+        self,
+        number: int | str,
+        directory: str | Path,
+        params: dict[str, Any],
+        tags: dict[str, Any],
+        at: float | None = None,
+    ) -> None:
         """Make or find the trial's run and follow its record and samples until `finish_trial`."""
-        self._put("watch", at, number=number, directory=self._spool.relative(directory), params=_texts(params),
-                  tags=_texts(tags))
+        self._put(
+            "watch",
+            at,
+            number=number,
+            directory=self._spool.relative(directory),
+            params=_texts(params),
+            tags=_texts(tags),
+        )
 
-    def finish_trial(self, number: int | str, status: str, metrics: dict[str, float] | None = None,
-                     params: dict[str, Any] | None = None, at: float | None = None) -> None:
+    def finish_trial(
+        self,
+        number: int | str,
+        status: str,
+        metrics: dict[str, float] | None = None,
+        params: dict[str, Any] | None = None,
+        at: float | None = None,
+    ) -> None:
         """End the trial's run (FINISHED, FAILED, KILLED).
 
         Args:
@@ -71,5 +89,7 @@ class BufferedRunLogger(RunLogger):
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:
-    return {key: (json.dumps(value) if isinstance(value, (list, tuple, dict)) else str(value))[:_LONGEST_PARAM]
-            for key, value in values.items()}
+    return {
+        key: (json.dumps(value) if isinstance(value, (list, tuple, dict)) else str(value))[:_LONGEST_PARAM]
+        for key, value in values.items()
+    }

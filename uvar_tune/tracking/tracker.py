@@ -35,7 +35,9 @@ class MLflowTracker(RunLogger):
         say: gets a line when the server goes away, when it is back, and when something remains unsent.
     """
 
-    def __init__(self, *, tracking_uri: str, experiment: str, study: str, artifact_root: str | Path, spool_dir: str | Path, say):
+    def __init__(
+        self, *, tracking_uri: str, experiment: str, study: str, artifact_root: str | Path, spool_dir: str | Path, say
+    ):
         self._uri, self._experiment, self._study, self._say = tracking_uri, experiment, study, say
         super().__init__(Outbox(spool_dir))
         self._artifact_root = Path(artifact_root)
@@ -61,8 +63,10 @@ class MLflowTracker(RunLogger):
         if operations or records:
             same = " and the same MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else ""
             root = shlex.quote(str(self._spool.directory.parent.parent))
-            self._say(f"MLflow: {operations} operations and the records of {records} trials are kept and not sent; later, by "
-                      f"`python -m uvar_tune.sync --study {self._study} --root {root}`{same}")
+            self._say(
+                f"MLflow: {operations} operations and the records of {records} trials are kept and not sent; later, by "
+                f"`python -m uvar_tune.sync --study {self._study} --root {root}`{same}"
+            )
         return not (operations or records)
 
     def _put(self, kind: str, at: float | None, **fields: Any) -> None:
@@ -85,8 +89,9 @@ class MLflowTracker(RunLogger):
             self._wake.clear()
             try:
                 if self._spool.hold():
-                    delivery = delivery or Delivery(self._spool, Server(self._uri, self._experiment, self._artifact_root),
-                                                    self._study, self._say)
+                    delivery = delivery or Delivery(
+                        self._spool, Server(self._uri, self._experiment, self._artifact_root), self._study, self._say
+                    )
                     self._spool.flush()
                     delivery.operations(self._stopped.is_set)
                     delivery.records(self._stopped.is_set)
@@ -99,7 +104,9 @@ class MLflowTracker(RunLogger):
                     break  # another sink of this study has delivered it
                 else:
                     self._wake.wait(0.5)
-            except Exception as reason:  # also a record that cannot be read just now: this thread must not end before the study
+            except (
+                Exception
+            ) as reason:  # also a record that cannot be read just now: this thread must not end before the study
                 delivery = None
                 self._gone(reason)
                 if closing:
@@ -111,8 +118,10 @@ class MLflowTracker(RunLogger):
     def _gone(self, reason: Exception) -> None:
         if not self._away:
             what = "does not answer" if isinstance(reason, Away) else f"cannot be told for now: {type(reason).__name__}"
-            self._say(f"MLflow at {shown(self._uri)} {what} ({first_line(reason)}); the work goes on, and what it misses is kept "
-                      "and sent later")
+            self._say(
+                f"MLflow at {shown(self._uri)} {what} ({first_line(reason)}); the work goes on, and what it misses is kept "
+                "and sent later"
+            )
         self._away = True
 
     def _back(self) -> None:

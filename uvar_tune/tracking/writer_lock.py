@@ -17,7 +17,9 @@ _WRITER = ".writer"
 
 
 @contextlib.contextmanager
-def open_metrics_log(directory: Path, *, rank: int = 0, attempt: int = 1, wait_sec: float = 180.0) -> Iterator[MetricsLog | None]:
+def open_metrics_log(
+    directory: Path, *, rank: int = 0, attempt: int = 1, wait_sec: float = 180.0
+) -> Iterator[MetricsLog | None]:
     """The recorder of what a directory holds, for as long as rank 0 alone writes there; None on other ranks.
 
     A worker may outlive the driver that began it: Ray ends those of a lost head after a minute, and of a node that was cut off

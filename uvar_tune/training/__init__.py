@@ -1,7 +1,7 @@
 """Training: one loop for both stages, its checkpoints, and the tokenizer that VAR never published the training of.
 
-    train, train_tokenizer ─► Progress, CheckpointEvent, TrainingWarning
-    save_checkpoint, latest_valid, load_checkpoint ─► start of the next attempt
+train, train_tokenizer ─► Progress, CheckpointEvent, TrainingWarning
+save_checkpoint, latest_valid, load_checkpoint ─► start of the next attempt
 """
 
 from uvar_tune.training.checkpoint import Checkpoint, latest_valid, load_checkpoint, retain, save_checkpoint
@@ -21,7 +21,29 @@ from uvar_tune.training.tokenizer_io import (
 from uvar_tune.training.tokenizer_stage import train_tokenizer
 from uvar_tune.training.var_stage import train
 
-__all__ = ["SCHEDULES", "TrainingWarning", "Checkpoint", "CheckpointEvent", "Progress", "check_tokenizer", "differences", "latest_valid",
-           "load_checkpoint", "load_tokenizer", "load_training_state", "open_lpips", "out_of_memory", "parameter_groups",
-           "rate_factor", "require_same", "resolve_precision", "retain", "save_checkpoint", "dump_failed_batch", "save_tokenizer",
-           "tokenizer_hash", "train", "train_tokenizer"]
+__all__ = [
+    "SCHEDULES",
+    "TrainingWarning",
+    "Checkpoint",
+    "CheckpointEvent",
+    "Progress",
+    "check_tokenizer",
+    "differences",
+    "latest_valid",
+    "load_checkpoint",
+    "load_tokenizer",
+    "load_training_state",
+    "open_lpips",
+    "out_of_memory",
+    "parameter_groups",
+    "rate_factor",
+    "require_same",
+    "resolve_precision",
+    "retain",
+    "save_checkpoint",
+    "dump_failed_batch",
+    "save_tokenizer",
+    "tokenizer_hash",
+    "train",
+    "train_tokenizer",
+]

@@ -29,9 +29,9 @@ _Weights = dict[str, torch.Tensor]
 @dataclass(frozen=True)
 class Checkpoint:
     """Attributes:
-        config: as given. tokenizer: {path, sha256}. images: seen.
-        training_state: what `train` takes as ``start``; None unless asked for.
-        ema_state: averaged weights, None where none were kept.
+    config: as given. tokenizer: {path, sha256}. images: seen.
+    training_state: what `train` takes as ``start``; None unless asked for.
+    ema_state: averaged weights, None where none were kept.
     """
 
     var_state: _Weights
@@ -42,8 +42,15 @@ class Checkpoint:
     ema_state: _Weights | None
 
 
-def save_checkpoint(directory: str | Path, *, var_state: _Weights, config: dict[str, Any], tokenizer: dict[str, Any],
-                    training_state: dict[str, Any], ema_state: _Weights | None = None) -> None:
+def save_checkpoint(
+    directory: str | Path,
+    *,
+    var_state: _Weights,
+    config: dict[str, Any],
+    tokenizer: dict[str, Any],
+    training_state: dict[str, Any],
+    ema_state: _Weights | None = None,
+) -> None:
     """Write a checkpoint; what stood under this name is replaced when the new one is whole.
 
     Args:
@@ -63,7 +70,8 @@ def save_checkpoint(directory: str | Path, *, var_state: _Weights, config: dict[
         "var.safetensors": lambda path: save_file(_separate(var_state), path),
         "config.yaml": lambda path: path.write_text(yaml.safe_dump(plain, sort_keys=False)),
         "tokenizer.json": lambda path: path.write_text(json.dumps(tokenizer, indent=1)),
-        _TRAINING: lambda path: torch.save(training_state, path)}
+        _TRAINING: lambda path: torch.save(training_state, path),
+    }
     if ema_state is not None:
         writers[_EMA] = lambda path: save_file(_separate(ema_state), path)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +95,14 @@ def load_checkpoint(directory: str | Path, training_state: bool = False) -> Chec
     tokenizer = read_json(directory / "tokenizer.json")
     if not all(isinstance(tokenizer.get(key), str) for key in ("path", "sha256")):
         raise ConfigError("tokenizer.json does not tell the tokenizer's path and hash", where=str(directory))
-    return Checkpoint(read_weights(directory / "var.safetensors"), read_yaml(directory / "config.yaml"), tokenizer,
-                      manifest["images"], state, ema_state)
+    return Checkpoint(
+        read_weights(directory / "var.safetensors"),
+        read_yaml(directory / "config.yaml"),
+        tokenizer,
+        manifest["images"],
+        state,
+        ema_state,
+    )
 
 
 def check_checkpoint(directory: Path, *, training_state: bool) -> dict[str, Any]:
@@ -99,13 +113,20 @@ def check_checkpoint(directory: Path, *, training_state: bool) -> dict[str, Any]
     if _EMA in manifest["files"] and not (directory / _EMA).exists():
         raise ConfigError(f"{_EMA} is missing", where=str(directory))
     if training_state and not (directory / _TRAINING).exists():
-        raise ConfigError(f"{_TRAINING} was deleted: these weights can be used, and no training continued from them",
-                          where=str(directory))
+        raise ConfigError(
+            f"{_TRAINING} was deleted: these weights can be used, and no training continued from them",
+            where=str(directory),
+        )
     return manifest
 
 
-def latest_valid(parent: str | Path, *, on_skip: Callable[[Path, str], Any], training_state: bool = False,
-                 check: Callable[..., Any] = check_checkpoint) -> Path | None:
+def latest_valid(
+    parent: str | Path,
+    *,
+    on_skip: Callable[[Path, str], Any],
+    training_state: bool = False,
+    check: Callable[..., Any] = check_checkpoint,
+) -> Path | None:
     """The newest sound checkpoint in ``parent``, or None.
 
     Args:
@@ -148,7 +169,9 @@ def _checkpoints(parent: Path) -> list[Path]:
     """Directories named by a number of images, ascending."""
     if not parent.is_dir():
         return []
-    return sorted((path for path in parent.iterdir() if path.name.isdecimal() and path.is_dir()), key=lambda path: int(path.name))
+    return sorted(
+        (path for path in parent.iterdir() if path.name.isdecimal() and path.is_dir()), key=lambda path: int(path.name)
+    )
 
 
 def _separate(state: _Weights) -> _Weights:

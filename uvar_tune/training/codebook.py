@@ -39,7 +39,9 @@ def start_codebook(vqvae: VQVAE, images_B3HW: torch.Tensor, generator: torch.Gen
     vqvae.codebook_VC.copy_(spread(candidates, torch.empty(0, vqvae.code_dim), vqvae.vocab_size, generator))
 
 
-def spread(candidates_MC: torch.Tensor, present_NC: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+def spread(
+    candidates_MC: torch.Tensor, present_NC: torch.Tensor, count: int, generator: torch.Generator
+) -> torch.Tensor:
     """``count`` candidates, each drawn with a probability in proportion to its squared distance to all chosen so far.
 
     Where candidates are fewer than distinct vectors needed, some are drawn again.
@@ -64,8 +66,12 @@ def idle_parameters(vqvae: VQVAE) -> list[torch.nn.Parameter]:
     """Those of a residual convolution that serves no scale (there may be more of them than scales)."""
     quantizer, count = vqvae.quantize, len(vqvae.scales)
     serving = {id(quantizer.quant_resi.of(phi_index(k, count, quantizer.share or count))) for k in range(count)}
-    return [parameter for module in quantizer.quant_resi.modules() if isinstance(module, Phi) and id(module) not in serving
-            for parameter in module.parameters()]
+    return [
+        parameter
+        for module in quantizer.quant_resi.modules()
+        if isinstance(module, Phi) and id(module) not in serving
+        for parameter in module.parameters()
+    ]
 
 
 class Usage:
@@ -95,8 +101,14 @@ class Usage:
 
 
 @torch.no_grad()
-def restart(vqvae: VQVAE, dead_n: torch.Tensor, images_B3HW: torch.Tensor, generator: torch.Generator,
-            optimizer: torch.optim.Optimizer, world_size: int) -> None:
+def restart(
+    vqvae: VQVAE,
+    dead_n: torch.Tensor,
+    images_B3HW: torch.Tensor,
+    generator: torch.Generator,
+    optimizer: torch.optim.Optimizer,
+    world_size: int,
+) -> None:
     """Move the dead codes to present residual vectors that no code serves well, and forget their momenta."""
     weight_VC = vqvae.codebook_VC
     alive_V = torch.ones(len(weight_VC), dtype=torch.bool, device=weight_VC.device)

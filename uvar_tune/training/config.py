@@ -43,13 +43,20 @@ class Plan:
 
     def __post_init__(self):
         choose(self.schedule, SCHEDULES, "schedule", "training.schedule")
-        rules = (("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0 and finite"),
-                 ("warmup_images", self.warmup_images, 0 <= self.warmup_images < self.images, f"from 0 to below {self.images}"),
-                 ("final_ratio", self.final_ratio, 0 < self.final_ratio <= 1, "above 0 and at most 1"),
-                 ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0"),
-                 ("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
-                 ("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or null"),
-                 ("ema", self.ema, self.ema is None or self.ema > 0, "a half-life in images, or null"))
+        rules = (
+            ("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0 and finite"),
+            (
+                "warmup_images",
+                self.warmup_images,
+                0 <= self.warmup_images < self.images,
+                f"from 0 to below {self.images}",
+            ),
+            ("final_ratio", self.final_ratio, 0 < self.final_ratio <= 1, "above 0 and at most 1"),
+            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            ("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or null"),
+            ("ema", self.ema, self.ema is None or self.ema > 0, "a half-life in images, or null"),
+        )
         for name, value, holds, rule in rules:
             if not holds:
                 raise ConfigError(f"{value} must be {rule}", where=f"training.{name}")
@@ -82,14 +89,20 @@ class Place:
         """ConfigError unless ``plan`` can be carried out here on ``count`` images."""
         if self.world_size < 1 or self.accumulate < 1 or not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} of {self.world_size}, accumulate {self.accumulate}", where="training")
-        check_positions(images=plan.images, batch_size=plan.batch_size, shares=self.world_size * self.accumulate, count=count)
-        asked = [("run.log_images", self.log_images), ("run.checkpoint_images", self.checkpoint_images),
-                 *(("study.rungs", value) for value in self.also_at)]
+        check_positions(
+            images=plan.images, batch_size=plan.batch_size, shares=self.world_size * self.accumulate, count=count
+        )
+        asked = [
+            ("run.log_images", self.log_images),
+            ("run.checkpoint_images", self.checkpoint_images),
+            *(("study.rungs", value) for value in self.also_at),
+        ]
         for where, value in asked:
             if value < 1 or value % plan.batch_size:
                 near = max(1, round(value / plan.batch_size)) * plan.batch_size
-                raise ConfigError(f"{value} is not a multiple of the batch {plan.batch_size}", where=where,
-                                  nearest=str(near))
+                raise ConfigError(
+                    f"{value} is not a multiple of the batch {plan.batch_size}", where=where, nearest=str(near)
+                )
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:
@@ -103,8 +116,11 @@ def resolve_precision(asked: str, device: torch.device) -> str:
     if asked == "auto":
         return "bf16" if able else "fp32"
     if asked == "bf16" and not able:
-        raise ConfigError(f"bf16 needs a GPU that computes in it, and this is {device.type}; take fp32 or auto",
-                          where="training.precision", nearest="fp32")
+        raise ConfigError(
+            f"bf16 needs a GPU that computes in it, and this is {device.type}; take fp32 or auto",
+            where="training.precision",
+            nearest="fp32",
+        )
     return asked
 
 
@@ -119,7 +135,10 @@ def differences(then: Any, now: Any, path: str = "") -> list[str]:
     """`key: then … , now …` for each leaf that differs; lists and tuples alike."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         keys = list(dict.fromkeys([*then, *now]))
-        return [line for key in keys
-                for line in differences(then.get(key), now.get(key), f"{path}.{key}" if path else str(key))]
+        return [
+            line
+            for key in keys
+            for line in differences(then.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        ]
     plain = [list(value) if isinstance(value, tuple) else value for value in (then, now)]
     return [] if plain[0] == plain[1] else [f"{path} was {plain[0]!r}, now {plain[1]!r}"]

@@ -20,8 +20,9 @@ from uvar_tune.training.var_stage import batch_at
 FAILED_STEP = "failed_step"  # beside metrics.jsonl
 
 
-def dump_failed_batch(directory: str | Path, error: StepFailed, var, cache: TokenCache, *, seed: int, batch_size: int,
-                     tokenizer: str) -> Path:
+def dump_failed_batch(
+    directory: str | Path, error: StepFailed, var, cache: TokenCache, *, seed: int, batch_size: int, tokenizer: str
+) -> Path:
     """Write the step that ``error`` tells of below a trial's directory; where.
 
     Args:
@@ -31,14 +32,17 @@ def dump_failed_batch(directory: str | Path, error: StepFailed, var, cache: Toke
     from safetensors.torch import save_file
 
     positions = range(error.images, error.images + batch_size)
-    tokens_BL, labels_B, noise = batch_at(positions, var, cache, Order(cache.images, seed=seed, crops=cache.crops), seed)
+    tokens_BL, labels_B, noise = batch_at(
+        positions, var, cache, Order(cache.images, seed=seed, crops=cache.crops), seed
+    )
     batch = {"tokens_BL": tokens_BL, "labels_B": labels_B, **noise}
     writers: dict[str, Any] = {"batch.safetensors": lambda path: save_file(_whole(batch), path)}
     if isinstance(error, Diverged) and all(bool(torch.isfinite(parameter).all()) for parameter in var.parameters()):
         writers["var.safetensors"] = lambda path: save_file(_whole(var.state_dict()), path)
     place = Path(directory) / FAILED_STEP
-    write_directory(place, writers, {"images": error.images, "batch_size": batch_size, "reason": str(error),
-                                     "tokenizer": tokenizer})
+    write_directory(
+        place, writers, {"images": error.images, "batch_size": batch_size, "reason": str(error), "tokenizer": tokenizer}
+    )
     return place
 
 

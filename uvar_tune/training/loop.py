@@ -94,7 +94,9 @@ class _Training:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                raise OutOfMemory(first_line(error), images=self.seen) from None  # whose frames would hold what they allocated
+                raise OutOfMemory(
+                    first_line(error), images=self.seen
+                ) from None  # whose frames would hold what they allocated
             self.seen += plan.batch_size
             alarms = list(self.task.after_step(self.seen, self.optimizer))
             last = self.seen == plan.images
@@ -106,9 +108,15 @@ class _Training:
             busy_sec += time.perf_counter() - began
             yield from alarms
             if logs:
-                yield Progress(self.seen, {**self.window.take(), **self.task.extra_values(),
-                                           "learning_rate": self._rate(self.seen - plan.batch_size),
-                                           "images_per_sec": (self.seen - counted) / busy_sec})
+                yield Progress(
+                    self.seen,
+                    {
+                        **self.window.take(),
+                        **self.task.extra_values(),
+                        "learning_rate": self._rate(self.seen - plan.batch_size),
+                        "images_per_sec": (self.seen - counted) / busy_sec,
+                    },
+                )
                 counted, busy_sec = self.seen, 0.0
             if due:
                 yield CheckpointEvent(self.seen, self.state, stopped=self.stops and not last)
@@ -117,8 +125,14 @@ class _Training:
 
     def _rate(self, seen: int) -> float:
         plan = self.plan
-        return plan.learning_rate * rate_factor(seen, schedule=plan.schedule, images=plan.images, batch_size=plan.batch_size,
-                                                warmup_images=plan.warmup_images, final_ratio=plan.final_ratio)
+        return plan.learning_rate * rate_factor(
+            seen,
+            schedule=plan.schedule,
+            images=plan.images,
+            batch_size=plan.batch_size,
+            warmup_images=plan.warmup_images,
+            final_ratio=plan.final_ratio,
+        )
 
     def _step(self) -> None:
         plan, place = self.plan, self.place
@@ -157,13 +171,20 @@ class _Training:
             self.stops = self.stops or not goes_on
             if not finite:
                 self.window.settle(self.seen, self.plan.batch_size)  # it may have begun with an earlier gradient
-                raise Diverged(str(failure or "loss is not a finite number on another rank"), images=self.seen) from failure
+                raise Diverged(
+                    str(failure or "loss is not a finite number on another rank"), images=self.seen
+                ) from failure
             (values[self.task.names[0]] / place.accumulate).backward()
         return torch.stack([values[name].detach().float() for name in self.task.names])
 
     def state(self) -> dict[str, Any]:
-        state = {"images": self.seen, "plan": self.plan.record(), "optimizer": self.optimizer.state_dict(),
-                 "window": self.window.settled(), "task": self.task.state()}
+        state = {
+            "images": self.seen,
+            "plan": self.plan.record(),
+            "optimizer": self.optimizer.state_dict(),
+            "window": self.window.settled(),
+            "task": self.task.state(),
+        }
         return state if self.average is None else {**state, "ema": self.average.state()}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -171,7 +192,9 @@ class _Training:
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
-            raise ConfigError(f"the optimiser's state is that of another model ({error})", where="checkpoint") from error
+            raise ConfigError(
+                f"the optimiser's state is that of another model ({error})", where="checkpoint"
+            ) from error
         self.window.load(state["window"])
         self.task.load(state["task"])
         if self.average is not None:

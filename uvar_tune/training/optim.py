@@ -12,8 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-UNDECAYED = ("cls_token", "start_token", "task_token", "cfg_uncond", "pos_embed", "pos_1LC", "pos_start", "start_pos",
-             "lvl_embed", "gamma", "beta", "ada_gss", "moe_bias", "scale_mul")
+UNDECAYED = (
+    "cls_token",
+    "start_token",
+    "task_token",
+    "cfg_uncond",
+    "pos_embed",
+    "pos_1LC",
+    "pos_start",
+    "start_pos",
+    "lvl_embed",
+    "gamma",
+    "beta",
+    "ada_gss",
+    "moe_bias",
+    "scale_mul",
+)
 WARMUP_START = 0.005  # of the peak
 EPS = 1e-8
 
@@ -32,7 +46,9 @@ def _line(passed: float, final: float, start: float) -> float:
     return 1.0 if passed < start else final + (1 - final) * (1 - passed) / (1 - start)
 
 
-def rate_factor(seen: int, *, schedule: str, images: int, batch_size: int, warmup_images: int, final_ratio: float) -> float:
+def rate_factor(
+    seen: int, *, schedule: str, images: int, batch_size: int, warmup_images: int, final_ratio: float
+) -> float:
     """The learning rate of the step that starts after ``seen`` images, as a share of the peak.
 
     Rises from 0.005 in a straight line over ``warmup_images``, then follows ``schedule`` and stands at ``final_ratio`` in
@@ -53,8 +69,10 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in named_parameters order: the undecayed, then the decayed (a group that is empty is left out)."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [{"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
-              {"params": [p for name, p in named if decays(name, p)], "weight_decay": weight_decay}]
+    groups = [
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": weight_decay},
+    ]
     return [group for group in groups if group["params"]]
 
 

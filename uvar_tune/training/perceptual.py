@@ -14,8 +14,11 @@ from torch import nn
 from uvar_tune.errors import ConfigError, choose, first_line
 
 # network → (name in torchvision, its weights there, the least side of an image in pixels)
-NETWORKS = {"vgg": ("vgg16", "VGG16_Weights", 16), "alex": ("alexnet", "AlexNet_Weights", 31),
-            "squeeze": ("squeezenet1_1", "SqueezeNet1_1_Weights", 17)}
+NETWORKS = {
+    "vgg": ("vgg16", "VGG16_Weights", 16),
+    "alex": ("alexnet", "AlexNet_Weights", 31),
+    "squeeze": ("squeezenet1_1", "SqueezeNet1_1_Weights", 17),
+}
 
 
 def open_lpips(network: str, *, image_size: int) -> nn.Module:
@@ -30,19 +33,26 @@ def open_lpips(network: str, *, image_size: int) -> nn.Module:
     choose(network, NETWORKS, "LPIPS network", "tokenizer.lpips_network")
     least = NETWORKS[network][2]
     if image_size < least:
-        raise ConfigError(f"{network!r} takes images of at least {least} px, these have {image_size}",
-                          where="tokenizer.lpips_network", nearest=None if network == "vgg" else "vgg")
+        raise ConfigError(
+            f"{network!r} takes images of at least {least} px, these have {image_size}",
+            where="tokenizer.lpips_network",
+            nearest=None if network == "vgg" else "vgg",
+        )
     path, url = weights_place(network)
     if not path.is_file():
-        raise ConfigError(f"LPIPS needs the weights of {NETWORKS[network][0]} at {path} on every node: put {url} there, or set "
-                          "tokenizer.lpips_weight=0", where="tokenizer.lpips_weight")
+        raise ConfigError(
+            f"LPIPS needs the weights of {NETWORKS[network][0]} at {path} on every node: put {url} there, or set "
+            "tokenizer.lpips_weight=0",
+            where="tokenizer.lpips_weight",
+        )
     from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type=network).net.eval().requires_grad_(False)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"holds no weights of {NETWORKS[network][0]} ({first_line(error)}); put {url} there",
-                          where=str(path)) from None
+        raise ConfigError(
+            f"holds no weights of {NETWORKS[network][0]} ({first_line(error)}); put {url} there", where=str(path)
+        ) from None
 
 
 def weights_place(network: str) -> tuple[Path, str]:

@@ -42,8 +42,9 @@ def check_tokenizer(directory: Path, *, training_state: bool = False) -> dict[st
     Raises:
         ConfigError: what is wrong with another.
     """
-    return check_directory(directory, needed=(_WEIGHTS, _SETTINGS, *((_TRAINING,) if training_state else ())),
-                           optional=(_TRAINING,))
+    return check_directory(
+        directory, needed=(_WEIGHTS, _SETTINGS, *((_TRAINING,) if training_state else ())), optional=(_TRAINING,)
+    )
 
 
 def load_training_state(directory: Path) -> dict[str, Any]:
@@ -76,19 +77,30 @@ def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> 
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{_SETTINGS} does not describe these weights ({first_line(error)})", where=str(path)) from None
+        raise ConfigError(
+            f"{_SETTINGS} does not describe these weights ({first_line(error)})", where=str(path)
+        ) from None
     if scales is not None and tuple(scales) != vqvae.scales:
-        raise ConfigError(f"scales {list(scales)} were given, but this tokenizer has {list(vqvae.scales)}", where=str(path))
+        raise ConfigError(
+            f"scales {list(scales)} were given, but this tokenizer has {list(vqvae.scales)}", where=str(path)
+        )
     return vqvae
 
 
 def _check_count(settings: dict[str, Any], held: dict[str, torch.Tensor], where: str) -> None:
     """ConfigError where settings describe more modules than there are tensors for; looked at before they are made."""
-    levels, blocks, share = len(settings["channel_multipliers"]), int(settings["blocks"]), int(settings["share_quant_resi"])
+    levels, blocks, share = (
+        len(settings["channel_multipliers"]),
+        int(settings["blocks"]),
+        int(settings["share_quant_resi"]),
+    )
     scales = len(settings["scales"])
     if max(_TENSORS_A_BLOCK * levels * max(1, blocks), share, scales) > len(held):
-        raise ConfigError(f"its settings describe {levels:,} levels of {str(blocks):.20} blocks, {scales:,} scales and "
-                          f"{str(share):.20} φ, its weights are {len(held):,} tensors", where=where)
+        raise ConfigError(
+            f"its settings describe {levels:,} levels of {str(blocks):.20} blocks, {scales:,} scales and "
+            f"{str(share):.20} φ, its weights are {len(held):,} tensors",
+            where=where,
+        )
 
 
 def tokenizer_hash(path: str | Path) -> str:

@@ -33,11 +33,26 @@ _RESTARTS_UNTIL = 0.8  # of the training; afterwards the networks settle
 _START_IMAGES = 256  # whose features the first codebook is drawn from
 
 
-def train_tokenizer(vqvae: nn.Module, image_set: ImageSet, *, images_total: int, batch_size: int, learning_rate: float,
-                    seed: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu",
-                    precision: str = "auto", accumulate: int = 1, log_images: int | None = None,
-                    checkpoint_images: int | None = None, lpips_weight: float = 0.0, lpips_network: str = "vgg",
-                    start: dict[str, Any] | None = None, stop: Callable[[], bool] | None = None) -> Iterator[Event]:
+def train_tokenizer(
+    vqvae: nn.Module,
+    image_set: ImageSet,
+    *,
+    images_total: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    accumulate: int = 1,
+    log_images: int | None = None,
+    checkpoint_images: int | None = None,
+    lpips_weight: float = 0.0,
+    lpips_network: str = "vgg",
+    start: dict[str, Any] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[Event]:
     """Train a VQ-VAE; the settings are checked at once, the training goes on as the iterator is asked.
 
     Args:
@@ -57,23 +72,46 @@ def train_tokenizer(vqvae: nn.Module, image_set: ImageSet, *, images_total: int,
     """
     device, bare = torch.device(device), unwrap(vqvae)
     if image_set.image_size != bare.image_size:
-        raise ConfigError(f"images of {image_set.image_size} px, this tokenizer takes {bare.image_size}",
-                          where="data.image_size", nearest=str(bare.image_size))
+        raise ConfigError(
+            f"images of {image_set.image_size} px, this tokenizer takes {bare.image_size}",
+            where="data.image_size",
+            nearest=str(bare.image_size),
+        )
     if len(image_set) < batch_size:
-        raise ConfigError(f"{len(image_set)} images are fewer than a batch of {batch_size}", where="tokenizer.batch_size",
-                          nearest=str(len(image_set)))
+        raise ConfigError(
+            f"{len(image_set)} images are fewer than a batch of {batch_size}",
+            where="tokenizer.batch_size",
+            nearest=str(len(image_set)),
+        )
     if not 0 <= lpips_weight < math.inf:
         raise ConfigError(f"{lpips_weight} must be at least 0", where="tokenizer.lpips_weight")
     lpips = open_lpips(lpips_network, image_size=bare.image_size).to(device) if lpips_weight else None
     judged = {} if lpips is None else {"lpips": [lpips_network, lpips_weight]}
     steps = max(1, images_total // max(1, batch_size))
-    plan = Plan(images=images_total, batch_size=batch_size, learning_rate=learning_rate, schedule="cos",
-                warmup_images=images_total // 50, final_ratio=0.02, weight_decay=0.0, betas=(0.9, 0.95), clip=1.0, seed=seed,
-                precision=resolve_precision(precision, device), ema=None,
-                data={"images": image_set.sha256, "count": len(image_set), **judged})
-    place = Place(rank=rank, world_size=world_size, device=device, accumulate=accumulate,
-                  log_images=log_images or max(1, steps // 100) * batch_size,
-                  checkpoint_images=checkpoint_images or max(1, steps // 4) * batch_size, stop=stop)
+    plan = Plan(
+        images=images_total,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule="cos",
+        warmup_images=images_total // 50,
+        final_ratio=0.02,
+        weight_decay=0.0,
+        betas=(0.9, 0.95),
+        clip=1.0,
+        seed=seed,
+        precision=resolve_precision(precision, device),
+        ema=None,
+        data={"images": image_set.sha256, "count": len(image_set), **judged},
+    )
+    place = Place(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        accumulate=accumulate,
+        log_images=log_images or max(1, steps // 100) * batch_size,
+        checkpoint_images=checkpoint_images or max(1, steps // 4) * batch_size,
+        stop=stop,
+    )
     place.check(plan, len(image_set))
     task = _Images(vqvae, image_set, plan, place, fresh=start is None, lpips=lpips, lpips_weight=lpips_weight)
     return run(task, plan, place, start)
@@ -82,8 +120,17 @@ def train_tokenizer(vqvae: nn.Module, image_set: ImageSet, *, images_total: int,
 class _Images:
     """Batches of pixels, and the care of the codebook."""
 
-    def __init__(self, vqvae: nn.Module, image_set: ImageSet, plan: Plan, place: Place, *, fresh: bool,
-                 lpips: nn.Module | None, lpips_weight: float):
+    def __init__(
+        self,
+        vqvae: nn.Module,
+        image_set: ImageSet,
+        plan: Plan,
+        place: Place,
+        *,
+        fresh: bool,
+        lpips: nn.Module | None,
+        lpips_weight: float,
+    ):
         self.names = ("loss/total", "loss/vq", "reconstruction_mse", *(("loss/lpips",) if lpips else ()))
         self._fresh, self._lpips, self._lpips_weight = fresh, lpips, lpips_weight
         self.model, self._images, self._plan, self._place = vqvae, image_set, plan, place
@@ -132,12 +179,20 @@ class _Images:
         counts_KV.zero_()
         low = self._shares["code_usage"] < ALARM_BELOW and seen > self._window_images  # restarts had their chance
         if low and not self._alarmed:
-            yield TrainingWarning(seen, f"only {self._shares['code_usage']:.0%} of the {self._bare.vocab_size} codes are in use")
+            yield TrainingWarning(
+                seen, f"only {self._shares['code_usage']:.0%} of the {self._bare.vocab_size} codes are in use"
+            )
         self._alarmed = low
         if len(dead_n) and seen <= _RESTARTS_UNTIL * self._plan.images:
             batch = range(seen - self._plan.batch_size, seen)
-            restart(self._bare, dead_n, self._pixels(batch), seeds.generator(self._plan.seed, CODES, seen), optimizer,
-                    self._place.world_size)
+            restart(
+                self._bare,
+                dead_n,
+                self._pixels(batch),
+                seeds.generator(self._plan.seed, CODES, seen),
+                optimizer,
+                self._place.world_size,
+            )
 
     def settle(self) -> None:
         self._usage.settle()

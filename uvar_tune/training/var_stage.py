@@ -23,12 +23,35 @@ NOISE = 2  # beside data.order's ORDER and CROPS: what is drawn for the image at
 TERMS = ("total", "ce", "second_order", "semantic_entropy")
 
 
-def train(model: nn.Module, vqvae, cache: TokenCache, *, loss: Callable[..., Any], images: int, batch_size: int,
-          learning_rate: float, schedule: str, warmup_images: int, final_ratio: float, weight_decay: float,
-          betas: tuple[float, float], clip: float | None, seed: int, rank: int = 0, world_size: int = 1,
-          device: torch.device | str = "cpu", precision: str = "auto", accumulate: int = 1, log_images: int,
-          checkpoint_images: int, also_at: Sequence[int] = (), start: dict[str, Any] | None = None, ema: int | None = None,
-          compile: bool = False, stop: Callable[[], bool] | None = None) -> Iterator[Event]:
+def train(
+    model: nn.Module,
+    vqvae,
+    cache: TokenCache,
+    *,
+    loss: Callable[..., Any],
+    images: int,
+    batch_size: int,
+    learning_rate: float,
+    schedule: str,
+    warmup_images: int,
+    final_ratio: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    clip: float | None,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    accumulate: int = 1,
+    log_images: int,
+    checkpoint_images: int,
+    also_at: Sequence[int] = (),
+    start: dict[str, Any] | None = None,
+    ema: int | None = None,
+    compile: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[Event]:
     """Train a VAR; the settings are checked at once, the training goes on as the iterator is asked.
 
     Args:
@@ -57,24 +80,49 @@ def train(model: nn.Module, vqvae, cache: TokenCache, *, loss: Callable[..., Any
     device = torch.device(device)
     bare = unwrap(model)
     if (tuple(bare.scales), bare.vocab_size) != (cache.scales, cache.vocab_size):
-        raise ConfigError(f"the cache holds tokens of scales {list(cache.scales)} and {cache.vocab_size} codes, the model takes "
-                          f"{list(bare.scales)} and {bare.vocab_size}", where="tokens")
+        raise ConfigError(
+            f"the cache holds tokens of scales {list(cache.scales)} and {cache.vocab_size} codes, the model takes "
+            f"{list(bare.scales)} and {bare.vocab_size}",
+            where="tokens",
+        )
     if int(cache.labels_N.max()) >= bare.num_classes:
-        raise ConfigError(f"label {int(cache.labels_N.max())} for a model of {bare.num_classes} classes", where="tokens")
-    plan = Plan(images=images, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule,
-                warmup_images=warmup_images, final_ratio=final_ratio, weight_decay=weight_decay, betas=tuple(betas), clip=clip,
-                seed=seed, precision=resolve_precision(precision, device), ema=ema,
-                data={**cache.source, "count": cache.images, "crops": cache.crops})
-    place = Place(rank=rank, world_size=world_size, device=device, accumulate=accumulate, log_images=log_images,
-                  checkpoint_images=checkpoint_images, also_at=tuple(also_at), stop=stop)
+        raise ConfigError(
+            f"label {int(cache.labels_N.max())} for a model of {bare.num_classes} classes", where="tokens"
+        )
+    plan = Plan(
+        images=images,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warmup_images=warmup_images,
+        final_ratio=final_ratio,
+        weight_decay=weight_decay,
+        betas=tuple(betas),
+        clip=clip,
+        seed=seed,
+        precision=resolve_precision(precision, device),
+        ema=ema,
+        data={**cache.source, "count": cache.images, "crops": cache.crops},
+    )
+    place = Place(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        accumulate=accumulate,
+        log_images=log_images,
+        checkpoint_images=checkpoint_images,
+        also_at=tuple(also_at),
+        stop=stop,
+    )
     place.check(plan, cache.images)
     if compile:
         bare.compile()
     return run(_Tokens(model, vqvae, cache, loss, seed, device), plan, place, start)
 
 
-def batch_at(positions: range, var, cache: TokenCache, order: Order,
-             seed: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def batch_at(
+    positions: range, var, cache: TokenCache, order: Order, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """(tokens_BL, labels_B, the noise that ``var.draw_noise`` names) at these positions of the data order, on the CPU."""
     index_B, crop_B = order.at(positions)
     row_B = (index_B * cache.crops + crop_B).numpy()
@@ -87,7 +135,9 @@ class _Tokens:
 
     names = tuple(f"loss/{term}" for term in TERMS)
 
-    def __init__(self, model: nn.Module, vqvae, cache: TokenCache, loss: Callable[..., Any], seed: int, device: torch.device):
+    def __init__(
+        self, model: nn.Module, vqvae, cache: TokenCache, loss: Callable[..., Any], seed: int, device: torch.device
+    ):
         self.model, self._vqvae, self._cache, self._loss = model, vqvae, cache, loss
         self._seed, self._device, self._bare = seed, device, unwrap(model)
         self._order = Order(cache.images, seed=seed, crops=cache.crops)

@@ -40,8 +40,10 @@ class Window:
         broken = (~torch.isfinite(rows_SM)).nonzero()
         if len(broken):
             step, column = broken[0].tolist()
-            raise Diverged(f"{self.names[column]} is {rows_SM[step, column].item()}",
-                           images=seen - (len(rows_SM) - step) * batch_size)
+            raise Diverged(
+                f"{self.names[column]} is {rows_SM[step, column].item()}",
+                images=seen - (len(rows_SM) - step) * batch_size,
+            )
         self._settled_SM = torch.cat([self._settled_SM, rows_SM])
 
     def take(self) -> dict[str, float]:

@@ -74,8 +74,16 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
     if own_classifier:
         classifier, facts["classifier_accuracy"] = _classifier(images, cache, recorder)
     names = list(images["train"].class_names)
-    assets = Assets(str(tokenizer), tokens, str(cache), len(names), names, {split: images[split].sha256 for split in images},
-                    classifier, facts)
+    assets = Assets(
+        str(tokenizer),
+        tokens,
+        str(cache),
+        len(names),
+        names,
+        {split: images[split].sha256 for split in images},
+        classifier,
+        facts,
+    )
     if config.training.init_from is not None:
         new_var(config, vqvae, len(names), seed=0)  # a file that does not fit ends the study here
     facts["references"] = _references(config, dataclasses.asdict(assets), vqvae)
@@ -104,8 +112,11 @@ def _tokenizer(config: Config, cache: Path, images, recorder: MetricsLog) -> tup
             facts = reconstruction(vqvae.eval(), images["validation"])
             save_tokenizer(directory, vqvae)
             write_text_atomic(directory / _FACTS, json.dumps(facts))
-    _say(recorder, f"tokenizer: held-out reconstruction MSE {facts['reconstruction_mse']:.4f} (pixels in [-1, 1]), "
-                   f"{facts['codes_in_use']:.0f} of {config.tokenizer.vocab_size} codes in use")
+    _say(
+        recorder,
+        f"tokenizer: held-out reconstruction MSE {facts['reconstruction_mse']:.4f} (pixels in [-1, 1]), "
+        f"{facts['codes_in_use']:.0f} of {config.tokenizer.vocab_size} codes in use",
+    )
     return directory, facts
 
 
@@ -119,8 +130,9 @@ def _facts(directory: Path) -> dict[str, Any] | None:
 
 def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vqvae, recorder: MetricsLog) -> Path:
     crops = config.tokenizer.crops if split == "train" else 1
-    key = content_hash({"images": images.sha256, "tokenizer": tokenizer_hash(tokenizer), "scales": vqvae.scales,
-                        "crops": crops})
+    key = content_hash(
+        {"images": images.sha256, "tokenizer": tokenizer_hash(tokenizer), "scales": vqvae.scales, "crops": crops}
+    )
     directory = cache / "tokens" / key
     made = build_token_cache(directory, images, vqvae, batch=64, crops=crops)
     _say(recorder, f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]} in {directory}")
@@ -150,10 +162,14 @@ def _references(config: Config, assets: dict[str, Any], vqvae) -> dict[str, list
     for dispersion in _choices(config, "loss.dispersion"):
         chosen = {"loss.dispersion": dispersion}
         for reference in _choices(config, "loss.reference", **chosen):
-            _check_reference(config, assets, vqvae, anchor_of(dispersion, codes), {**chosen, "loss.reference": reference})
+            _check_reference(
+                config, assets, vqvae, anchor_of(dispersion, codes), {**chosen, "loss.reference": reference}
+            )
     anchor = anchor_of(config.loss.dispersion, codes)
-    return {choice: (calibration(config.with_values({"loss.reference": choice}), assets, vqvae)[0] / anchor).tolist()
-            for choice in _choices(config, "loss.reference")}
+    return {
+        choice: (calibration(config.with_values({"loss.reference": choice}), assets, vqvae)[0] / anchor).tolist()
+        for choice in _choices(config, "loss.reference")
+    }
 
 
 def _check_reference(config: Config, assets: dict[str, Any], vqvae, anchor: float, values: dict[str, Any]) -> None:
@@ -164,9 +180,12 @@ def _check_reference(config: Config, assets: dict[str, Any], vqvae, anchor: floa
             try:
                 check_reference(variance_K, vqvae.scales, anchor, discrepancy)
             except ConfigError as error:
-                asked = ", ".join(f"{name} {value}" for name, value in [*values.items(), *([(option, end)] if option else [])])
-                raise ConfigError(f"{discrepancy!r} with {asked}: {error.message}", where=error.where,
-                                  nearest=error.nearest) from None
+                asked = ", ".join(
+                    f"{name} {value}" for name, value in [*values.items(), *([(option, end)] if option else [])]
+                )
+                raise ConfigError(
+                    f"{discrepancy!r} with {asked}: {error.message}", where=error.where, nearest=error.nearest
+                ) from None
 
 
 def _choices(config: Config, name: str, **values: Any) -> list[Any]:

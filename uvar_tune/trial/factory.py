@@ -24,24 +24,42 @@ from uvar_tune.training import latest_valid, load_checkpoint, load_tokenizer, to
 def load_split(config: Config, split: str):
     """The images of a split, as `data.*` names them."""
     data = config.data
-    return load_images(data.name, split=split, path=data.path, image_size=data.image_size, classes=data.classes,
-                       on_corrupt=data.on_corrupt)
+    return load_images(
+        data.name,
+        split=split,
+        path=data.path,
+        image_size=data.image_size,
+        classes=data.classes,
+        on_corrupt=data.on_corrupt,
+    )
 
 
 def tokenizer_settings(config: Config) -> dict[str, Any]:
     """The arguments of `VQVAE` for a tokenizer to be trained."""
     t = config.tokenizer
-    return {"vocab_size": t.vocab_size, "code_dim": t.code_dim, "channels": t.channels, "scales": t.scales,
-            "channel_multipliers": t.channel_multipliers, "quant_resi": t.quant_resi,
-            "share_quant_resi": t.share_quant_resi, "beta": t.beta}
+    return {
+        "vocab_size": t.vocab_size,
+        "code_dim": t.code_dim,
+        "channels": t.channels,
+        "scales": t.scales,
+        "channel_multipliers": t.channel_multipliers,
+        "quant_resi": t.quant_resi,
+        "share_quant_resi": t.share_quant_resi,
+        "beta": t.beta,
+    }
 
 
 def tokenizer_plan(config: Config) -> dict[str, Any]:
     """The arguments of `train_tokenizer` that decide what a tokenizer becomes."""
     t = config.tokenizer
     lpips = {"lpips_weight": t.lpips_weight, "lpips_network": t.lpips_network} if t.lpips_weight else {}
-    return {"images_total": t.images, "batch_size": t.batch_size, "learning_rate": t.learning_rate,
-            "seed": seeds.derive(config.study.seed, "prepare", 0, "tokenizer"), **lpips}
+    return {
+        "images_total": t.images,
+        "batch_size": t.batch_size,
+        "learning_rate": t.learning_rate,
+        "seed": seeds.derive(config.study.seed, "prepare", 0, "tokenizer"),
+        **lpips,
+    }
 
 
 def new_vqvae(config: Config) -> VQVAE:
@@ -71,8 +89,11 @@ def tokenizer_at(place: str | Path, config: Config) -> VQVAE:
             return found[-1]
     vqvae = found[0]
     factor = vqvae.image_size // vqvae.scales[-1]
-    raise ConfigError(f"data.image_size {size} is {size / factor:g} codes wide with this tokenizer, and its scales end at "
-                      f"{vqvae.scales[-1]}" + ("" if Path(place).is_dir() else " (tokenizer.scales)"), where=str(place))
+    raise ConfigError(
+        f"data.image_size {size} is {size / factor:g} codes wide with this tokenizer, and its scales end at "
+        f"{vqvae.scales[-1]}" + ("" if Path(place).is_dir() else " (tokenizer.scales)"),
+        where=str(place),
+    )
 
 
 def new_var(config: Config, vqvae, num_classes: int, seed: int, *, empty: bool = False) -> VAR:
@@ -85,10 +106,19 @@ def new_var(config: Config, vqvae, num_classes: int, seed: int, *, empty: bool =
     model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        var = VAR(depth=model.depth, width=model.width or 64 * model.depth, heads=model.heads or model.depth,
-                  scales=vqvae.scales, vocab_size=vqvae.vocab_size, code_dim=vqvae.code_dim, num_classes=num_classes,
-                  shared_aln=model.shared_aln, attn_l2_norm=model.attn_l2_norm, label_dropout=model.label_dropout,
-                  drop_path=model.drop_path)
+        var = VAR(
+            depth=model.depth,
+            width=model.width or 64 * model.depth,
+            heads=model.heads or model.depth,
+            scales=vqvae.scales,
+            vocab_size=vqvae.vocab_size,
+            code_dim=vqvae.code_dim,
+            num_classes=num_classes,
+            shared_aln=model.shared_aln,
+            attn_l2_norm=model.attn_l2_norm,
+            label_dropout=model.label_dropout,
+            drop_path=model.drop_path,
+        )
     if config.training.init_from is not None and not empty:
         place = Path(config.training.init_from)
         source = load_checkpoint(find(place)).var_state if place.is_dir() else place
@@ -109,18 +139,31 @@ def find(path: Path) -> Path:
             found = latest_valid(parent, on_skip=lambda skipped, why: None)
             if found is not None:
                 return found
-    raise ConfigError("is not a checkpoint: a directory with manifest.json and var.safetensors, or a trial's directory",
-                      where=str(path))
+    raise ConfigError(
+        "is not a checkpoint: a directory with manifest.json and var.safetensors, or a trial's directory",
+        where=str(path),
+    )
 
 
 def loss_arguments(config: Config, assets: dict[str, Any], vqvae, device) -> dict[str, Any]:
     """What `composite_loss` takes beside logits and targets, for this configuration."""
     o = config.loss
     variance_K, classes_V = calibration(config, assets, vqvae)
-    return {"scales": vqvae.scales, "codebook": vqvae.codebook_VC.detach(), "classes": classes_V.to(device),
-            "reference_variance": variance_K.to(device), "lambda_1": o.lambda_1, "lambda_2": o.lambda_2,
-            "dispersion": o.dispersion, "discrepancy": o.discrepancy, "normalize": o.normalize,
-            "kl_smoothing": o.kl_smoothing, "first_order": o.first_order, "epsilon": o.epsilon, "alpha": o.alpha}
+    return {
+        "scales": vqvae.scales,
+        "codebook": vqvae.codebook_VC.detach(),
+        "classes": classes_V.to(device),
+        "reference_variance": variance_K.to(device),
+        "lambda_1": o.lambda_1,
+        "lambda_2": o.lambda_2,
+        "dispersion": o.dispersion,
+        "discrepancy": o.discrepancy,
+        "normalize": o.normalize,
+        "kl_smoothing": o.kl_smoothing,
+        "first_order": o.first_order,
+        "epsilon": o.epsilon,
+        "alpha": o.alpha,
+    }
 
 
 FUSED_FROM = 1024  # codes from which the logits of a batch are worth not being held
@@ -153,15 +196,25 @@ def batch_loss(config: Config, assets: dict[str, Any], vqvae, bare: VAR, device)
 def calibration(config: Config, assets: dict[str, Any], vqvae) -> tuple[torch.Tensor, torch.Tensor]:
     """(σ²⋆ of each scale, semantic class of each code), from the training tokens; cached by the hash of their sources."""
     o, cache = config.loss, Path(assets["cache"]) / "references"
-    options = {"uniform": {}, "dataset": {"condition_on": o.condition_on}, "normal": {"perplexity": o.perplexity, "distance": o.distance},
-               "semantic": {"neighbours": o.neighbours, "distance": o.distance}}[o.reference]
+    options = {
+        "uniform": {},
+        "dataset": {"condition_on": o.condition_on},
+        "normal": {"perplexity": o.perplexity, "distance": o.distance},
+        "semantic": {"neighbours": o.neighbours, "distance": o.distance},
+    }[o.reference]
     asked = {"name": o.reference, "dispersion": o.dispersion, **options}
     partition = {"name": o.partition, "count": o.class_count, "distance": o.distance}
 
     def reference() -> dict[str, Any]:
         tokens = TokenCache.open(assets["tokens"]["train"])
-        found = build_reference(codebook=vqvae.codebook_VC.cpu(), tokens_NL=tokens.tokens_NL, labels_N=tokens.labels_N,
-                                scales=vqvae.scales, num_classes=assets["num_classes"], **asked)
+        found = build_reference(
+            codebook=vqvae.codebook_VC.cpu(),
+            tokens_NL=tokens.tokens_NL,
+            labels_N=tokens.labels_N,
+            scales=vqvae.scales,
+            num_classes=assets["num_classes"],
+            **asked,
+        )
         return {"variance": found.variance_K.tolist(), "diagnostics": found.diagnostics}
 
     def classes() -> dict[str, Any]:

@@ -19,7 +19,10 @@ def copy_to_local_disk(assets: dict[str, Any], scratch: str | None) -> dict[str,
         return assets
     place = Path(scratch).expanduser()
     place.mkdir(parents=True, exist_ok=True)
-    return {**assets, "tokens": {split: str(_copied(Path(source), place)) for split, source in assets["tokens"].items()}}
+    return {
+        **assets,
+        "tokens": {split: str(_copied(Path(source), place)) for split, source in assets["tokens"].items()},
+    }
 
 
 def _copied(source: Path, place: Path) -> Path:

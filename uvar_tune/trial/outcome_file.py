@@ -13,7 +13,9 @@ from typing import Any
 from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.tracking.metrics_log import MetricsLog
 
-INTERRUPTION = "interrupted"  # the outcome of an attempt that was asked to end: it is not written down, the trial goes on later
+INTERRUPTION = (
+    "interrupted"  # the outcome of an attempt that was asked to end: it is not written down, the trial goes on later
+)
 LOST = "the process that drives the trial was lost"  # the reason of an attempt of which nothing is known
 _FILE, _CRASH = "ended.json", "crashed.json"
 _MAX_BYTES = 2**24  # what we write ourselves is far smaller

@@ -28,8 +28,10 @@ def resolve_lambdas(config: Config, job: dict[str, Any], vqvae, device) -> tuple
     gradient at the baseline's predictions (docs/method.md); {} where λ is given as it is."""
     if config.loss.lambda_unit != "share":
         return config, {}
-    asked = {"second_order": ("loss.lambda_1", config.loss.lambda_1),
-             "semantic_entropy": ("loss.lambda_2", config.loss.lambda_2)}
+    asked = {
+        "second_order": ("loss.lambda_1", config.loss.lambda_1),
+        "semantic_entropy": ("loss.lambda_2", config.loss.lambda_2),
+    }
     ran: dict[str, Any] = {name: 0.0 for name, _ in asked.values()}
     if any(share for _, share in asked.values()):
         weights = best_available_weights(job["baseline"])
@@ -38,8 +40,11 @@ def resolve_lambdas(config: Config, job: dict[str, Any], vqvae, device) -> tuple
         plain = config.with_values({**ran, "loss.lambda_unit": "raw"})
         shares = shares_at(plain, job["assets"], baseline.eval(), vqvae, device)
         try:
-            ran |= {name: lambda_for_share(share, shares[f"{term}_unit"], term=term)
-                    for term, (name, share) in asked.items() if share}
+            ran |= {
+                name: lambda_for_share(share, shares[f"{term}_unit"], term=term)
+                for term, (name, share) in asked.items()
+                if share
+            }
         except ConfigError as error:
             raise InfeasibleTrial(str(error)) from None
     return config.with_values({**ran, "loss.lambda_unit": "raw"}), ran
@@ -82,8 +87,11 @@ def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
         if recorder:
             recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
 
-    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check), recorder,
-                   next(var.parameters()).device)
+    found = chosen(
+        lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check),
+        recorder,
+        next(var.parameters()).device,
+    )
     if found is None:
         return None
     checkpoint = read.get(found) or _read(found, var, asked)

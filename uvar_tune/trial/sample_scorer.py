@@ -33,8 +33,18 @@ class Sampler:
         seeds: purpose → seed; sample i is drawn from the purpose's seed + i, whatever rank draws it.
     """
 
-    def __init__(self, config: Config, var, vqvae, *, samples: int, seeds: dict[str, int], rank: int = 0, world_size: int = 1,
-                 device="cpu"):
+    def __init__(
+        self,
+        config: Config,
+        var,
+        vqvae,
+        *,
+        samples: int,
+        seeds: dict[str, int],
+        rank: int = 0,
+        world_size: int = 1,
+        device="cpu",
+    ):
         self._config, self._var, self._vqvae, self._seeds = config, var, vqvae, seeds
         self._rank, self._world_size, self._device = rank, world_size, device
         self.labels_N = torch.arange(samples) % var.num_classes
@@ -43,13 +53,25 @@ class Sampler:
     def __call__(self, point: dict[str, float], purpose: str) -> torch.Tensor:
         """uint8 images_N3HW, complete on rank 0, at an inference point ({cfg_scale, …}; the rest from the configuration)."""
         inference, count = self._config.inference, len(self.labels_N)
-        asked = {"top_k": inference.top_k, "top_p": inference.top_p, "temperature": inference.temperature,
-                 "cfg_ramp": inference.cfg_ramp, **point}
+        asked = {
+            "top_k": inference.top_k,
+            "top_p": inference.top_p,
+            "temperature": inference.temperature,
+            "cfg_ramp": inference.cfg_ramp,
+            **point,
+        }
         share = -(-count // self._world_size)
         mine = torch.arange(self._rank * share, (self._rank + 1) * share) % count  # padded: every rank has as many
         base = self._seeds[purpose] % 2**62
-        images, tokens = generate(self._var, self._vqvae, self.labels_N[mine].to(self._device), **asked,
-                                  seeds=[base + int(i) for i in mine], chunk=self._config.evaluation.chunk, return_tokens=True)
+        images, tokens = generate(
+            self._var,
+            self._vqvae,
+            self.labels_N[mine].to(self._device),
+            **asked,
+            seeds=[base + int(i) for i in mine],
+            chunk=self._config.evaluation.chunk,
+            return_tokens=True,
+        )
         self.tokens_NL = gather(torch.cat(tokens, 1), self._world_size)[:count].cpu()
         return gather(to_uint8(images), self._world_size)[:count].cpu()
 
@@ -61,11 +83,18 @@ class SampleScorer:
         evaluation = config.evaluation
         reference = load_split(config, evaluation.reference_split)
         self._config, self._seed = config, seed
-        self.extractor = open_extractor(evaluation.extractor, weights=evaluation.weights or assets["classifier"],
-                                        device=str(device))
-        self._knows_classes = assets["classifier"] is not None  # the feature network is a classifier of these very labels
+        self.extractor = open_extractor(
+            evaluation.extractor, weights=evaluation.weights or assets["classifier"], device=str(device)
+        )
+        self._knows_classes = (
+            assets["classifier"] is not None
+        )  # the feature network is a classifier of these very labels
         self._reference = reference_features(reference, self.extractor, cache_root=cache / "features")
-        self._about = {"reference": reference, "resizer": f"native {config.data.image_size}", "cfg_convention": CFG_CONVENTION}
+        self._about = {
+            "reference": reference,
+            "resizer": f"native {config.data.image_size}",
+            "cfg_convention": CFG_CONVENTION,
+        }
 
     def protocol(self, samples: int) -> dict[str, Any]:
         """Under what rules scores of so many samples are made."""

@@ -35,7 +35,9 @@ class Scorer:
         recorder: rank 0's record of the trial, None on the others.
     """
 
-    def __init__(self, config: Config, job: dict[str, Any], var, vqvae, *, rank: int, world_size: int, device, recorder):
+    def __init__(
+        self, config: Config, job: dict[str, Any], var, vqvae, *, rank: int, world_size: int, device, recorder
+    ):
         self.config, self.job, self.var, self.vqvae = config, job, var, vqvae
         self.rank, self.world_size, self.device, self.recorder = rank, world_size, device, recorder
         self._judge: SampleScorer | None = None
@@ -44,8 +46,13 @@ class Scorer:
     def judge(self) -> SampleScorer | None:
         """LoadedCheckpoint when first needed: it reads the reference and the feature network."""
         if self._judge is None and self.rank == 0:
-            self._judge = SampleScorer(self.config, self.job["assets"], cache=Path(self.job["cache"]),
-                                seed=self.job["seeds"]["sampling-b"], device=self.device)
+            self._judge = SampleScorer(
+                self.config,
+                self.job["assets"],
+                cache=Path(self.job["cache"]),
+                seed=self.job["seeds"]["sampling-b"],
+                device=self.device,
+            )
         return self._judge
 
     def rung(self, images: int) -> float | None:
@@ -73,7 +80,11 @@ class Scorer:
         """
         self.var.eval()
         draw, profile, features = self._sampler(self.config.evaluation.samples), [], None
-        search = InferencePointSearch(self.config, self.config.study.metric, self.job.get("axes", {})) if self.rank == 0 else None
+        search = (
+            InferencePointSearch(self.config, self.config.study.metric, self.job.get("axes", {}))
+            if self.rank == 0
+            else None
+        )
         while (point := from_rank_0(search.ask() if search else None, self.world_size)) is not None:
             place = {name: value for name, value in point.items() if name != "seeds"}
             samples = draw(place, f"sampling-{point['seeds']}")
@@ -93,22 +104,37 @@ class Scorer:
         self.recorder.metrics(images, scores)
         picture = Path(self.job["directory"]) / "samples" / f"{images:012d}.png"
         save_grid(_by_class(samples, draw.labels_N, 10), picture, columns=10)
-        return {"value": scores[self.config.study.metric], "scores": scores, "profile": profile,
-                "params": {f"inference.{name}": value for name, value in place.items()}, "again": again,
-                "protocol": self.judge.protocol(len(samples))}
+        return {
+            "value": scores[self.config.study.metric],
+            "scores": scores,
+            "profile": profile,
+            "params": {f"inference.{name}": value for name, value in place.items()},
+            "again": again,
+            "protocol": self.judge.protocol(len(samples)),
+        }
 
     def _again(self, draw: Sampler, place: dict[str, float]) -> list[float]:
         """The objective at the chosen point on further sampling seeds, as many as the job names (phase `noise`)."""
         values = []
-        for purpose in sorted(name for name in self.job["seeds"] if name.startswith("sampling-b") and name != "sampling-b"):
+        for purpose in sorted(
+            name for name in self.job["seeds"] if name.startswith("sampling-b") and name != "sampling-b"
+        ):
             samples = draw(place, purpose)
             if self.judge:
                 values.append(self.judge(samples)[self.config.study.metric])
         return values
 
     def _sampler(self, samples: int) -> Sampler:
-        return Sampler(self.config, self.var, self.vqvae, samples=samples, seeds=self.job["seeds"], rank=self.rank,
-                       world_size=self.world_size, device=self.device)
+        return Sampler(
+            self.config,
+            self.var,
+            self.vqvae,
+            samples=samples,
+            seeds=self.job["seeds"],
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+        )
 
     def _coarse(self) -> tuple[float, ...]:
         inference = self.config.inference
@@ -122,10 +148,19 @@ class Scorer:
         about = {"chunk": self.config.evaluation.chunk, "device": self.device}
         found = likelihood(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, **about)
         variance_K, classes_V = calibration(self.config, assets, self.vqvae)
-        found |= scorecard(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, classes_V=classes_V,
-                           reference_variance_K=variance_K.tolist(), dispersion=objective.dispersion,
-                           discrepancy=objective.discrepancy, normalize=objective.normalize,
-                           kl_smoothing=objective.kl_smoothing, **about)
+        found |= scorecard(
+            self.var,
+            self.vqvae,
+            held_out.tokens_NL,
+            held_out.labels_N,
+            classes_V=classes_V,
+            reference_variance_K=variance_K.tolist(),
+            dispersion=objective.dispersion,
+            discrepancy=objective.discrepancy,
+            normalize=objective.normalize,
+            kl_smoothing=objective.kl_smoothing,
+            **about,
+        )
         shares = shares_at(self.config, assets, self.var, self.vqvae, self.device)
         names = {"second_order", "semantic_entropy", "second_order_cosine", "semantic_entropy_cosine"}
         return found | {f"grad_share/{name}": shares[name] for name in sorted(names)}
@@ -154,17 +189,29 @@ class InferencePointSearch:
         inference, self._objective = config.inference, objective
         scales, joint = inference.search_cfg_scales, inference.search == "joint"
         start = inference.cfg_scale if joint else min(scales, key=lambda scale: abs(scale - inference.cfg_scale))
-        axis = Axis("cfg_scale", low=min(scales[0], start), high=max(scales[-1], start), start=start, scale="log1p",
-                    coarse=() if joint else tuple(scales))
-        known = {"cfg_scale": axis, "temperature": replace(TEMPERATURE, start=inference.temperature),
-                 "cfg_ramp": replace(CFG_RAMP, start=inference.cfg_ramp)}
+        axis = Axis(
+            "cfg_scale",
+            low=min(scales[0], start),
+            high=max(scales[-1], start),
+            start=start,
+            scale="log1p",
+            coarse=() if joint else tuple(scales),
+        )
+        known = {
+            "cfg_scale": axis,
+            "temperature": replace(TEMPERATURE, start=inference.temperature),
+            "cfg_ramp": replace(CFG_RAMP, start=inference.cfg_ramp),
+        }
         entries = {name: SpaceEntry(**entry) for name, entry in named.items()}
         for name, entry in entries.items():
             value = getattr(inference, name)
             known[name] = Axis.of(name, entry, start=value if entry.holds(value) else entry.edges()[0])
         axes = [axis] if joint else [known[name] for name in dict.fromkeys((*inference.search_axes, *entries))]
-        self._search = InferenceSearch(axes, direction=metric(objective).direction,
-                                     budget=1 if joint else len(scales) + inference.search_refinements + 1)
+        self._search = InferenceSearch(
+            axes,
+            direction=metric(objective).direction,
+            budget=1 if joint else len(scales) + inference.search_refinements + 1,
+        )
         self.ask = self._search.ask
 
     def tell(self, point: dict[str, Any], scores: dict[str, float]) -> None:

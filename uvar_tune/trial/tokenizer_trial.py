@@ -47,9 +47,15 @@ def check_run(config: Config) -> dict[str, str]:
     return {split: found.sha256 for split, found in images.items()}
 
 
-def run_tokenizer_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torch.device,
-                          wrap: Callable[[torch.nn.Module], torch.nn.Module],
-                          stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+def run_tokenizer_attempt(
+    job: dict[str, Any],
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    wrap: Callable[[torch.nn.Module], torch.nn.Module],
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
     """Train to the end and judge, or to where ``stop`` says so on any rank.
 
     Returns:
@@ -66,7 +72,9 @@ def _run(job, recorder: MetricsLog | None, rank: int, world_size: int, device, w
     state = _resume(directory / "checkpoints", vqvae, recorder, device)
     model = wrap(vqvae.to(device))
     try:
-        for event in _events(config, model, images["train"], state, rank=rank, world_size=world_size, device=device, stop=stop):
+        for event in _events(
+            config, model, images["train"], state, rank=rank, world_size=world_size, device=device, stop=stop
+        ):
             if recorder is not None:
                 _note(event, config, directory, vqvae, images["validation"], recorder)
             if isinstance(event, CheckpointEvent) and event.stopped:
@@ -79,11 +87,29 @@ def _run(job, recorder: MetricsLog | None, rank: int, world_size: int, device, w
     return {"outcome": "complete", "images": config.tokenizer.images, "scores": scores}
 
 
-def _events(config: Config, model: torch.nn.Module, images: ImageSet, start, *, rank: int, world_size: int, device: torch.device,
-            stop: Callable[[], bool] | None = None):
-    return train_tokenizer(model, images, **tokenizer_plan(config), rank=rank, world_size=world_size, device=device,
-                           log_images=config.run.log_images, checkpoint_images=config.run.checkpoint_images, start=start,
-                           stop=stop)
+def _events(
+    config: Config,
+    model: torch.nn.Module,
+    images: ImageSet,
+    start,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    stop: Callable[[], bool] | None = None,
+):
+    return train_tokenizer(
+        model,
+        images,
+        **tokenizer_plan(config),
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        log_images=config.run.log_images,
+        checkpoint_images=config.run.checkpoint_images,
+        start=start,
+        stop=stop,
+    )
 
 
 def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, recorder: MetricsLog) -> None:
@@ -100,6 +126,7 @@ def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, rec
 
 def _resume(checkpoints: Path, vqvae, recorder: MetricsLog | None, device: torch.device) -> dict[str, Any] | None:
     """Bring ``vqvae`` to the newest checkpoint that it can be brought to; its training state, None where there is none."""
+
     def check(path: Path, *, training_state: bool) -> None:
         check_tokenizer(path, training_state=training_state)
         require_shapes(load_tokenizer(path).state_dict(), vqvae.state_dict(), str(path))
@@ -109,8 +136,9 @@ def _resume(checkpoints: Path, vqvae, recorder: MetricsLog | None, device: torch
         if recorder:
             recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
 
-    found = chosen(lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check), recorder,
-                   device)
+    found = chosen(
+        lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check), recorder, device
+    )
     if found is None:
         return None
     vqvae.load_state_dict(load_tokenizer(found).state_dict())

@@ -50,9 +50,14 @@ class PhaseTimer:
     def start_up(self, job: dict[str, Any]) -> dict[str, Any]:
         """Seconds from the trial's start to the first step (of what is only scored: to its building), and their parts."""
         driven = job.get("driven", job["started"])
-        return {"start_up_seconds": self._built - job["started"],
-                "start_up_parts": {"driver": driven - job["started"], "workers": self._began - driven,
-                                   "building": self._built - self._began}}
+        return {
+            "start_up_seconds": self._built - job["started"],
+            "start_up_parts": {
+                "driver": driven - job["started"],
+                "workers": self._began - driven,
+                "building": self._built - self._began,
+            },
+        }
 
     @contextlib.contextmanager
     def __call__(self, phase: str):
@@ -71,9 +76,16 @@ class _Ended(Exception):
         self.result = result
 
 
-def run_attempt(job: dict[str, Any], *, rank: int, world_size: int, device: torch.device,
-                wrap: Callable[[torch.nn.Module], torch.nn.Module], report: Callable[[dict[str, Any]], None],
-                stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+def run_attempt(
+    job: dict[str, Any],
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    wrap: Callable[[torch.nn.Module], torch.nn.Module],
+    report: Callable[[dict[str, Any]], None],
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
     """Train and score; how it ended, as plain data.
 
     Args:
@@ -104,7 +116,12 @@ def _run(job, recorder, rank, world_size, device, wrap, report, stop) -> dict[st
         else:
             _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report, stop)
         with clock("evaluation"):
-            result = {"outcome": "complete", "images": config.training.images, "ran": ran, **scorer.score(config.training.images)}
+            result = {
+                "outcome": "complete",
+                "images": config.training.images,
+                "ran": ran,
+                **scorer.score(config.training.images),
+            }
     except InfeasibleTrial as error:
         result = {"outcome": "infeasible", "reason": str(error), "images": 0}
     except _Ended as end:
@@ -140,8 +157,14 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
         except StepFailed as error:
             alone = isinstance(error, OutOfMemory)  # of a loss that is not finite every rank is told
             kept = f"; {_kept(error, config, job, var)}" if rank == 0 or alone else ""
-            raise _Ended({"outcome": "out_of_memory" if alone else "diverged", "reason": f"{error}{kept}",
-                          "images": error.images, "alone": alone}) from error
+            raise _Ended(
+                {
+                    "outcome": "out_of_memory" if alone else "diverged",
+                    "reason": f"{error}{kept}",
+                    "images": error.images,
+                    "alone": alone,
+                }
+            ) from error
         if event is None:
             break
         if recorder and isinstance(event, Progress):
@@ -152,8 +175,13 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
             averaged = event.state()["ema"] if config.training.ema else None
             if recorder:
                 recorder.settle()
-                save_checkpoint(checkpoints / f"{event.images:012d}", var_state=var.state_dict(), config=job["config"],
-                                tokenizer={"path": job["assets"]["tokenizer"]}, training_state=event.state())
+                save_checkpoint(
+                    checkpoints / f"{event.images:012d}",
+                    var_state=var.state_dict(),
+                    config=job["config"],
+                    tokenizer={"path": job["assets"]["tokenizer"]},
+                    training_state=event.state(),
+                )
                 retain(checkpoints, max_bytes=config.run.checkpoint_bytes)
             if event.stopped:
                 raise _Ended(interrupted(recorder, event.images))
@@ -173,9 +201,15 @@ def _kept(error: StepFailed, config: Config, job: dict[str, Any], var) -> str:
     """Write down what the step that failed was fed with; the words that say where."""
     directory = Path(job["directory"])
     try:
-        place = dump_failed_batch(directory, error, var, TokenCache.open(job["assets"]["tokens"]["train"]),
-                                 seed=job["seeds"]["training"], batch_size=config.training.batch_size,
-                                 tokenizer=job["assets"]["tokenizer"])
+        place = dump_failed_batch(
+            directory,
+            error,
+            var,
+            TokenCache.open(job["assets"]["tokens"]["train"]),
+            seed=job["seeds"]["training"],
+            batch_size=config.training.batch_size,
+            tokenizer=job["assets"]["tokenizer"],
+        )
     except (OSError, RuntimeError, MemoryError) as failure:
         return f"its batch could not be kept: {first_line(failure)}"
     return f"its batch: {directory.parent.name}/{directory.name}/{place.name}"
@@ -184,13 +218,34 @@ def _kept(error: StepFailed, config: Config, job: dict[str, Any], var) -> str:
 def _events(config: Config, job: dict[str, Any], model, var, vqvae, rank: int, world_size: int, device, state, stop):
     t = config.training
     var.activation_checkpointing = t.activation_checkpointing
-    return train(model, vqvae, TokenCache.open(job["assets"]["tokens"]["train"]),
-                 loss=training_loss(config, job["assets"], vqvae, var, device), images=t.images, batch_size=t.batch_size,
-                 learning_rate=t.learning_rate, schedule=t.schedule, warmup_images=t.warmup_images, final_ratio=t.final_ratio,
-                 weight_decay=t.weight_decay, betas=t.betas, clip=t.clip, seed=job["seeds"]["training"], rank=rank,
-                 world_size=world_size, device=device, precision=t.precision, accumulate=t.accumulate,
-                 log_images=log_images(config), checkpoint_images=checkpoint_images(config), also_at=config.study.rungs,
-                 ema=t.ema, compile=t.compile, start=state, stop=stop)
+    return train(
+        model,
+        vqvae,
+        TokenCache.open(job["assets"]["tokens"]["train"]),
+        loss=training_loss(config, job["assets"], vqvae, var, device),
+        images=t.images,
+        batch_size=t.batch_size,
+        learning_rate=t.learning_rate,
+        schedule=t.schedule,
+        warmup_images=t.warmup_images,
+        final_ratio=t.final_ratio,
+        weight_decay=t.weight_decay,
+        betas=t.betas,
+        clip=t.clip,
+        seed=job["seeds"]["training"],
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        precision=t.precision,
+        accumulate=t.accumulate,
+        log_images=log_images(config),
+        checkpoint_images=checkpoint_images(config),
+        also_at=config.study.rungs,
+        ema=t.ema,
+        compile=t.compile,
+        start=state,
+        stop=stop,
+    )
 
 
 @contextlib.contextmanager
