@@ -45,7 +45,9 @@ MAX_FUNCTION_LINES, MAX_MODULE_LINES = 60, 600
 
 def modules() -> dict[str, ast.Module]:
     return {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text("utf-8"))
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+            path.read_text("utf-8")
+        )
         for path in sorted(ROOT.rglob("*.py"))
     }
 
