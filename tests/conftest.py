@@ -9,6 +9,7 @@ import yaml
 
 from tests.helpers import postgresql_server
 from tests.helpers.commands import TINY, CommandLine
+from tests.helpers.log_lines import captured_log
 from tests.helpers.ray_head import running
 
 
@@ -46,6 +47,13 @@ def postgresql():
     """The URL of a private cluster, made for the session."""
     with postgresql_server.running() as url:
         yield url
+
+
+@pytest.fixture
+def log_lines():
+    """The lines that `uvar_tune` logs during the test, as a list that grows."""
+    with captured_log() as lines:
+        yield lines
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 from uvar_tune.tracking.metrics_log import read_records
 
+logger = logging.getLogger(__name__)
+
 _EVERY_SEC = 10.0
 
 
 class LogFollower:
     """Says, about every 10 s, images seen, loss and time left of what is being followed (as a context: a thread)."""
 
-    def __init__(self, say):
-        self._say, self._lock = say, threading.Lock()
+    def __init__(self):
+        self._lock = threading.Lock()
         self._followed: dict[str, _Followed] = {}
         self._stop = threading.Event()
 
@@ -31,7 +34,7 @@ class LogFollower:
         with self._lock:
             followed = self._followed.pop(name, None)
             for line in followed.said() if followed else ():
-                self._say(line)
+                logger.info(line)
 
     @contextlib.contextmanager
     def following(self, name: str, record: Path, images: int):
@@ -62,7 +65,7 @@ class LogFollower:
         with self._lock:
             for followed in self._followed.values():
                 for line in followed.news():
-                    self._say(line)
+                    logger.info(line)
 
 
 class _Followed:
@@ -93,4 +96,4 @@ class _Followed:
         return records
 
     def _said(self, records: list[dict[str, Any]]) -> list[str]:
-        return [f"  {self.name}: {record['text']}" for record in records if record.get("kind") == "say"]
+        return [f"  {self.name}: {record['text']}" for record in records if record.get("kind") == "log"]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import echo, run
 from uvar_tune.errors import FAILED
 
 
@@ -30,7 +30,7 @@ def doctor(root: Annotated[str | None, typer.Option(help="Where studies lie (run
             fine, text = check()
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             fine, text = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        door.say(f"{'ok ' if fine else 'BAD'}  {name:9} {text}")
+        echo(f"{'ok ' if fine else 'BAD'}  {name:9} {text}")
         good = good and fine
     return 0 if good else FAILED
 
@@ -89,4 +89,4 @@ def _tracking(root):
 
 
 if __name__ == "__main__":
-    door.run(doctor)
+    run(doctor)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import CfgRamp, CfgScale, Temperature, TopK, TopP, run
 from uvar_tune.errors import ConfigError
 
 
@@ -44,11 +44,11 @@ def edit(
         int | None, typer.Option(min=0, help="Class to sample (default: none, unconditional; relabel needs one).")
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=256, help="Completions.")] = 4,
-    cfg_scale: door.CfgScale = 1.5,
-    cfg_ramp: door.CfgRamp = 1.0,
-    top_k: door.TopK = 0,
-    top_p: door.TopP = 0.0,
-    temperature: door.Temperature = 1.0,
+    cfg_scale: CfgScale = 1.5,
+    cfg_ramp: CfgRamp = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 0.0,
+    temperature: Temperature = 1.0,
     seed: Annotated[int, typer.Option(help="Completion i is drawn from seed + i.")] = 0,
     baseline: Annotated[str | None, typer.Option(help="Checkpoint whose completions stand in the second row.")] = None,
     vae: Annotated[str | None, typer.Option(help="Official tokenizer file (.pth), with --var.")] = None,
@@ -92,9 +92,8 @@ def edit(
             sampling=sampling,
             networks={"vae": vae, "var": var, "tokenizer": tokenizer, "device": device},
         ),
-        say=door.say,
     )
 
 
 if __name__ == "__main__":
-    door.run(edit)
+    run(edit)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import run
 from uvar_tune.errors import ConfigError, choose
 
 SUITES = ("table2", "table3", "table5", "table7", "calibration")
@@ -65,8 +65,8 @@ def evaluate(
         device=device,
         log=log,
     )
-    run_evaluation(request, say=door.say)
+    run_evaluation(request)
 
 
 if __name__ == "__main__":
-    door.run(evaluate)
+    run(evaluate)

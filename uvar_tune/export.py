@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli import common
 from uvar_tune.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def export(
             raise ConfigError(f"no trial of study {study!r} is MLflow run {run!r}", where="--run")
         trial = found[0]
     for chosen in select(results, top=top, number=trial):
-        door.say(
+        common.echo(
             str(
                 export_trial(
                     results,
@@ -60,4 +60,4 @@ def _runs(files) -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    door.run(export)
+    common.run(export)

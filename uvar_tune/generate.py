@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import CfgRamp, CfgScale, Temperature, TopK, TopP, echo, run
 from uvar_tune.errors import ConfigError
 
 _IMAGES, _PIXELS = 10_000, 100_000_000  # at most, in one picture: about 3 GB on the way to it
@@ -24,11 +24,11 @@ def generate(
         list[int] | None, typer.Option(min=0, help="Class to sample; repeat for several (default: all).")
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=_IMAGES, help="Images per label.")] = 10,
-    cfg_scale: door.CfgScale = 1.5,
-    cfg_ramp: door.CfgRamp = 1.0,
-    top_k: door.TopK = 0,
-    top_p: door.TopP = 0.0,
-    temperature: door.Temperature = 1.0,
+    cfg_scale: CfgScale = 1.5,
+    cfg_ramp: CfgRamp = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 0.0,
+    temperature: Temperature = 1.0,
     seed: Annotated[int, typer.Option(help="Image i is drawn from seed + i.")] = 0,
     vae: Annotated[str | None, typer.Option(help="Official tokenizer file (.pth), with --var.")] = None,
     var: Annotated[str | None, typer.Option(help="Official VAR file (.pth), with --vae.")] = None,
@@ -69,10 +69,10 @@ def generate(
         inference,
         seeds=[seed + i for i in range(len(labels_B))],
         chunk=None,
-        progress=counting("images", len(labels_B), door.say),
+        progress=counting("images", len(labels_B)),
     )
     save_grid(images.cpu(), out, columns=count)
-    door.say(f"{out}: {len(labels_B)} images, labels {labels}, {inference.about()}, checkpoint {about}")
+    echo(f"{out}: {len(labels_B)} images, labels {labels}, {inference.about()}, checkpoint {about}")
 
 
 def check_room(labels: int, count: int, size: int = 1) -> None:
@@ -88,4 +88,4 @@ def check_room(labels: int, count: int, size: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    door.run(generate)
+    run(generate)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import echo, run
 
 
 def report(
@@ -48,13 +48,13 @@ def report(
         Console(width=None if Console().is_terminal else 140).print(ranked_table(loaded[0][1]))
         pages = write_report(loaded[0][1], directory)
     for path in pages.values():
-        door.say(str(path))
+        echo(str(path))
     if log:
         _log(found[0], pages)
 
 
 def _log(files, pages) -> None:
-    sink = files.sink(door.say)
+    sink = files.sink()
     sink.start_study(params={}, tags={})
     for path in pages.values():
         sink.artifact(None, path, "report")
@@ -62,4 +62,4 @@ def _log(files, pages) -> None:
 
 
 if __name__ == "__main__":
-    door.run(report)
+    run(report)

@@ -65,15 +65,14 @@ class StudyDirectory:
         """The MLflow server: MLFLOW_TRACKING_URI, else a SQLite file below `run.root`."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
 
-    def sink(self, say):
-        """The study as MLflow shows it: a `tracking.MLflowTracker` that tells ``say`` what becomes of the server."""
+    def sink(self):
+        """The study as MLflow shows it: a `tracking.MLflowTracker` that logs what becomes of the server."""
         from uvar_tune.tracking import MLflowTracker
 
         return MLflowTracker(
             tracking_uri=self.tracking_uri(),
             experiment="uvar_tune",
             study=self.name,
-            say=say,
             artifact_root=self.root / "mlartifacts",
             spool_dir=self.directory / "mlflow",
         )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import default_space, one_file, run
 
 
 def sweep(
@@ -29,17 +29,17 @@ def sweep(
     """Run a hyperparameter study; the same command again resumes it, or prints its table when it has finished."""
     from uvar_tune.config.loading import read_config
 
-    path, overrides = door.one_file(arguments or [], door.default_space())
+    path, overrides = one_file(arguments or [], default_space())
     config = read_config(path, overrides, name=study, trials=trials)
 
     if dry_run:
         from uvar_tune.commands.dry_run import plan
 
-        return plan(config, door.say, phase=phase)
+        return plan(config, phase=phase)
     from uvar_tune.commands.sweep import run_study
 
-    return run_study(config, door.say, phase=phase)
+    return run_study(config, phase=phase)
 
 
 if __name__ == "__main__":
-    door.run(sweep)
+    run(sweep)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import echo, run
 
 _TIMEOUT_SEC = 24 * 3600.0  # as long as the server takes it; one that does not answer ends it at once
 
@@ -29,11 +29,11 @@ def sync(
             from uvar_tune.commands.rebuild_tracking import rebuild_tracking
 
             rebuild_tracking(files)
-        if not files.sink(door.say).close(_TIMEOUT_SEC):
+        if not files.sink().close(_TIMEOUT_SEC):
             return 1
-    door.say(f"MLflow has all of study {study!r}")
+    echo(f"MLflow has all of study {study!r}")
     return 0
 
 
 if __name__ == "__main__":
-    door.run(sync)
+    run(sync)

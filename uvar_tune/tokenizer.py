@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import one_file, run
 
 
 def tokenizer(
@@ -29,13 +29,13 @@ def tokenizer(
 
     from uvar_tune.config.loading import read_config
 
-    path, overrides = door.one_file(arguments)
+    path, overrides = one_file(arguments)
     config = read_config(path, overrides)
 
     from uvar_tune.commands.train_tokenizer import run_tokenizer
 
-    return run_tokenizer(config, name or Path(path).stem, official=official, say=door.say)
+    return run_tokenizer(config, name or Path(path).stem, official=official)
 
 
 if __name__ == "__main__":
-    door.run(tokenizer)
+    run(tokenizer)

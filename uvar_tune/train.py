@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import one_file, run
 from uvar_tune.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def train(
 
     from uvar_tune.config.loading import read_config
 
-    path, overrides = door.one_file(arguments)
+    path, overrides = one_file(arguments)
     config = read_config(path, overrides)
     if config.space:
         raise ConfigError("is a space file: run it with uvar_tune.sweep, or export a trial of it", where=path)
@@ -41,8 +41,8 @@ def train(
 
     from uvar_tune.commands.final_run import run_final
 
-    return run_final(config, name or Path(path).stem, replay=replay, say=door.say)
+    return run_final(config, name or Path(path).stem, replay=replay)
 
 
 if __name__ == "__main__":
-    door.run(train)
+    run(train)

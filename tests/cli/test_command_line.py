@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from uvar_tune.bench.__main__ import main
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import run
 
 CASES = {
     "sweep --trials 1e3": "--trials: '1e3' should be a valid integer, unable to parse string as an integer; did you mean '1000'?",
@@ -40,7 +40,7 @@ def test_one_line_that_names_the_value(line, capsys, monkeypatch):
     name, *arguments = line.split()
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     with pytest.raises(SystemExit) as end:
-        door.run(getattr(importlib.import_module(f"uvar_tune.{name}"), name))
+        run(getattr(importlib.import_module(f"uvar_tune.{name}"), name))
     said = capsys.readouterr()
     assert end.value.code == 2 and not said.out
     assert said.err.startswith(f"error: {CASES[line]}") and len(said.err.splitlines()) == 1

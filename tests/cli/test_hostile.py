@@ -344,9 +344,7 @@ def test_names_that_are_paths(tmp_path, name):
     config = read_config(path, [f"run.root={root}", "evaluation.extractor=digits"])
     for run in (run_tokenizer, run_final):
         refusal(
-            lambda run=run: run(
-                config, name, say=print, **({"official": None} if run is run_tokenizer else {"replay": False})
-            )
+            lambda run=run: run(config, name, **({"official": None} if run is run_tokenizer else {"replay": False}))
         )
     assert sorted(found.name for found in tmp_path.iterdir()) == ["space.yaml"]
 

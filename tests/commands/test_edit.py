@@ -84,9 +84,8 @@ def cells(path, rows: int, columns: int) -> list[list[np.ndarray]]:
     return [[picture[top : top + 128 : 8, left : left + 128 : 8] for left in lefts] for top in tops]
 
 
-def test_the_picture_holds_original_known_part_and_both_rows(place):
-    said = []
-    run_edit(request(place, baseline=str(place / "baseline")), said.append)
+def test_the_picture_holds_original_known_part_and_both_rows(place, log_lines):
+    run_edit(request(place, baseline=str(place / "baseline")))
     (original, known, *ours), (no_image, nor_this, *baseline) = cells(place / "out.png", rows=2, columns=4)
     pixels = np.asarray(Image.open(place / "small.png"))
     hidden = np.zeros((16, 16), dtype=bool)
@@ -109,8 +108,8 @@ def test_the_picture_holds_original_known_part_and_both_rows(place):
         wanted = (wanted * 255).round().permute(0, 2, 3, 1).numpy()
         assert (np.stack(found) == wanted).all()
     assert (
-        any("completions: 2 of 2" in line for line in said)
-        and "label 1, CFG 1.5 (0 = off), ramp 1; checkpoint" in said[-1]
+        any("completions: 2 of 2" in line for line in log_lines)
+        and "label 1, CFG 1.5 (0 = off), ramp 1; checkpoint" in log_lines[-1]
     )
 
 
@@ -141,17 +140,16 @@ def test_images_and_masks_are_cut_alike(place):
     assert known[:, :8].all() and not known[:, 8:].any()
     run_edit(
         request(place, image=str(place / "photo.png"), box=None, mask=str(place / "half.png"), label=None),
-        lambda text: None,
     )
 
 
 def test_official_files_give_the_same_picture(place):
-    run_edit(request(place), lambda text: None)
+    run_edit(request(place))
     wanted = cells(place / "out.png", rows=1, columns=4)
     networks = {**NETWORKS, "vae": str(place / "vae.pth"), "var": str(place / "var.pth")}
     with pytest.raises(ConfigError, match="a tokenizer|lvl_1L|is missing|expected"):
         open_networks(None, vae=networks["var"], var=networks["vae"])
-    run_edit(request(place, checkpoint=None, networks=networks), lambda text: None)
+    run_edit(request(place, checkpoint=None, networks=networks))
     assert (np.array(cells(place / "out.png", rows=1, columns=4)) == np.array(wanted)).all()
 
 
@@ -221,12 +219,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_requests_are_refused(place, name):
+def test_bad_requests_are_refused(place, log_lines, name):
     changes, message = CASES[name]
-    said = []
     with pytest.raises(ConfigError, match=message):
-        run_edit(request(place, **changes), said.append)
-    assert not said or name == "out in a file"  # before anything is sampled
+        run_edit(request(place, **changes))
+    assert not log_lines or name == "out in a file"  # before anything is sampled
 
 
 @pytest.mark.parametrize(
@@ -240,7 +237,7 @@ def test_bad_requests_are_refused(place, name):
 )
 def test_what_needs_no_network_is_refused_before_one_is_opened(place, changes, message):
     with pytest.raises(ConfigError, match=message):
-        run_edit(request(place, checkpoint="no-checkpoint", **changes), lambda text: None)
+        run_edit(request(place, checkpoint="no-checkpoint", **changes))
 
 
 def test_bad_files_are_refused(place):
@@ -267,7 +264,7 @@ def test_bad_files_are_refused(place):
         training_state={"images": 64},
     )
     with pytest.raises(ConfigError, match="--baseline: makes images of 8 px, the checkpoint of 16 px"):
-        run_edit(request(place, baseline=str(place / "eight")), lambda text: None)
+        run_edit(request(place, baseline=str(place / "eight")))
 
 
 def test_the_doors(place, cli):

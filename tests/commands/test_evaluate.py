@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.log_lines import captured_log
 from uvar_tune.commands.evaluate import Request, run_evaluation
 from uvar_tune.config.schema import Config
 from uvar_tune.data import TokenCache
@@ -83,7 +84,6 @@ def ask(trials, root, tmp_path):
     """Runs the evaluation of ours in this process; (tables by suite, what was said)."""
 
     def run(*suites, **changes):
-        said = []
         request = Request(
             **{
                 "checkpoint": str(trials["ours"]),
@@ -94,7 +94,9 @@ def ask(trials, root, tmp_path):
                 **changes,
             }
         )
-        return {table.suite: table for table in run_evaluation(request, said.append)}, "\n".join(said)
+        with captured_log() as lines:
+            tables = {table.suite: table for table in run_evaluation(request)}
+        return tables, "\n".join(lines)
 
     return run
 

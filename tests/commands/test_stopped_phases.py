@@ -37,32 +37,32 @@ class TrialCallbacks:
 
 
 @pytest.mark.parametrize("until", [1, 2, 3])
-def test_the_same_command_continues(tmp_path, until):
+def test_the_same_command_continues(tmp_path, log_lines, until):
     config = study_config(space=SPACE, trials=5, confirm_replicates=4, run={"root": str(tmp_path)})
-    files, said = StudyDirectory(tmp_path, "study"), []
+    files = StudyDirectory(tmp_path, "study")
     files.prepare()
-    run_to_end(Phases(config, files, said.append).search())
+    run_to_end(Phases(config, files).search())
     stopped, again = TrialCallbacks(until), TrialCallbacks(None)
-    Phases(config, files, said.append).run("confirm", stopped, 1)
+    Phases(config, files).run("confirm", stopped, 1)
     assert stopped.ran == [("baseline", number) for number in range(until)]
-    Phases(config, files, said.append).run("confirm", again, 1)
+    Phases(config, files).run("confirm", again, 1)
     assert again.ran[: 5 - until] == [("baseline", number) for number in range(until, 5)]
     assert {phase for phase, _ in again.ran[5 - until :]} == {"confirm"} and not any(
-        "other arms" in text for text in said
+        "other arms" in text for text in log_lines
     )
 
 
-def test_a_study_that_was_made_longer_is_confirmed_anew(tmp_path):
+def test_a_study_that_was_made_longer_is_confirmed_anew(tmp_path, log_lines):
     config = study_config(space=SPACE, trials=3, confirm_replicates=4, run={"root": str(tmp_path)})
-    files, said = StudyDirectory(tmp_path, "study"), []
+    files = StudyDirectory(tmp_path, "study")
     files.prepare()
-    run_to_end(Phases(config, files, said.append).search())
-    Phases(config, files, said.append).run("confirm", TrialCallbacks(None), 1)
+    run_to_end(Phases(config, files).search())
+    Phases(config, files).run("confirm", TrialCallbacks(None), 1)
     longer = config.with_values({"study.trials": 6})
-    run_to_end(Phases(longer, files, said.append).search(), lambda proposal: 1.0 - proposal.number)
+    run_to_end(Phases(longer, files).search(), lambda proposal: 1.0 - proposal.number)
     hands = TrialCallbacks(None)
-    Phases(longer, files, said.append).run("confirm", hands, 1)
-    assert any("confirmed on fresh seeds, as confirm-2" in text for text in said)
+    Phases(longer, files).run("confirm", hands, 1)
+    assert any("confirmed on fresh seeds, as confirm-2" in text for text in log_lines)
     assert {phase for phase, _ in hands.ran} == {"baseline", "confirm-2"}
 
 

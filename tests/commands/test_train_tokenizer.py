@@ -138,7 +138,7 @@ def test_the_same_command_says_where_it_lies_and_another_configuration_is_refuse
     assert again.returncode == 0 and "has been trained" in again.stdout and str(directory / "tokenizer") in again.stdout
     assert "Ray" not in again.stdout
     with pytest.raises(ConfigError, match="tokenizer.learning_rate was 0.002, now 0.001"):
-        run_tokenizer(read_config(path, ["tokenizer.learning_rate=0.001"]), "digits", official=None, say=print)
+        run_tokenizer(read_config(path, ["tokenizer.learning_rate=0.001"]), "digits", official=None)
 
 
 def test_a_checkpoint_of_another_shape_is_passed_over(tmp_path):
@@ -171,5 +171,5 @@ def test_bad_input_is_refused_before_ray_starts(tmp_path, overrides, options, me
     path = tmp_path / "digits.yaml"
     path.write_text(yaml.safe_dump({**TREE, "run": {"root": str(tmp_path)}}))
     with pytest.raises(ConfigError) as refusal:
-        run_tokenizer(read_config(path, overrides), **{"name": "digits", "official": None, "say": print, **options})
+        run_tokenizer(read_config(path, overrides), **{"name": "digits", "official": None, **options})
     assert message in str(refusal.value) and not (tmp_path / "digits-tokenizer").exists()

@@ -33,8 +33,8 @@ def loop(job):
 config = Config.model_validate({"run": {"cpus_per_worker": 0.5}})
 job = {"config": config.tree(), "directory": sys.argv[1], "seeds": {}, "run_name": "group", "ray_directory": sys.argv[1],
        "worker_retries": 0}
-with cluster(lambda text: None):
-    print(json.dumps(run_worker_group(job, GracefulShutdown(print), loop)))
+with cluster():
+    print(json.dumps(run_worker_group(job, GracefulShutdown(), loop)))
 """
 NEEDED = 6 * 2**30
 pytestmark = [pytest.mark.ray, pytest.mark.faults]

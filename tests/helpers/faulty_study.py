@@ -93,7 +93,7 @@ def in_this_process(root: Path, study: dict, training: dict, run: dict):
     files.prepare()
     assets = asdict(prepare(config, files.cache, files.directory / "prepare.jsonl"))
     work = SearchWork(Search(config, files.storage_url(config)))
-    return work, TrialCallbacks(TuneRunner(config, files, None, None, None, assets, None), work)
+    return work, TrialCallbacks(TuneRunner(config, files, None, None, None, assets), work)
 
 
 def attempt(job: dict, report=lambda rung: None, stop=None) -> dict:

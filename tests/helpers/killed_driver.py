@@ -8,17 +8,18 @@ import time
 from pathlib import Path
 
 from tests.helpers.mlflow_place import Place
+from uvar_tune.cli.common import log_to_stdout
 
 root, study, uri, first, last, pause, finish = sys.argv[1:]
 place = Place(Path(root))
-place.said = type("Said", (), {"append": staticmethod(lambda text: print(text, flush=True))})
-sink = place.sink(study, uri)
-sink.start_study({}, {})
-sink.watch_trial(0, place.trial(study, 0), {"loss.lambda_1": 0.5}, {})
-for i in range(int(first), int(last)):
-    place.write(study, 0, range(i, i + 1))
-    time.sleep(float(pause))
-if finish == "finish":
-    sink.finish_trial(0, "FINISHED", {"fid": 1.0})
-    sink.finish_study("FINISHED")
-print("closed" if sink.close(60) else "left", flush=True)
+with log_to_stdout():
+    sink = place.sink(study, uri)
+    sink.start_study({}, {})
+    sink.watch_trial(0, place.trial(study, 0), {"loss.lambda_1": 0.5}, {})
+    for i in range(int(first), int(last)):
+        place.write(study, 0, range(i, i + 1))
+        time.sleep(float(pause))
+    if finish == "finish":
+        sink.finish_trial(0, "FINISHED", {"fid": 1.0})
+        sink.finish_study("FINISHED")
+    print("closed" if sink.close(60) else "left", flush=True)

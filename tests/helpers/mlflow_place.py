@@ -10,10 +10,10 @@ from uvar_tune.tracking.metrics_log import MetricsLog
 
 
 class Place:
-    """One ``run.root``: its database, the studies in it and what was said."""
+    """One ``run.root``: its database and the studies in it."""
 
     def __init__(self, root: Path):
-        self.root, self.said = root, []
+        self.root = root
         self.use("mlflow.db")
 
     def use(self, database: str) -> None:
@@ -26,7 +26,6 @@ class Place:
             tracking_uri=uri or self.uri,
             experiment="uvar_tune",
             study=study,
-            say=self.said.append,
             artifact_root=self.root / "mlartifacts",
             spool_dir=self.root / study / "mlflow",
         )

@@ -1,4 +1,4 @@
-"""A whole study as the driver runs it, what a server shows of it, and the door that sends it again."""
+"""A whole study as the driver runs it, what a server shows of it, and the command that sends it again."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import pytest
 
 import uvar_tune.sync
 from tests.helpers.mlflow_place import record
-from uvar_tune.cli import common as door
+from uvar_tune.cli.common import run
 from uvar_tune.config.schema import Config
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
@@ -44,7 +44,7 @@ def sync(place, *options, study="whole", **variables):
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as end,
     ):
-        door.run(uvar_tune.sync.sync)
+        run(uvar_tune.sync.sync)
     return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), err.getvalue())
 
 

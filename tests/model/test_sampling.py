@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from uvar_tune.cli import common as door
+from uvar_tune.cli import common
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import CFG_CONVENTION, filter_logits, generate
 from uvar_tune.model.filtering import draw, guidance
@@ -149,7 +149,7 @@ def test_at_its_bounds_sampling_still_works(var, vqvae):
 
 
 def test_the_doors_take_what_the_model_takes():
-    options = {"cfg_scale": door.CfgScale, "cfg_ramp": door.CfgRamp, "temperature": door.Temperature}
+    options = {"cfg_scale": common.CfgScale, "cfg_ramp": common.CfgRamp, "temperature": common.Temperature}
     assert {name: (one.__metadata__[0].min, one.__metadata__[0].max) for name, one in options.items()} == {
         name: ends[:2] for name, ends in BOUNDS.items()
     }

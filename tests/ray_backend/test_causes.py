@@ -66,6 +66,6 @@ def test_a_client_of_ray_is_told_to_submit(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://headnode:10001")
     with (
         pytest.raises(ConfigError, match="'ray://headnode:10001' is a client's address.*ray job submit"),
-        cluster(print),
+        cluster(),
     ):
         pass

@@ -15,11 +15,10 @@ STUDY = {"trials": 1, "rungs": [RUNG], "rung_samples": 32, "pruner": "median"}
 
 
 @pytest.fixture
-def signals():
-    said: list[str] = []
-    made = GracefulShutdown(said.append)  # not entered: no Ray runs here
+def signals(log_lines):
+    made = GracefulShutdown()  # not entered: no Ray runs here
     before = signal.signal(signal.SIGTERM, made._stop)
-    yield made, said
+    yield made, log_lines
     signal.signal(signal.SIGTERM, before)
 
 
@@ -64,7 +63,7 @@ def test_a_rung_whose_score_was_not_told_is_scored_when_the_trial_goes_on(root):
     job, steps = hands.job(work.ask()), iter(range(1, 100))
     asked = attempt(job, report=told["asked"].append, stop=lambda: next(steps) >= RUNG // 64)
     assert (asked["outcome"], asked["images"]) == ("interrupted", RUNG) and not told["asked"]
-    assert [record["text"] for record in records(root / "asked") if record["kind"] == "say"] == [
+    assert [record["text"] for record in records(root / "asked") if record["kind"] == "log"] == [
         f"saved at {RUNG} images"
     ]
     again = attempt({**job, "attempt": 2}, report=told["asked"].append)

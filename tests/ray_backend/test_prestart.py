@@ -63,7 +63,7 @@ def more_than(before, count, wait_sec):
     return idle() - before
 
 
-with cluster(print), WorkerPrestarter() as warm:
+with cluster(), WorkerPrestarter() as warm:
     first, _, before = begin(1, 0)
     none = more_than(before, 1, 12)
     both, pids, before = begin(2, 1)

@@ -32,9 +32,9 @@ def loop(job):
 config = Config.model_validate({"run": {"workers": 2, "cpus_per_worker": 0.5}})
 job = {"config": config.tree(), "directory": sys.argv[1], "seeds": {}, "run_name": "group", "ray_directory": sys.argv[1],
        "worker_retries": 0}
-with cluster(lambda text: None):
+with cluster():
     began = time.time()
-    print(json.dumps([run_worker_group(job, GracefulShutdown(print), loop), time.time() - began]))
+    print(json.dumps([run_worker_group(job, GracefulShutdown(), loop), time.time() - began]))
 """
 
 

@@ -10,6 +10,5 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def said(place):
-    place.said.clear()
-    return place.said
+def said(log_lines):
+    return log_lines

@@ -14,7 +14,7 @@ def recorder(tmp_path):
 
 def test_points_carry_value_time_and_images(tmp_path, recorder):
     recorder.metrics(64, {"loss/total": 0.5, "grad_norm": math.inf})
-    recorder.event("say", text="not a metric")
+    recorder.event("log", text="not a metric")
     points, end = new_points(tmp_path, 0, [])
     recorded = int(read_records(tmp_path / "metrics.jsonl")[0][0]["time"] * 1000)
     assert points == [("loss/total", 0.5, recorded, 64), ("grad_norm", math.inf, recorded, 64)]

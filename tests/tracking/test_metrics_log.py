@@ -35,14 +35,14 @@ def test_what_the_disk_refuses_comes_later_in_order_and_no_line_is_torn(tmp_path
     with files_of_at_most(1000):
         for i in range(50):
             recorder.metrics(64 * i, {"loss/total": 1.0 * i})
-        recorder.event("say", text="something")
+        recorder.event("log", text="something")
         assert 0 < len(points(path)) < 50 and path.read_bytes().endswith(b"\n") and path.stat().st_size <= 1000
         with pytest.raises(OSError):
             recorder.settle()
         assert path.read_bytes().endswith(b"\n")
     recorder.settle()
     assert points(path) == [(64 * i, 1.0 * i) for i in range(50)]
-    assert [record["kind"] for record in read_records(path)[0]][-1] == "say"
+    assert [record["kind"] for record in read_records(path)[0]][-1] == "log"
     recorder.metrics(64 * 50, {"loss/total": 50.0})
     assert len(points(path)) == 51
 

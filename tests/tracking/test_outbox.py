@@ -99,7 +99,7 @@ def test_unsent_counts_complete_lines_of_trials_that_are_not_done(tmp_path):
     entry = {"directory": "trials", "offset": 0, "done": False}
     spool.save({"trials": {"0": entry}})
     assert spool.unsent() == (0, 0)
-    record.write_bytes(json.dumps({"kind": "say"}).encode() + b"\n")
+    record.write_bytes(json.dumps({"kind": "log"}).encode() + b"\n")
     assert spool.unsent() == (0, 1)
     spool.save({"trials": {"0": {**entry, "offset": record.stat().st_size}}})
     assert spool.unsent() == (0, 0)

@@ -22,7 +22,7 @@ def hung():
         yield f"http://ann:s3cret@127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_no_call_waits_for_a_server_that_hangs(tmp_path, hung):
+def test_no_call_waits_for_a_server_that_hangs(tmp_path, hung, said):
     place = Place(tmp_path)
     place.trial("s", 0)
     threads, began, longest = threading.active_count(), time.monotonic(), 0.0
@@ -39,17 +39,17 @@ def test_no_call_waits_for_a_server_that_hangs(tmp_path, hung):
     assert threading.active_count() <= threads + 1  # one thread tells it all
     assert not sink.close(0.5)
     operations, _ = Outbox(tmp_path / "s" / "mlflow").unsent()
-    assert operations == 4 * 300 and "1200 operations" in place.said[-1] and "s3cret" not in "".join(place.said)
+    assert operations == 4 * 300 and "1200 operations" in said[-1] and "s3cret" not in "".join(said)
 
 
-def test_values_that_json_does_not_know_and_a_full_disk_raise_nothing(tmp_path):
+def test_values_that_json_does_not_know_and_a_full_disk_raise_nothing(tmp_path, said):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "mlflow").write_text("a file where the directory should be")
     place = Place(tmp_path)
     sink = place.sink("s", "http://127.0.0.1:9")
     sink.start_study({"a": Path("/x"), "b": {1, 2}}, {"c": object()})
     sink.study_metrics({"best/fid": Path("no number")})
-    assert "cannot be written" in place.said[0]
+    assert any("cannot be written" in line for line in said)
     assert not sink.close(5)
 
 

@@ -53,7 +53,7 @@ def test_the_next_attempt_waits_until_the_last_worker_has_ended(tmp_path, outliv
     killer.wait()
     assert waited >= 0.9
     records, _ = read_records(tmp_path / "metrics.jsonl")
-    assert [record["text"] for record in records if record["kind"] == "say"] == [
+    assert [record["text"] for record in records if record["kind"] == "log"] == [
         f"waited for process {outliving.pid} on {socket.gethostname()}, of an earlier attempt, to end"
     ]
     assert [record["attempt"] for record in records] == [1] * reached + [2, 2]

@@ -74,7 +74,7 @@ def going_on(tmp_path):
         with open_metrics_log(tmp_path) as recorder:
             state = resume(tmp_path / "checkpoints", var, recorder, ASKED)
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-        return state["images"], var.weight.flatten().tolist(), [line["text"] for line in lines if line["kind"] == "say"]
+        return state["images"], var.weight.flatten().tolist(), [line["text"] for line in lines if line["kind"] == "log"]
 
     return go
 

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import inspect
 import json
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -92,4 +93,6 @@ def _options(run: Callable[..., Any], further: list[str], parser: argparse.Argum
 
 
 if __name__ == "__main__":
+    logging.getLogger("uvar_tune").addHandler(logging.StreamHandler())  # progress; stdout holds the rows
+    logging.getLogger("uvar_tune").setLevel(logging.INFO)
     sys.exit(main())

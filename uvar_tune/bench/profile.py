@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -58,7 +57,7 @@ def run(
     if from_study is not None:
         if table is None:
             raise ConfigError("a table is made and has no file to go to", where="--from-study", nearest="--table FILE")
-        make_table(from_study, root, table, lambda text: print(text, file=sys.stderr))
+        make_table(from_study, root, table)
     elif root is not None:
         raise ConfigError("is where a study lies, and none is named", where="--root", nearest="--from-study NAME")
     table = table or TABLE

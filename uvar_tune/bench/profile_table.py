@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from uvar_tune.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 TABLE = Path(__file__).parent / "tables" / "profile_table.json"
 _AGREE = 1e-3  # relative: rounding of another machine stays below, other seeds or another checkpoint do not
@@ -44,7 +46,7 @@ def load_table(path: Path | str = TABLE) -> list[dict[str, Any]]:
     return rows
 
 
-def make_table(study: str, root: str | None, path: Path | str, say: Callable[[str], None]) -> None:
+def make_table(study: str, root: str | None, path: Path | str) -> None:
     """Write the table of a finished study below ``root`` (as `run.root`) to ``path``; scores its checkpoints on seeds B.
 
     Raises:
@@ -78,7 +80,7 @@ def make_table(study: str, root: str | None, path: Path | str, say: Callable[[st
     rows = []
     for count, trial in enumerate(trials, 1):
         rows.append(_row(config, trial, assets, files.cache))
-        say(f"seeds B: {count} of {len(trials)} checkpoints")
+        logger.info(f"seeds B: {count} of {len(trials)} checkpoints")
     about = {
         "study": study,
         "space": {name: entry.model_dump(mode="json") for name, entry in config.space.items()},

@@ -6,10 +6,11 @@ The doors import nothing heavy before their arguments are parsed, so that ``--he
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,8 @@ def run(command: Callable[..., Any]) -> None:
 def _run(app: typer.Typer) -> int | None:
     """The command's exit code. Click takes a file that ends too early for the end of a user's input; it is an error."""
     try:
-        return app(standalone_mode=False)
+        with log_to_stdout():
+            return app(standalone_mode=False)
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):
             raise error.__cause__ from None
@@ -94,7 +96,30 @@ def default_space() -> str:
     return str(here if here.exists() else Path(__file__).resolve().parents[2] / here)
 
 
-def say(text: str) -> None:
-    """A line of progress, seen at once also through a pipe; where nobody takes it the work goes on."""
+def echo(text: str) -> None:
+    """Print a line to stdout and flush it; a closed pipe does not end the command."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
+
+
+class _EchoHandler(logging.Handler):
+    """Prints the message of every record as a plain line on the `sys.stdout` of that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(self.format(record))
+
+
+@contextlib.contextmanager
+def log_to_stdout() -> Iterator[None]:
+    """Print the progress that the package logs (INFO and above) to stdout for the duration of a ``with`` block."""
+    logger, handler = logging.getLogger("uvar_tune"), _EchoHandler(logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a dependency that configures the root logger would print every line twice
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 _EVERY_SEC = 5.0
 
 
-def counting(text: str, total: int, say: Callable[[str], None]) -> Callable[[int, int], None]:
+def counting(text: str, total: int) -> Callable[[int, int], None]:
     """Says ``text: 0 of total`` at once; then, called with (done, of how many), every few seconds and at the end."""
-    say(f"  {text}: 0 of {total:,}")
+    logger.info(f"  {text}: 0 of {total:,}")
     began = told_sec = time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -18,7 +21,7 @@ def counting(text: str, total: int, say: Callable[[str], None]) -> Callable[[int
         now = time.monotonic()
         if done == total or now - told_sec > _EVERY_SEC:
             left = f", {(now - began) / done * (total - done):.0f} s left" if done < total else f", {now - began:.1f} s"
-            say(f"  {text}: {done:,} of {total:,}{left}")
+            logger.info(f"  {text}: {done:,} of {total:,}{left}")
             told_sec = now
 
     return tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 
@@ -14,8 +15,10 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.io.uri import shown
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 
+logger = logging.getLogger(__name__)
 
-def plan(config: Config, say, *, phase: str | None = None) -> int:
+
+def plan(config: Config, *, phase: str | None = None) -> int:
     """Say trials, space, where things will lie, trials at once on the cluster's real resources, expected hours and bytes.
 
     Raises:
@@ -28,16 +31,16 @@ def plan(config: Config, say, *, phase: str | None = None) -> int:
     check_place(config, files)
     results = _results(config, files)
     others = foretold(config, files, steps, results)
-    say(f"study {files.name!r} below {files.root}{' (exists, would resume)' if files.config.exists() else ''}")
+    logger.info(f"study {files.name!r} below {files.root}{' (exists, would resume)' if files.config.exists() else ''}")
     total = _total(config, steps)
     if total:
-        _say_search(config, total, say)
-    at_once = _at_once(config, say)
+        _log_search(config, total)
+    at_once = _at_once(config)
     if total:
-        say(_expected(config, total, results, at_once))
+        logger.info(_expected(config, total, results, at_once))
     for line in others:
-        say(line)
-    say(f"MLflow: {shown(files.tracking_uri())}")
+        logger.info(line)
+    logger.info(f"MLflow: {shown(files.tracking_uri())}")
     return 0
 
 
@@ -49,9 +52,9 @@ def _total(config: Config, steps: tuple[str, ...]) -> int:
     return min(study.trials, study.startup_trials + 1) if "explore" in steps else 0
 
 
-def _say_search(config: Config, total: int, say) -> None:
+def _log_search(config: Config, total: int) -> None:
     t = config.training
-    say(
+    logger.info(
         f"{total} trials of {t.images:,} images ({t.images // t.batch_size:,} steps of {t.batch_size}); "
         f"objective {config.study.metric} at {config.evaluation.samples:,} samples, sampler {config.study.sampler}"
     )
@@ -61,20 +64,20 @@ def _say_search(config: Config, total: int, say) -> None:
             if entry.choices
             else f"{entry.low:g} … {entry.high:g}{' (log)' * entry.log}"
         )
-        say(f"  {name}: {held}  [{entry.role}]")
+        logger.info(f"  {name}: {held}  [{entry.role}]")
     if config.inference.search == "per_checkpoint":
         scales = ", ".join(f"{scale:g}" for scale in config.inference.search_cfg_scales)
         beside = dict.fromkeys((*config.inference.search_axes, *searched_inference_entries(config)))
         others = ", ".join(f"inference.{name}" for name in beside if name != "cfg_scale")
-        say(f"  inference.cfg_scale: each checkpoint scored at {scales}" + f"; with it {others}" * bool(others))
+        logger.info(f"  inference.cfg_scale: each checkpoint scored at {scales}" + f"; with it {others}" * bool(others))
     for rung in config.study.rungs:
-        say(
+        logger.info(
             f"  rung at {rung:,} images: {config.study.rung_metric} of {config.study.rung_samples:,} samples, "
             f"{config.study.pruner}"
         )
 
 
-def _at_once(config: Config, say) -> int:
+def _at_once(config: Config) -> int:
     """How many trials would run at once, said: on the cluster at RAY_ADDRESS, else on this machine by a Ray of its own.
 
     Raises:
@@ -85,7 +88,7 @@ def _at_once(config: Config, say) -> int:
 
     run, grows = config.run, False
     if os.environ.get("RAY_ADDRESS"):
-        with cluster(lambda text: None):
+        with cluster():
             fits, has, grows = fitting(config, node_resources()), f"the cluster has {describe()}", autoscaled()
     else:
         here = this_machine()
@@ -96,7 +99,7 @@ def _at_once(config: Config, say) -> int:
     waits = (
         f"; its autoscaler would be asked for more, {run.wait_resources_sec:g} s at most for the first trial" * grows
     )
-    say(f"trials at once: {at_once}; {asked(config)}; {has}{waits}")
+    logger.info(f"trials at once: {at_once}; {asked(config)}; {has}{waits}")
     return max(1, at_once)
 
 

@@ -8,7 +8,7 @@ Legend: S the model's image size, N completions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from uvar_tune.model import box_mask, inpaint
 from uvar_tune.model.editing import check_known
 from uvar_tune.model.sampling import Inference, as_option
 from uvar_tune.pipeline import open_networks
+
+logger = logging.getLogger(__name__)
 
 TASKS = ("inpaint", "outpaint", "relabel")
 _HIDDEN = 128  # grey level from which a mask's pixel counts as white
@@ -48,7 +50,7 @@ class Request:
     networks: dict[str, str | None]
 
 
-def run_edit(request: Request, say: Callable[[str], None]) -> None:
+def run_edit(request: Request) -> None:
     """Sample the completions and write the picture.
 
     Raises:
@@ -73,11 +75,11 @@ def run_edit(request: Request, say: Callable[[str], None]) -> None:
             raise ConfigError(
                 f"label {request.label} is not one of the {name}'s 0 … {var.num_classes - 1}", where="--label"
             )
-    rows = [_completed(request, one, image_3SS, known_SS, say) for one in opened]
+    rows = [_completed(request, one, image_3SS, known_SS) for one in opened]
     label = "no label" if request.label is None else f"label {request.label}"
     about = f"{request.task}, {label}, {inference.about()}"
     save_picture(request.out, image_3SS, known_SS, rows, first_seed=request.seed, title=f"{about}, image {seen}")
-    say(
+    logger.info(
         f"{request.out}: {request.count} completions of {request.image}, {about}; "
         + "; ".join(f"{name} {where}" for name, _, _, where in opened)
     )
@@ -99,9 +101,7 @@ def check(request: Request) -> None:
             _read(path)
 
 
-def _completed(
-    request: Request, opened: tuple, image_3SS: torch.Tensor, known_SS: torch.Tensor, say: Callable[[str], None]
-) -> Row:
+def _completed(request: Request, opened: tuple, image_3SS: torch.Tensor, known_SS: torch.Tensor) -> Row:
     name, var, vqvae, about = opened
     images_N3SS = inpaint(
         var,
@@ -112,7 +112,7 @@ def _completed(
         count=request.count,
         seeds=[request.seed + i for i in range(request.count)],
         **request.sampling,
-        progress=counting(f"{name}, completions", request.count, say),
+        progress=counting(f"{name}, completions", request.count),
     )
     return Row(name, about, images_N3SS.cpu())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation, LoadedCh
 from uvar_tune.paper.published import BASELINE, OURS
 from uvar_tune.paper.suites import Comparison, evaluate_checkpoints
 from uvar_tune.study_dir import StudyDirectory, resolve_root
+
+logger = logging.getLogger(__name__)
 
 _EVERY_SEC = 5.0  # between two lines of progress
 
@@ -42,7 +45,7 @@ class Request:
     log: bool = True
 
 
-def run_evaluation(request: Request, say: Callable[[str], None]) -> list[Table]:
+def run_evaluation(request: Request) -> list[Table]:
     """Make the tables asked for, print them, write them as JSON and Markdown, log them.
 
     Raises:
@@ -72,8 +75,7 @@ def run_evaluation(request: Request, say: Callable[[str], None]) -> list[Table]:
         seeds=sampling_seeds(config.study.seed),
         device=request.device,
         tokenizer=request.tokenizer,
-        say=say,
-        progress=lambda text: _progress(text, say),
+        progress=lambda text: _progress(text),
     )
     given = {OURS: request.cfg_scale, BASELINE: request.baseline_cfg_scale}
     subjects = [
@@ -81,16 +83,16 @@ def run_evaluation(request: Request, say: Callable[[str], None]) -> list[Table]:
         for method in (BASELINE, OURS)
         if method in opened
     ]
-    tables = evaluate_checkpoints(Comparison(tuple(subjects), request.imagenet_c, request.ood), request.suites, say)
+    tables = evaluate_checkpoints(Comparison(tuple(subjects), request.imagenet_c, request.ood), request.suites)
     about = {one.method: one.about for one in subjects} | {"samples": samples, **provenance.origin()}
     console = Console(width=None if Console().is_terminal else 160)
     for table in tables:
         console.print(table.rich())
     written = write_tables(tables, directory, about)
     if request.log:
-        log(files, tables, written, about, say)
-    say(f"written: {', '.join(path.name for path in written)} in {directory}")
-    say(f"CPU seconds: {time.process_time() - began_sec:.0f}")
+        log(files, tables, written, about)
+    logger.info(f"written: {', '.join(path.name for path in written)} in {directory}")
+    logger.info(f"CPU seconds: {time.process_time() - began_sec:.0f}")
     return tables
 
 
@@ -116,9 +118,9 @@ def run_name(opened: dict[str, LoadedCheckpoint], request: Request, samples: int
     return f"evaluate-{opened[OURS].config.study.name[:40]}-{content_hash(asked)[:8]}"
 
 
-def log(files: StudyDirectory, tables: list[Table], written: list[Path], about: dict, say) -> None:
+def log(files: StudyDirectory, tables: list[Table], written: list[Path], about: dict) -> None:
     """All numbers (the baseline's below `baseline/`), each protocol and origin as a parameter, the files as artifacts."""
-    sink = files.sink(say)
+    sink = files.sink()
     numbers = {
         name if method == OURS else f"{method}/{name}": number
         for table in tables
@@ -145,14 +147,14 @@ def protocols_of(numbers: dict[str, Number]) -> dict[str, dict]:
     }
 
 
-def _progress(text: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+def _progress(text: str) -> Callable[[int, int], None]:
     """Says ``text: done of total`` every few seconds, and at the end."""
     told_sec = time.monotonic()
 
     def tell(done: int, total: int) -> None:
         nonlocal told_sec
         if done == total or time.monotonic() - told_sec > _EVERY_SEC:
-            say(f"  {text}: {done:,} of {total:,}")
+            logger.info(f"  {text}: {done:,} of {total:,}")
             told_sec = time.monotonic()
 
     return tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
@@ -22,10 +23,12 @@ from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_un
 from uvar_tune.trial.outcome_file import read_outcome
 from uvar_tune.trial.trial import write_config
 
+logger = logging.getLogger(__name__)
+
 PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
 
 
-def run_final(config: Config, name: str, *, replay: bool, say) -> int:
+def run_final(config: Config, name: str, *, replay: bool) -> int:
     """Train and score ``config`` below ``run.root/NAME``; exit code 0 when it has a score (and, replayed, the same)."""
     check_objective(config)
     config = config.with_values(
@@ -38,41 +41,41 @@ def run_final(config: Config, name: str, *, replay: bool, say) -> int:
     files.prepare()
     with files.lock(), raise_on_disk_full(files.directory):
         files.claim(config)
-        sink = files.sink(say)
+        sink = files.sink()
         sink.start_study(
             params={"verdict": config.verdict or "none"},
             tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"},
         )
         status, close_sec = "KILLED", STOPPED_SEC
         try:
-            result = _run(config, files, sink, say, replay)
+            result = _run(config, files, sink, replay)
             status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
             close_sec = CLOSE_SEC
         except KeyboardInterrupt:
-            say("stopped; its checkpoints are kept. The same command continues.")
+            logger.info("stopped; its checkpoints are kept. The same command continues.")
             raise
         finally:
             sink.finish_study(status)
             sink.close(close_sec)
     if result["outcome"] != "complete":
-        say(f"{result['outcome']}: {result.get('reason', '')}")
+        logger.info(f"{result['outcome']}: {result.get('reason', '')}")
         return 1
-    say(
+    logger.info(
         f"{config.study.metric} {result['value']:.4g} at CFG {result['params']['inference.cfg_scale']:g}; "
         f"checkpoints in {files.trial(0) / 'checkpoints'}"
     )
-    return _compare(config, result, say) if replay else 0
+    return _compare(config, result) if replay else 0
 
 
-def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, say, replay: bool) -> dict[str, Any]:
+def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, replay: bool) -> dict[str, Any]:
     from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
     from uvar_tune.ray_backend.cluster import capacity, cluster
     from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
     from uvar_tune.ray_backend.trainer import run_worker_group
 
-    directory, follower = files.trial(0), LogFollower(say)
-    with cluster(say), GracefulShutdown(say) as signals, CapacityMonitor(config, say):
-        capacity(config, say)
+    directory, follower = files.trial(0), LogFollower()
+    with cluster(), GracefulShutdown() as signals, CapacityMonitor(config):
+        capacity(config)
         check_shared_filesystem(files.root)
         assets = prepare_assets(config, files, follower)
         if replay and read_outcome(directory, _seeds(config, replay)):
@@ -115,21 +118,21 @@ def _seeds(config: Config, replay: bool) -> dict[str, int]:
     return {purpose: seeds.derive(config.study.seed, "final", 0, purpose) for purpose in PURPOSES}
 
 
-def _compare(config: Config, result: dict[str, Any], say) -> int:
+def _compare(config: Config, result: dict[str, Any]) -> int:
     """Say for each score whether it came again, bit for bit; else what differs between then and now."""
     then, now = config.provenance["scores"], result["scores"]
     equal = True
     for name in sorted(then):
         same = now.get(name) == then[name]
         equal = equal and same
-        say(f"  {name:24} then {then[name]!r:24} now {now.get(name)!r:24} {'equal' if same else 'DIFFERS'}")
+        logger.info(f"  {name:24} then {then[name]!r:24} now {now.get(name)!r:24} {'equal' if same else 'DIFFERS'}")
     if equal:
-        say("replay: every number is the same, bit for bit")
+        logger.info("replay: every number is the same, bit for bit")
         return 0
     here = provenance.origin()
     for key in ("commit", "source", "versions", "machine"):
         before = config.provenance.get(key)
         if before != here[key]:
-            say(f"  {key} was {before}, is {here[key]}")
-    say("replay: the numbers differ")
+            logger.info(f"  {key} was {before}, is {here[key]}")
+    logger.info("replay: the numbers differ")
     return 1

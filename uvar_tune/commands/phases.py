@@ -7,7 +7,7 @@ does nothing where it has been done.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
 from typing import Any
 
 from uvar_tune.analysis.confirmation import BASELINE, arm_of, confirm_arms, noise_of, trained_values, verdicts
@@ -22,6 +22,8 @@ from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking.metrics_log import last_time
+
+logger = logging.getLogger(__name__)
 
 
 class SearchWork:
@@ -48,8 +50,8 @@ class SearchWork:
 class Phases:
     """Runs phases of one study on a runner."""
 
-    def __init__(self, config: Config, files: StudyDirectory, say: Callable[[str], None]):
-        self.config, self.files, self._say = config, files, say
+    def __init__(self, config: Config, files: StudyDirectory):
+        self.config, self.files = config, files
         self._url = files.storage_url(config)
 
     def search(self, trials: int | None = None) -> Search:
@@ -78,7 +80,7 @@ class Phases:
         return [trial for trial in results.ranked() if trial.kind != BASELINE][: self.config.study.confirm_top]
 
     def run(self, step: str, runner: TuneRunner, concurrent: int) -> None:
-        self._say(
+        logger.info(
             f"phase {step}" if step != SEARCH else f"searching: {self.config.study.trials} trials, {concurrent} at once"
         )
         getattr(self, f"_{step}")(runner, concurrent)
@@ -86,7 +88,7 @@ class Phases:
     def _calibrate(self, runner: TuneRunner, concurrent: int) -> None:
         """The shared assets are made before any phase; here they are shown."""
         for name, row in runner.assets["facts"].get("references", {}).items():
-            self._say(
+            logger.info(
                 f"  reference {name}: " + ", ".join(f"{value:.3g}" for value in row) + " of the anchor, a scale each"
             )
 
@@ -98,7 +100,7 @@ class Phases:
             tree = found.as_dict()
             (self.files.directory / "noise.json").write_text(json.dumps(tree, indent=1))
             gaps = ", ".join(f"{gap:.3g} with {pairs} pairs" for pairs, gap in _gaps(found))
-            self._say(
+            logger.info(
                 f"  noise of {self.config.study.metric}: standard deviation {found.training.sd:.3g} over training seeds, "
                 f"{found.sampling.sd:.3g} over sampling seeds; smallest detectable gap {gaps}"
             )
@@ -141,7 +143,7 @@ class Phases:
             return  # a baseline that is tuned in part is no arm
         work = self.confirm(confirm_arms(self.config, results, tuned))
         if work.phase != "confirm":
-            self._say(f"  other arms than before: they are confirmed on fresh seeds, as {work.phase}")
+            logger.info(f"  other arms than before: they are confirmed on fresh seeds, as {work.phase}")
         runner.run(work, concurrent)
         if not runner.signals.asked.is_set():
             self.say_verdicts(work, results)
@@ -188,12 +190,12 @@ class Phases:
                 if one.seeds_needed and one.verdict == "not distinguishable"
                 else ""
             )
-            self._say(
+            logger.info(
                 f"  {one.arm}: {one.verdict}; {self.config.study.metric} {one.value:.4g} against {one.baseline:.4g}, "
                 f"difference {one.difference:+.3g} {interval} over {one.pairs} pairs{flattered}{needed}"
             )
         for arm, why in lost.items():
-            self._say(f"  {arm}: no verdict ({why})")
+            logger.info(f"  {arm}: no verdict ({why})")
 
 
 def _gaps(noise) -> list[tuple[int, float]]:

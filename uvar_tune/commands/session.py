@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 from uvar_tune import provenance
@@ -21,23 +22,25 @@ from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
 
+logger = logging.getLogger(__name__)
 
-def work_on(config: Config, files: StudyDirectory, steps: tuple[str, ...], say) -> int:
+
+def work_on(config: Config, files: StudyDirectory, steps: tuple[str, ...]) -> int:
     """Run what is missing of these phases; exit code as `run_study` has it."""
     require_existing_study(files.storage_url(config), files.name, files.directory)
-    phases = Phases(config, files, say)
+    phases = Phases(config, files)
     verify_directory_owner(phases.search().storage, files.name, files.directory)
     phases.check(steps)
     if not phases.pending(steps):
-        say(
+        logger.info(
             phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)"
         )
-        return finish(config, files, None, say, {})
+        return finish(config, files, None, {})
     check_folder(config)
-    sink = files.sink(say)
+    sink = files.sink()
     code = FAILED
     try:
-        code = _run(config, files, phases, steps, sink, say)
+        code = _run(config, files, phases, steps, sink)
     except InfrastructureError:
         sink.finish_study("KILLED")
         raise
@@ -49,35 +52,33 @@ def work_on(config: Config, files: StudyDirectory, steps: tuple[str, ...], say) 
     return code
 
 
-def _run(
-    config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str, ...], sink: MLflowTracker, say
-) -> int:
+def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str, ...], sink: MLflowTracker) -> int:
     from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
     from uvar_tune.ray_backend.cluster import capacity, cluster
     from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
 
     sink.start_study(params=study_parameters(config), tags=origin_tags(provenance.origin()))
     sink.artifact(None, files.config, "")
-    follower, signals = LogFollower(say), GracefulShutdown(say)
-    with CpuTimeMeter() as meter, cluster(say), signals:
-        concurrent = capacity(config, say)
-        with CapacityMonitor(config, say):
+    follower, signals = LogFollower(), GracefulShutdown()
+    with CpuTimeMeter() as meter, cluster(), signals:
+        concurrent = capacity(config)
+        with CapacityMonitor(config):
             check_shared_filesystem(files.root)
             assets = prepare_assets(config, files, follower)
             _check_protocol(config, files, phases, assets)
         sink.study_metrics(
             {f"prepare/{key}": value for key, value in assets["facts"].items() if isinstance(value, float)}
         )
-        runner = TuneRunner(config, files, sink, signals, follower, assets, say)
+        runner = TuneRunner(config, files, sink, signals, follower, assets)
         for step in steps:
             phases.run(step, runner, concurrent)
             if signals.asked.is_set():
                 sink.finish_study("KILLED")
-                say("stopped; what was in flight keeps its checkpoints. The same command continues.")
+                logger.info("stopped; what was in flight keeps its checkpoints. The same command continues.")
                 return INTERRUPTED
     if halted := phases.search().halted():
-        say(halted)
-    return finish(config, files, sink, say, {"all processes": meter.seconds})
+        logger.info(halted)
+    return finish(config, files, sink, {"all processes": meter.seconds})
 
 
 def _check_protocol(config: Config, files: StudyDirectory, phases: Phases, assets: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import time
 from collections.abc import Iterable
@@ -22,13 +23,15 @@ from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import MLflowTracker, RunLogger
 from uvar_tune.training import latest_valid
 
+logger = logging.getLogger(__name__)
 
-def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, say, cpu_sec: dict[str, float]) -> int:
+
+def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, cpu_sec: dict[str, float]) -> int:
     """Print and write what the study found. Exit code 1 where no trial has a score."""
     results = load_results(config, files)
     Console(width=None if Console().is_terminal else 140).print(ranked_table(results))
     if results.best is None:
-        say("no trial has a score")
+        logger.info("no trial has a score")
         if sink:
             sink.finish_study("FAILED")
         return FAILED
@@ -38,17 +41,19 @@ def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, sa
     pages = write_report(results, files.report)
     if sink:
         track(results, sink, [export, *map(Path, pages.values())])
-    _say_costs(results, cpu_sec, say)
+    _log_costs(results, cpu_sec)
     best, verdict = results.best, results.verdict(results.best)
     word = verdict["verdict"] if verdict else UNCONFIRMED
-    say(f"best: trial {best.number}, {results.objective} {best.value:.4g}, exported to {export} (verdict: {word})")
-    say(f"report: {pages['html']}\npicture: {pages['png']}")
+    logger.info(
+        f"best: trial {best.number}, {results.objective} {best.value:.4g}, exported to {export} (verdict: {word})"
+    )
+    logger.info(f"report: {pages['html']}\npicture: {pages['png']}")
     uri = files.tracking_uri()
     local = uri.startswith("sqlite") and f"{_python()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    say(f"MLflow UI:        {local or shown(uri)}")
+    logger.info(f"MLflow UI:        {local or shown(uri)}")
     storage = shown(files.storage_url(config).removeprefix("journal:"))
-    say(f"Optuna dashboard: {Path(_python()).parent / 'optuna-dashboard'} {shlex.quote(storage)}")
-    say(f"final run:        {_python()} -m uvar_tune.train {export}")
+    logger.info(f"Optuna dashboard: {Path(_python()).parent / 'optuna-dashboard'} {shlex.quote(storage)}")
+    logger.info(f"final run:        {_python()} -m uvar_tune.train {export}")
     return 0
 
 
@@ -71,16 +76,16 @@ def _note_costs(files: StudyDirectory, cpu_sec: dict[str, float]) -> None:
             handle.write(json.dumps({"time": time.time(), **cpu_sec}) + "\n")
 
 
-def _say_costs(results: StudyResults, cpu_sec: dict[str, float], say) -> None:
+def _log_costs(results: StudyResults, cpu_sec: dict[str, float]) -> None:
     """Where the time went, over all commands that worked at the study."""
     for row in costs(results):
         parts = [
             f"{seconds:,.0f} {kind} s" for seconds, kind in ((row.wall_sec, "wall"), (row.cpu_sec, "CPU")) if seconds
         ]
         if parts:
-            say(f"time, {row.phase}: {', '.join(parts)}")
+            logger.info(f"time, {row.phase}: {', '.join(parts)}")
     for name, seconds in cpu_sec.items():
-        say(f"CPU seconds of this command, {name}: {seconds:.0f} ({seconds / 60:.1f} minutes)")
+        logger.info(f"CPU seconds of this command, {name}: {seconds:.0f} ({seconds / 60:.1f} minutes)")
 
 
 def _python() -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from uvar_tune.commands.checks import check_study, phases_of
 from uvar_tune.config.schema import Config
 from uvar_tune.io.disk import raise_on_disk_full
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 
+logger = logging.getLogger(__name__)
 
-def run_study(config: Config, say, *, phase: str | None = None) -> int:
+
+def run_study(config: Config, *, phase: str | None = None) -> int:
     """Run what is missing of the study, or of one phase (`all` for each in turn).
 
     Returns:
@@ -20,7 +24,7 @@ def run_study(config: Config, say, *, phase: str | None = None) -> int:
     files.prepare()
     with files.lock(), raise_on_disk_full(files.directory):
         files.claim(config)
-        say(f"study {files.name!r} in {files.directory}")
+        logger.info(f"study {files.name!r} in {files.directory}")
         from uvar_tune.commands.session import work_on  # PyTorch comes with it
 
-        return work_on(config, files, steps, say)
+        return work_on(config, files, steps)

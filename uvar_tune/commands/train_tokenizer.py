@@ -5,6 +5,7 @@ run.root/NAME-tokenizer/{tokenizer.yaml, tokenizer/, trials/00000/{metrics.jsonl
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from pathlib import Path
@@ -29,8 +30,10 @@ from uvar_tune.trial.factory import tokenizer_plan
 from uvar_tune.trial.outcome_file import read_outcome
 from uvar_tune.trial.trial import write_config
 
+logger = logging.getLogger(__name__)
 
-def run_tokenizer(config: Config, name: str, *, official: str | None, say) -> int:
+
+def run_tokenizer(config: Config, name: str, *, official: str | None) -> int:
     """Train what is missing of the tokenizer and say where it lies; exit code 0 when it is there, 130 when interrupted."""
     _check(config, name, official)
     files = StudyDirectory(resolve_root(config.run.root), f"{name}-tokenizer")
@@ -46,17 +49,17 @@ def run_tokenizer(config: Config, name: str, *, official: str | None, say) -> in
             )
         result = read_outcome(files.trial(0), seeds)
         if result and result["outcome"] == "complete":
-            say("this tokenizer has been trained; nothing to run (--name starts another)")
+            logger.info("this tokenizer has been trained; nothing to run (--name starts another)")
         else:
             try:
-                result = _train(config, files, known, place, seeds, say)
+                result = _train(config, files, known, place, seeds)
             except KeyboardInterrupt:
-                say("stopped; the last checkpoint is kept. The same command continues.")
+                logger.info("stopped; the last checkpoint is kept. The same command continues.")
                 return INTERRUPTED
     if result["outcome"] != "complete":
-        say(f"{result['outcome']}: {result['reason']}")
+        logger.info(f"{result['outcome']}: {result['reason']}")
         return FAILED
-    return _hand_over(config, result, files, place, official, say)
+    return _hand_over(config, result, files, place, official)
 
 
 def _check(config: Config, name: str, official: str | None) -> None:
@@ -92,14 +95,12 @@ def _asked(config: Config) -> dict[str, Any]:
     }
 
 
-def _train(
-    config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], say
-) -> dict[str, Any]:
+def _train(config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int]) -> dict[str, Any]:
     """Run the worker group, followed by MLflow and the user; how it ended."""
-    sink = files.sink(say)
+    sink = files.sink()
     status, close_sec = "KILLED", STOPPED_SEC
     try:
-        result = _on_ray(config, files, known, place, seeds, sink, say)
+        result = _on_ray(config, files, known, place, seeds, sink)
         status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
         close_sec = CLOSE_SEC
         metrics = {f"held_out/{key}": value for key, value in result.get("scores", {}).items()}
@@ -112,7 +113,7 @@ def _train(
 
 
 def _on_ray(
-    config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], sink: MLflowTracker, say
+    config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], sink: MLflowTracker
 ) -> dict[str, Any]:
     from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
     from uvar_tune.ray_backend.cluster import capacity, cluster, run_as_task
@@ -121,9 +122,9 @@ def _on_ray(
     from uvar_tune.ray_backend.worker import work_on_tokenizer
     from uvar_tune.trial.tokenizer_trial import check_run
 
-    directory, follower = files.trial(0), LogFollower(say)
-    with cluster(say), GracefulShutdown(say) as signals, CapacityMonitor(config, say):
-        capacity(config, say)
+    directory, follower = files.trial(0), LogFollower()
+    with cluster(), GracefulShutdown() as signals, CapacityMonitor(config):
+        capacity(config)
         check_shared_filesystem(files.root)
         if not known.exists():
             run_as_task(config, check_run, config)
@@ -148,12 +149,10 @@ def _on_ray(
             return run_worker_group(job, signals, work_on_tokenizer)
 
 
-def _hand_over(
-    config: Config, result: dict[str, Any], files: StudyDirectory, place: Path, official: str | None, say
-) -> int:
+def _hand_over(config: Config, result: dict[str, Any], files: StudyDirectory, place: Path, official: str | None) -> int:
     scores = result["scores"]
     vqvae = load_tokenizer(place)
-    say(
+    logger.info(
         f"held-out reconstruction MSE {scores['reconstruction_mse']:.4f} (pixels in [-1, 1]), {scores['codes_in_use']:.0f} of "
         f"{config.tokenizer.vocab_size} codes in use ("
         + ", ".join(f"{scores[f'code_usage/scale_{k}']:.0%}" for k in range(1, len(vqvae.scales) + 1))
@@ -161,10 +160,10 @@ def _hand_over(
     )
     pictures = sorted((files.trial(0) / "samples").glob("*.png"))
     if pictures:
-        say(f"reconstructions: {pictures[-1]}")
-    say(f"MLflow: {shown(files.tracking_uri())}")
+        logger.info(f"reconstructions: {pictures[-1]}")
+    logger.info(f"MLflow: {shown(files.tracking_uri())}")
     if official is not None:
         save_official(vqvae, vae_path=official)
-        say(f"official layout: {official}")
-    say(f"tokenizer: {place}\nuse it with tokenizer.path={place}")
+        logger.info(f"official layout: {official}")
+    logger.info(f"tokenizer: {place}\nuse it with tokenizer.path={place}")
     return 0

@@ -46,7 +46,7 @@ class Plan:
         cache: root of the shared caches; record: file for the progress of preparing them.
         samples: generated images, None for `evaluation.samples` of the checkpoint.
         seeds: of sampling, a (the CFG scale is chosen) and b (it is told), the same for both checkpoints.
-        say: gets lines of progress; progress: makes, for a line of text, a function to be called with (done, of how many).
+        progress: makes, for a line of text, a function to be called with (done, of how many).
     """
 
     cache: Path
@@ -55,7 +55,6 @@ class Plan:
     seeds: dict[str, int]
     device: str
     tokenizer: str | None
-    say: Callable[[str], None]
     progress: Callable[[str], Callable[[int, int], None]]
 
 
@@ -98,7 +97,7 @@ class CheckpointEvaluation:
     @cached_property
     def assets(self) -> Assets:
         """Token caches, classifier and references: found by their content, made where they are missing."""
-        with LogFollower(self.plan.say).following(f"{self.method}, prepare", self.plan.record, images=0):
+        with LogFollower().following(f"{self.method}, prepare", self.plan.record, images=0):
             return prepare(self.config, self.plan.cache, self.plan.record)
 
     @cached_property

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation
 from uvar_tune.paper.published import BASELINE, OURS
 from uvar_tune.paper.step_cost import STEPS, hardware, step_cost
 from uvar_tune.trial.factory import load_split
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -258,14 +261,14 @@ SUITES: dict[str, Callable[[Comparison], Table]] = {
 _OF_TOKENS = {"table3", "calibration"}
 
 
-def evaluate_checkpoints(pair: Comparison, suites: list[str], say: Callable[[str], None]) -> list[Table]:
+def evaluate_checkpoints(pair: Comparison, suites: list[str]) -> list[Table]:
     """The tables of ``suites`` in order.
 
     Raises:
         ProtocolMismatch: the two checkpoints' numbers cannot be compared, found before anything is computed.
         ConfigError: unfit images or weights; a network whose outputs are not finite.
     """
-    check_comparable(pair, suites, say)
+    check_comparable(pair, suites)
     if "table3" in suites:
         _ = pair.corrupted, pair.foreign  # folders that cannot be read are found before anything is computed
     with warnings.catch_warnings(record=True) as caught:
@@ -275,11 +278,11 @@ def evaluate_checkpoints(pair: Comparison, suites: list[str], say: Callable[[str
         except Diverged as error:
             raise ConfigError(f"cannot be evaluated: {error}", where=str(pair.ours.directory)) from None
     for text in dict.fromkeys(str(one.message) for one in caught):
-        say(f"warning: {text}")
+        logger.warning(f"warning: {text}")
     return tables
 
 
-def check_comparable(pair: Comparison, suites: list[str], say: Callable[[str], None]) -> None:
+def check_comparable(pair: Comparison, suites: list[str]) -> None:
     """What of two checkpoints must be equal: the images, and for likelihoods the tokenizer."""
     ours = pair.ours
     for one in pair.subjects:
@@ -309,7 +312,7 @@ def check_comparable(pair: Comparison, suites: list[str], say: Callable[[str], N
                 f"{differ}: likelihoods of tokens cannot be compared; the suites table2, table5 and table7 can",
                 where="protocol.weights",
             )
-        say(f"warning: {differ}: a difference in FID is one of both together")
+        logger.warning(f"warning: {differ}: a difference in FID is one of both together")
 
 
 def _mce(

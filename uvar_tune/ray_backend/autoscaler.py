@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import time
@@ -13,6 +14,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _SAY_EVERY_SEC = 60.0
 _MIRRORED = re.compile(r"node_[0-9a-f]+")  # how Ray's monitor names the nodes of a cluster that nobody scales
@@ -56,7 +59,7 @@ def _types_by_v2() -> set[str]:
     return {node.ray_node_type_name for node in reply.cluster_resource_state.node_states}
 
 
-def wait_for_trial(config: Config, asked: str, describe, say) -> None:
+def wait_for_trial(config: Config, asked: str, describe) -> None:
     """Ask the autoscaler for what one trial takes, and wait until it is there.
 
     Args:
@@ -72,7 +75,7 @@ def wait_for_trial(config: Config, asked: str, describe, say) -> None:
     group = placement_group([bundle] * run.workers, strategy="PACK")  # as Ray Train will ask for it
     try:
         while (left := deadline - time.monotonic()) > 0:
-            say(f"waiting for the autoscaler, {left:.0f} s at most: {asked}; the cluster has {describe()}")
+            logger.info(f"waiting for the autoscaler, {left:.0f} s at most: {asked}; the cluster has {describe()}")
             if group.wait(math.ceil(min(left, _SAY_EVERY_SEC))):
                 return
     finally:

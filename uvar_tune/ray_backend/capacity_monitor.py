@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from uvar_tune.errors import InfrastructureError
 from uvar_tune.ray_backend.cluster import asked, describe, fitting, node_resources
 from uvar_tune.ray_backend.health import leave
 
+logger = logging.getLogger(__name__)
+
 _EVERY_SEC = 5.0
 
 
@@ -23,10 +26,8 @@ class CapacityMonitor:
         give_up: told, with the reason, after `run.wait_resources_sec` without room for a trial; by default this process ends.
     """
 
-    def __init__(
-        self, config: Config, say: Callable[[str], None], give_up: Callable[[InfrastructureError], None] = leave
-    ):
-        self._config, self._say, self._give_up = config, say, give_up
+    def __init__(self, config: Config, give_up: Callable[[InfrastructureError], None] = leave):
+        self._config, self._give_up = config, give_up
         self._over = threading.Event()
         self._since: float | None = None  # without room for a trial
 
@@ -58,10 +59,10 @@ class CapacityMonitor:
         if fitting(self._config, node_resources()) > 0:
             self._since = None
             if before is not None:
-                self._say(f"the cluster holds a trial again: {describe()}")
+                logger.info(f"the cluster holds a trial again: {describe()}")
         elif before is None:
             self._since = time.monotonic()
-            self._say(
+            logger.info(
                 f"waiting for nodes, {wait_sec:.0f} s at most: {asked(self._config)}; the cluster has {describe()}"
             )
         elif time.monotonic() - before > wait_sec:

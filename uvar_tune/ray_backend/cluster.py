@@ -18,6 +18,8 @@ from uvar_tune.ray_backend import process_roles as process_start
 from uvar_tune.ray_backend.health import Place, RayHealthMonitor, answering
 from uvar_tune.ray_backend.local_ray import free_port, on_loopback
 
+logger = logging.getLogger(__name__)
+
 # The controller takes one report a poll, 2 s by default, so that a run of a minute would wait as long as it works.
 # Ray's watcher for preempted cloud nodes is one more process a trial; a lost node is noticed without it.
 WORKER_ENVIRONMENT = {
@@ -41,7 +43,7 @@ _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
 @contextlib.contextmanager
-def cluster(say):
+def cluster():
     """A connection to the cluster at RAY_ADDRESS (a submitted job has it), or a Ray of our own for as long as it lasts.
 
     Raises:
@@ -88,7 +90,7 @@ def cluster(say):
             process_start.DRIVER
         )  # Ray starts some processes at once, one of them for the first trial
         _preflight(context.dashboard_url)
-        say(f"Ray {ray.__version__} {'at ' + address if address else 'started here'}: {describe()}")
+        logger.info(f"Ray {ray.__version__} {'at ' + address if address else 'started here'}: {describe()}")
         with RayHealthMonitor(*_places(_HEAD_AWAY_SEC if address else 0.0)):
             yield
     finally:
@@ -142,7 +144,7 @@ def describe() -> str:
     return f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
 
 
-def capacity(config: Config, say) -> int:
+def capacity(config: Config) -> int:
     """How many trials run at once: as many as the nodes hold, `run.max_concurrent` at most.
 
     With an autoscaler behind the cluster it is `run.max_concurrent` where that is given: what waits makes the cluster grow.
@@ -158,7 +160,7 @@ def capacity(config: Config, say) -> int:
     if fits < 1 and not grows:
         raise ConfigError(f"{asked(config)}; the cluster has {describe()}", where="run.workers")
     if fits < 1:
-        wait_for_trial(config, asked(config), describe, say)
+        wait_for_trial(config, asked(config), describe)
         fits = max(1, fitting(config, node_resources()))
     return run.max_concurrent if grows and run.max_concurrent else min(fits, run.max_concurrent or fits)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _SAVING_SEC = 12.0  # for workers to save where they are and end by themselves
 _CLOSING_SEC = 18.0  # Tune gives what has not ended 10 s more; MLflow and Ray need the rest
@@ -23,8 +26,8 @@ class GracefulShutdown:
     which installs a SIGTERM handler of its own.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self.asked, self.say = threading.Event(), say
+    def __init__(self):
+        self.asked = threading.Event()
         self._over = threading.Event()
         self._end: Callable[[], None] | None = None  # how what runs is ended, while something does
         self._first = 0.0
@@ -72,7 +75,7 @@ class GracefulShutdown:
         if end is None or again:
             raise KeyboardInterrupt
         self._first = time.monotonic()
-        self.say("stopping: what is being trained saves a checkpoint (a second time ends it at once)")
+        logger.info("stopping: what is being trained saves a checkpoint (a second time ends it at once)")
         for work in (
             self._tell,
             lambda: self._ask(end),

@@ -7,6 +7,7 @@ checkpoint whichever process died; neither Tune's nor Train's own state is kept.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from typing import Any
@@ -20,6 +21,8 @@ from uvar_tune.io.disk import disk_full_reason
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.process_roles import worker_runtime_env
 from uvar_tune.trial.outcome_file import read_outcome, write_crash
+
+logger = logging.getLogger(__name__)
 
 _LOW_MEMORY = re.compile(r"killed due to the node running low on memory\..*? was ([^(]*?used / [^(]*?limit)", re.DOTALL)
 _REDUCTION = re.compile(r"gloo|nccl|Connection (closed|reset)|ProcessGroup|DistBackendError", re.IGNORECASE)
@@ -51,7 +54,7 @@ def run_worker_group(job: dict[str, Any], signals: GracefulShutdown, loop=None) 
         signals.running(lambda: fit(job, loop, failure=FailureConfig(max_failures=job["worker_retries"])))
     except Exception as error:  # whatever a worker raised
         if signals.asked.is_set():
-            signals.say(f"nothing was saved at the end: {root_cause(error)}")
+            logger.info(f"nothing was saved at the end: {root_cause(error)}")
             raise KeyboardInterrupt from None
         return {"outcome": "crashed", "reason": root_cause(error)}
     result = read_outcome(job["directory"], job["seeds"])

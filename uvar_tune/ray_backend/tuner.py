@@ -23,6 +23,8 @@ from uvar_tune.tracking.parameters import run_parameters, scored_under, that_ran
 from uvar_tune.trial.outcome_file import LOST, read_crash, read_outcome
 from uvar_tune.trial.trial import write_config
 
+logger = logging.getLogger(__name__)
+
 # What drives a trial only waits: it takes no CPU from the workers, and sits where the study's own driver does.
 ON_HEAD = {"node:__internal_head__": 0.001}
 
@@ -42,9 +44,8 @@ class TuneRunner:
         signals: GracefulShutdown,
         follower: LogFollower,
         assets: dict[str, Any],
-        say,
     ):
-        self.config, self.files, self.sink, self.assets, self.say = config, files, sink, assets, say
+        self.config, self.files, self.sink, self.assets = config, files, sink, assets
         self.signals, self.follower = signals, follower
         self._lost: InfrastructureError | None = None
         self.origin = {**provenance.origin(), "data_sha256": assets["data_sha256"]}
@@ -77,7 +78,7 @@ class TuneRunner:
                 name="tune", storage_path=str(self.ray_directory), verbose=0, callbacks=[Silent()]
             ),
         )
-        with self.follower, self.warm, CapacityMonitor(self.config, self.say, self.give_up):
+        with self.follower, self.warm, CapacityMonitor(self.config, self.give_up):
             try:
                 self.signals.running_tune(tuner.fit)
             except Exception as error:
@@ -105,7 +106,7 @@ class TrialCallbacks:
 
     def __init__(self, runner: TuneRunner, work):
         self._runner, self._work = runner, work
-        self._config, self._say = runner.config, runner.say
+        self._config = runner.config
 
     def job(self, proposal: Proposal) -> dict[str, Any]:
         runner, config = self._runner, self._work.configuration(proposal)
@@ -136,7 +137,7 @@ class TrialCallbacks:
         self._runner.follower.follow(name, directory / "metrics.jsonl", config.training.images)
         shown = ", ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in proposal.values.items())
         again = f", attempt {proposal.attempt}" if proposal.attempt > 1 else ""
-        self._say(f"{name} ({proposal.kind}{again}): {shown}")
+        logger.info(f"{name} ({proposal.kind}{again}): {shown}")
 
     def outcome(self, proposal: Proposal) -> dict[str, Any] | None:
         directory = self._directory(proposal)
@@ -149,7 +150,7 @@ class TrialCallbacks:
             self._runner.signals.asked.is_set() and outcome == "crashed"
         ):  # stopped by us: it stays as it is and goes on next time
             if result["reason"] != LOST:
-                self._say(f"{name}: nothing was saved at the end: {result['reason']}")
+                logger.info(f"{name}: nothing was saved at the end: {result['reason']}")
             return
         if outcome == "crashed":
             if full := disk_full_reason(result["reason"]) or self._runner.files.full():
@@ -158,7 +159,7 @@ class TrialCallbacks:
             if kind == InfrastructureError.__name__:
                 return self._runner.give_up(InfrastructureError(f"{why}; the same command continues"))
             again = self._work.crashed(number, result["reason"])
-            self._say(
+            logger.info(
                 f"{name}: attempt {proposal.attempt} crashed: {result['reason']}"
                 + ("; it is tried again from its last checkpoint" if again else "; given up")
             )
@@ -171,7 +172,7 @@ class TrialCallbacks:
         }
         if outcome == "complete":
             self._work.complete(number, result["value"], details)
-            self._say(
+            logger.info(
                 f"{name}: {self._config.study.metric} {result['value']:.4g} "
                 f"at CFG {result['params']['inference.cfg_scale']:.3g} ({result['seconds']:.0f} s, "
                 f"{result['start_up_seconds']:.0f} s of it before the first step)"
@@ -180,7 +181,7 @@ class TrialCallbacks:
             self._finish(proposal, "FINISHED", metrics=result["scores"], params={**result["params"], **about})
         else:
             self._work.prune(number, outcome, details)
-            self._say(f"{name}: {outcome.replace('_', ' ')} ({result['reason']})")
+            logger.info(f"{name}: {outcome.replace('_', ' ')} ({result['reason']})")
             self._finish(proposal, "KILLED" if outcome == "stopped" else "FAILED")
 
     def _finish(self, proposal: Proposal, status: str, **told) -> None:

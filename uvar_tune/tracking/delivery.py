@@ -7,6 +7,7 @@ not sent again; of a trial's metrics it drops what it has.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 
 from uvar_tune.tracking.content import InferencePointSearch, milliseconds, missing_points, new_pictures, new_points
 from uvar_tune.tracking.outbox import STUDY, Outbox
+
+logger = logging.getLogger(__name__)
 
 _UPLOADS = 5  # tries of one file
 
@@ -46,13 +49,13 @@ class Server(Protocol):
 class Delivery:
     """One connection's work: `operations`, then `records`, again and again; an `Away` out of either ends it."""
 
-    def __init__(self, spool: Outbox, server: Server, study: str, say: Callable[[str], None]):
-        self._spool, self._server, self._study, self._say = spool, server, study, say
+    def __init__(self, spool: Outbox, server: Server, study: str):
+        self._spool, self._server, self._study = spool, server, study
         self._confirmed: set[str] = set()
         self._state = spool.load()
         self._state["root"] = self._state["root"] or _mark(spool)
         if self._state["server"] not in (None, server.name):
-            self._say(
+            logger.info(
                 f"MLflow: {server.name} is another server than before; `python -m uvar_tune.sync --study {study} "
                 "--rebuild` sends it what it lacks"
             )
@@ -177,7 +180,7 @@ class Delivery:
         run_id = found[0] if found else self._make(key, number, at)
         if key in runs:  # the server has lost the run it had
             self._state["trials"].get(key, {}).update(offset=0, scored=[], files={})
-            self._say(
+            logger.info(
                 f"MLflow has lost the run of {'the study' if number is None else f'trial {number}'}: a new one; "
                 f"`python -m uvar_tune.sync --study {self._study} --rebuild` sends it what it lacks"
             )
@@ -214,7 +217,7 @@ class Delivery:
         return {**which, "uvar.root": self._state["root"]}
 
     def _upload(self, run_id: str, path: Path, folder: str) -> None:
-        """Upload; what fails again and again at a server that answers (too large for it, say) is given up, not waited for."""
+        """Upload; what fails again and again at a server that answers (too large for it) is given up, not waited for."""
         tries = self._state["tries"]
         try:
             self._server.upload(run_id, path, folder)
@@ -239,7 +242,7 @@ class Delivery:
 
     def _refused(self, what: dict[str, Any], refusal: Exception) -> None:
         self._spool.reject(what, str(refusal))
-        self._say(
+        logger.info(
             f"MLflow refuses {what.get('op')}{'' if what.get('number') is None else ' of trial ' + str(what['number'])}: "
             f"{refusal} (kept in {self._spool.directory / 'rejected.jsonl'})"
         )

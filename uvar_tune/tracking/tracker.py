@@ -7,6 +7,7 @@ delivered by the next one, or by `python -m uvar_tune.sync`.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import threading
@@ -21,6 +22,8 @@ from uvar_tune.tracking.mlflow_client import Server
 from uvar_tune.tracking.outbox import STUDY, Outbox
 from uvar_tune.tracking.run_logger import RunLogger
 
+logger = logging.getLogger(__name__)
+
 CLOSE_SEC, STOPPED_SEC = 60.0, 15.0  # for what is not delivered yet as a command ends; whoever stops one waits for less
 _EVERY_SEC, _LONGEST_SEC = 5.0, 30.0  # between two looks at the records; between two tries of a server that is away
 
@@ -32,13 +35,12 @@ class MLflowTracker(RunLogger):
         tracking_uri: of the server or database; credentials in it are never shown or stored.
         artifact_root: where artifacts lie when the store is a database (a server has a place of its own).
         spool_dir: ``run.root/NAME/mlflow``; several sinks may share it, one of them delivers.
-        say: gets a line when the server goes away, when it is back, and when something remains unsent.
     """
 
     def __init__(
-        self, *, tracking_uri: str, experiment: str, study: str, artifact_root: str | Path, spool_dir: str | Path, say
+        self, *, tracking_uri: str, experiment: str, study: str, artifact_root: str | Path, spool_dir: str | Path
     ):
-        self._uri, self._experiment, self._study, self._say = tracking_uri, experiment, study, say
+        self._uri, self._experiment, self._study = tracking_uri, experiment, study
         super().__init__(Outbox(spool_dir))
         self._artifact_root = Path(artifact_root)
         self._wake, self._closing, self._stopped = threading.Event(), threading.Event(), threading.Event()
@@ -63,7 +65,7 @@ class MLflowTracker(RunLogger):
         if operations or records:
             same = " and the same MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else ""
             root = shlex.quote(str(self._spool.directory.parent.parent))
-            self._say(
+            logger.info(
                 f"MLflow: {operations} operations and the records of {records} trials are kept and not sent; later, by "
                 f"`python -m uvar_tune.sync --study {self._study} --root {root}`{same}"
             )
@@ -72,7 +74,7 @@ class MLflowTracker(RunLogger):
     def _put(self, kind: str, at: float | None, **fields: Any) -> None:
         refused = self._spool.put({"op": kind, "time": time.time() if at is None else at, **fields})
         if refused and not self._full:
-            self._say(f"MLflow: {self._spool.directory} cannot be written ({refused}); operations wait in memory")
+            logger.info(f"MLflow: {self._spool.directory} cannot be written ({refused}); operations wait in memory")
         self._full = refused is not None
         self._begin()
         self._wake.set()
@@ -90,7 +92,7 @@ class MLflowTracker(RunLogger):
             try:
                 if self._spool.hold():
                     delivery = delivery or Delivery(
-                        self._spool, Server(self._uri, self._experiment, self._artifact_root), self._study, self._say
+                        self._spool, Server(self._uri, self._experiment, self._artifact_root), self._study
                     )
                     self._spool.flush()
                     delivery.operations(self._stopped.is_set)
@@ -118,7 +120,7 @@ class MLflowTracker(RunLogger):
     def _gone(self, reason: Exception) -> None:
         if not self._away:
             what = "does not answer" if isinstance(reason, Away) else f"cannot be told for now: {type(reason).__name__}"
-            self._say(
+            logger.info(
                 f"MLflow at {shown(self._uri)} {what} ({first_line(reason)}); the work goes on, and what it misses is kept "
                 "and sent later"
             )
@@ -126,5 +128,5 @@ class MLflowTracker(RunLogger):
 
     def _back(self) -> None:
         if self._away:
-            self._say(f"MLflow at {shown(self._uri)} answers again; it has been told what it missed")
+            logger.info(f"MLflow at {shown(self._uri)} answers again; it has been told what it missed")
         self._away = False

@@ -39,7 +39,7 @@ def open_metrics_log(
         handle.flush()
         recorder = MetricsLog(directory / "metrics.jsonl", attempt=attempt)
         if before:
-            recorder.event("say", text=f"waited for {before}, of an earlier attempt, to end")
+            recorder.event("log", text=f"waited for {before}, of an earlier attempt, to end")
         try:
             yield recorder
         finally:

@@ -102,17 +102,17 @@ def _tokenizer(config: Config, cache: Path, images, recorder: MetricsLog) -> tup
     directory.parent.mkdir(parents=True, exist_ok=True)
     with locked(directory.with_name(f".{key}.lock")):  # two studies that begin at once train one
         if (facts := _facts(directory)) is None:
-            _say(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
+            _log(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
             vqvae = new_vqvae(config)
             for event in train_tokenizer(vqvae, images["train"], **plan):
                 if isinstance(event, Progress):
                     recorder.metrics(event.images, event.values)
                 elif isinstance(event, TrainingWarning):
-                    _say(recorder, f"tokenizer: {event.text}")
+                    _log(recorder, f"tokenizer: {event.text}")
             facts = reconstruction(vqvae.eval(), images["validation"])
             save_tokenizer(directory, vqvae)
             write_text_atomic(directory / _FACTS, json.dumps(facts))
-    _say(
+    _log(
         recorder,
         f"tokenizer: held-out reconstruction MSE {facts['reconstruction_mse']:.4f} (pixels in [-1, 1]), "
         f"{facts['codes_in_use']:.0f} of {config.tokenizer.vocab_size} codes in use",
@@ -135,7 +135,7 @@ def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vq
     )
     directory = cache / "tokens" / key
     made = build_token_cache(directory, images, vqvae, batch=64, crops=crops)
-    _say(recorder, f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]} in {directory}")
+    _log(recorder, f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]} in {directory}")
     return directory
 
 
@@ -145,7 +145,7 @@ def _classifier(images, cache: Path, recorder: MetricsLog) -> tuple[str, float]:
     if not (directory / "meta.json").exists():
         save_classifier(train_classifier(images["train"], held_out=images["validation"]), directory)
     accuracy = load_classifier(directory).accuracy
-    _say(recorder, f"feature network: digit classifier, held-out accuracy {accuracy:.2%}")
+    _log(recorder, f"feature network: digit classifier, held-out accuracy {accuracy:.2%}")
     return str(directory), accuracy
 
 
@@ -197,5 +197,5 @@ def _choices(config: Config, name: str, **values: Any) -> list[Any]:
     return entry.edges() if told.active(values) else [config.get(name)]
 
 
-def _say(recorder: MetricsLog, text: str) -> None:
-    recorder.event("say", text=text)
+def _log(recorder: MetricsLog, text: str) -> None:
+    recorder.event("log", text=text)

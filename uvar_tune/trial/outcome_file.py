@@ -24,7 +24,7 @@ _MAX_BYTES = 2**24  # what we write ourselves is far smaller
 def interrupted(recorder: MetricsLog | None, images: int) -> dict[str, Any]:
     """The result of an attempt that saved a checkpoint after ``images`` images and ends, as it was asked to; rank 0 says so."""
     if recorder is not None:
-        recorder.event("say", text=f"saved at {images:,} images")
+        recorder.event("log", text=f"saved at {images:,} images")
     return {"outcome": INTERRUPTION, "reason": "it was asked to end", "images": images}
 
 

@@ -85,7 +85,7 @@ def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
 
     def skipped(path: Path, why: str) -> None:
         if recorder:
-            recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
+            recorder.event("log", text=f"checkpoint {path.name} is not used: {why}")
 
     found = chosen(
         lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check),
@@ -99,7 +99,7 @@ def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
     var.load_state_dict(checkpoint.var_state)
     if recorder:
         recorder.event("resumed", images=checkpoint.images)
-        recorder.event("say", text=f"continues at {checkpoint.images:,} images")
+        recorder.event("log", text=f"continues at {checkpoint.images:,} images")
     return checkpoint.training_state
 
 

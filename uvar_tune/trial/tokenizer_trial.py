@@ -116,7 +116,7 @@ def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, rec
     if isinstance(event, Progress):
         recorder.metrics(event.images, event.values)
     elif isinstance(event, TrainingWarning):
-        recorder.event("say", text=event.text)
+        recorder.event("log", text=event.text)
     elif isinstance(event, CheckpointEvent):
         checkpoints = directory / "checkpoints"
         save_tokenizer(checkpoints / f"{event.images:012d}", vqvae, training_state=event.state())
@@ -134,7 +134,7 @@ def _resume(checkpoints: Path, vqvae, recorder: MetricsLog | None, device: torch
 
     def skipped(path: Path, why: str) -> None:
         if recorder:
-            recorder.event("say", text=f"checkpoint {path.name} is not used: {why}")
+            recorder.event("log", text=f"checkpoint {path.name} is not used: {why}")
 
     found = chosen(
         lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check), recorder, device
@@ -144,5 +144,5 @@ def _resume(checkpoints: Path, vqvae, recorder: MetricsLog | None, device: torch
     vqvae.load_state_dict(load_tokenizer(found).state_dict())
     state = load_training_state(found)
     if recorder:
-        recorder.event("say", text=f"continues at {state['images']:,} images")
+        recorder.event("log", text=f"continues at {state['images']:,} images")
     return state

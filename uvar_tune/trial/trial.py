@@ -170,7 +170,7 @@ def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, sc
         if recorder and isinstance(event, Progress):
             recorder.metrics(event.images, event.values)
         elif recorder and isinstance(event, TrainingWarning):
-            recorder.event("say", text=event.text)
+            recorder.event("log", text=event.text)
         elif isinstance(event, CheckpointEvent):
             averaged = event.state()["ema"] if config.training.ema else None
             if recorder:
