@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 
+SELECTION, EVALUATION = "selection", "evaluation"  # sampling seeds that select an inference point, and that report it
+SAMPLING = {SELECTION: "sampling-a", EVALUATION: "sampling-b"}  # their purposes
 _COMMON = "sampling"  # purposes that begin with it are common to all trials of a phase
 
 

@@ -169,7 +169,7 @@ def test_the_profile_table_is_made_of_the_study(study, cli, root, tmp_path):
         for point in trial.user_attrs["profile"]:
             if point["cfg_scale"] in (0, 2):
                 [score] = [score for score in row["scores"] if score[0] == point["cfg_scale"]]
-                assert score[1 if point["seeds"] == "a" else 2] == point["fid"]
+                assert score[1 if point["seeds"] == "selection" else 2] == point["fid"]
 
 
 def test_a_study_does_not_go_on_under_another_protocol(study, cluster_cli, root):

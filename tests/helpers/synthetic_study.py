@@ -57,7 +57,8 @@ def trial(root: Path, number: int, *, rng: random.Random, end=("COMPLETE", "comp
         + rng.gauss(0, 0.2)
     )
     profile = [
-        {"cfg_scale": scale, "seeds": "a", "fid": base + 0.4 * (scale - 1) ** 2, "kid": base / 1000} for scale in SCALES
+        {"cfg_scale": scale, "seeds": "selection", "fid": base + 0.4 * (scale - 1) ** 2, "kid": base / 1000}
+        for scale in SCALES
     ]
     scores = {
         "fid": base + 0.05,
@@ -71,7 +72,7 @@ def trial(root: Path, number: int, *, rng: random.Random, end=("COMPLETE", "comp
         "code_usage": 1.0,
     }
     complete = end[0] == "COMPLETE"
-    told = [{"cfg_scale": 1.0, "seeds": "b", "fid": scores["fid"], "kid": scores["kid"]}]
+    told = [{"cfg_scale": 1.0, "seeds": "evaluation", "fid": scores["fid"], "kid": scores["kid"]}]
     params = {
         "loss.lambda_1": lambda_1,
         "loss.lambda_2": lambda_2,

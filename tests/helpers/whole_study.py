@@ -84,7 +84,7 @@ def _run(files, work, phase, proposal, sink):
         work.prune(number, outcome, {"made_by": {"commit": "abc"}})
         sink.finish_trial(key, "KILLED" if outcome == "stopped" else "FAILED")
         return
-    recorder.event("score", images=640, cfg_scale=1.5, seeds="a", fid=2.0)
+    recorder.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=2.0)
     recorder.metrics(640, {"fid": 2.0})
     scores, params = {"fid": 2.0, "f1": 0.5}, {"inference.cfg_scale": 1.5}
     protocol, ran = {"samples": 1000, "reference": "4677e795", "divisor": ""}, {"loss.lambda_1": 0.25}

@@ -150,10 +150,10 @@ def test_a_profile_over_several_parameters_is_dots_of_the_best_at_each_scale(res
     points = [
         {"cfg_scale": cfg, "temperature": temperature, "seeds": seeds, "fid": fid}
         for cfg, temperature, seeds, fid in (
-            (1.0, 0.9, "a", 6.0),
-            (1.0, 1.0, "a", 5.0),
-            (2.0, 1.1, "a", 7.0),
-            (1.0, 1.0, "b", 5.5),
+            (1.0, 0.9, "selection", 6.0),
+            (1.0, 1.0, "selection", 5.0),
+            (2.0, 1.1, "selection", 7.0),
+            (1.0, 1.0, "evaluation", 5.5),
         )
     ]
     trials = tuple(dataclasses.replace(trial, profile=points) for trial in results.trials)

@@ -24,21 +24,21 @@ def test_points_carry_value_time_and_images(tmp_path, recorder):
 def test_the_profile_is_a_curve_over_cfg_and_its_second_scoring_is_left_out(tmp_path, recorder):
     scored = []
     for attempt_fid in (3.0, 3.5):  # an attempt killed while it scored scores again
-        recorder.event("score", images=640, cfg_scale=0.5, seeds="a", fid=attempt_fid, kid=math.nan)
-    recorder.event("score", images=640, cfg_scale=0.5, seeds="b", fid=4.0)
+        recorder.event("score", images=640, cfg_scale=0.5, seeds="selection", fid=attempt_fid, kid=math.nan)
+    recorder.event("score", images=640, cfg_scale=0.5, seeds="evaluation", fid=4.0)
     points, end = new_points(tmp_path, 0, scored)
     assert [(key, value, step) for key, value, _, step in points if key.endswith("fid")] == [
         ("profile/fid", 3.0, 500),
         ("profile_b/fid", 4.0, 500),
     ]
     assert math.isnan(next(value for key, value, _, _ in points if key == "profile/kid"))
-    recorder.event("score", images=640, cfg_scale=0.5, seeds="a", fid=9.0)
+    recorder.event("score", images=640, cfg_scale=0.5, seeds="selection", fid=9.0)
     assert new_points(tmp_path, end, scored)[0] == []
 
 
 def test_points_that_differ_in_temperature_alone_are_two(tmp_path, recorder):
     for temperature, fid in ((1.0, 3.0), (0.9, 2.0), (1.0, 3.0)):
-        recorder.event("score", images=640, cfg_scale=0.5, temperature=temperature, seeds="a", fid=fid)
+        recorder.event("score", images=640, cfg_scale=0.5, temperature=temperature, seeds="selection", fid=fid)
     points, _ = new_points(tmp_path, 0, [])
     assert [(value, step) for key, value, _, step in points if key == "profile/fid"] == [(3.0, 500), (2.0, 500)]
 

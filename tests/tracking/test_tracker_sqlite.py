@@ -23,7 +23,7 @@ def one_trial(place, study, points=range(5)):
 def test_a_study_and_its_trial(place, said):
     sink, recorder, directory = one_trial(place, "plain")
     recorder.metrics(640, {"fid": 3.0, "kid": math.nan})
-    recorder.event("score", images=640, cfg_scale=1.5, seeds="a", fid=3.5)
+    recorder.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=3.5)
     (directory / "samples" / "000640.png").write_bytes(b"png")
     checkpoint = directory / "checkpoints" / "000640"
     checkpoint.mkdir(parents=True)

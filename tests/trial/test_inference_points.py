@@ -8,7 +8,7 @@ import pytest
 
 from uvar_tune.config.loading import validate
 from uvar_tune.config.space import searched, searched_inference_entries
-from uvar_tune.trial.scoring import InferencePointSearch
+from uvar_tune.evaluation.cfg_search import InferencePointSearch
 
 LAMBDA = {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0}
 TOP_K = {"role": "inference", "type": "categorical", "choices": [0, 16, 32]}
@@ -26,11 +26,10 @@ def config_of(space, **inference):
 
 def asked(config, fid=lambda point: 1.0):
     """All points of one checkpoint whose FID follows from the point."""
-    axes = {name: entry.model_dump(mode="json") for name, entry in searched_inference_entries(config).items()}
-    search, points = InferencePointSearch(config, "fid", axes), []
+    search, points = InferencePointSearch.from_config(config, searched_inference_entries(config)), []
     while (point := search.ask()) is not None:
         points.append(point)
-        search.tell(point, {"fid": fid(point)})
+        search.tell(point, fid(point))
     return points
 
 
@@ -41,7 +40,7 @@ def test_the_space_alone_decides_over_truncation():
     points = asked(named, lambda point: 2.0 + (point["top_k"] != 16) + abs(math.log1p(point["cfg_scale"]) - 0.4))
     assert {frozenset(point) for point in points} == {frozenset({"cfg_scale", "top_k", "seeds"})}
     assert {point["top_k"] for point in points} == {0, 16, 32} and len(points) <= 3 + 8 + 1
-    assert points[-1]["seeds"] == "b" and points[-1]["top_k"] == 16
+    assert points[-1]["seeds"] == "evaluation" and points[-1]["top_k"] == 16
 
 
 def test_a_named_range_takes_the_place_of_the_usual_one():
@@ -57,7 +56,7 @@ def test_a_named_range_takes_the_place_of_the_usual_one():
         "temperature": 1.0,
         "cfg_ramp": 1.0,
         "top_p": 0.8,
-        "seeds": "a",
+        "seeds": "selection",
     }  # top_p 0 is outside: its end
     assert points[0] == start
 
@@ -66,5 +65,5 @@ def test_a_named_range_takes_the_place_of_the_usual_one():
 def test_a_joint_score_is_at_the_point_that_was_chosen(values):
     """What a replay does: one score on seeds B, everything else from the configuration."""
     config = config_of({}).with_values({**values, "inference.cfg_scale": 0.28, "inference.search": "joint"})
-    assert asked(config) == [{"cfg_scale": 0.28, "seeds": "b"}]
+    assert asked(config) == [{"cfg_scale": 0.28, "seeds": "evaluation"}]
     assert {name: config.get(name) for name in values} == values

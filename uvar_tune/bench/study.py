@@ -112,7 +112,7 @@ def _config(sampler: str, trials: int) -> Config:
 def _details(value: float, draw: random.Random) -> dict:
     """As large as a real trial's: scores, a profile of five CFG scales, where it was made."""
     scores = {f"score_{i}": draw.random() for i in range(20)}
-    profile = [{"cfg_scale": i, "seeds": "a", **dict(list(scores.items())[:6])} for i in range(6)]
+    profile = [{"cfg_scale": i, "seeds": "selection", **dict(list(scores.items())[:6])} for i in range(6)]
     return {
         "scores": {"fid": value, **scores},
         "profile": profile,

@@ -14,11 +14,12 @@ from rich.console import Console
 from uvar_tune import provenance
 from uvar_tune.config.schema import content_hash
 from uvar_tune.errors import ConfigError
-from uvar_tune.evaluation import Number, Origin, Protocol, Table, write_tables
+from uvar_tune.evaluation import Origin, Protocol
 from uvar_tune.io.outputs import check_directory
 from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation, LoadedCheckpoint, Plan, sampling_seeds
 from uvar_tune.paper.published import BASELINE, OURS
 from uvar_tune.paper.suites import Comparison, evaluate_checkpoints
+from uvar_tune.paper.tables import Number, Table, write_tables
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 
 logger = logging.getLogger(__name__)

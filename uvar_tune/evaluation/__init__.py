@@ -49,27 +49,20 @@ from uvar_tune.evaluation.robustness import (
 )
 from uvar_tune.evaluation.scorecard import scorecard
 from uvar_tune.evaluation.test_folders import class_folders, imagenet_c
-from uvar_tune.paper.published import PUBLISHED, Published
-from uvar_tune.paper.tables import Column, Number, Table, write_tables
 
 __all__ = [
     "EXTRACTORS",
     "FAMILIES",
     "FIDELITY_METRICS",
-    "PUBLISHED",
-    "Column",
     "Context",
     "Corrupted",
     "DigitClassifier",
     "Extractor",
     "Features",
     "FidelityWarning",
-    "Number",
     "Origin",
     "Protocol",
     "ProtocolMismatch",
-    "Published",
-    "Table",
     "auroc",
     "check_extractor",
     "class_folders",
@@ -107,5 +100,4 @@ __all__ = [
     "token_scores",
     "tokenize",
     "train_classifier",
-    "write_tables",
 ]

@@ -23,7 +23,6 @@ from uvar_tune.data import TokenCache
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import (
     Context,
-    Number,
     Origin,
     evaluate,
     fidelity_protocol,
@@ -32,6 +31,7 @@ from uvar_tune.evaluation import (
     to_uint8,
 )
 from uvar_tune.model import CFG_CONVENTION, generate
+from uvar_tune.paper.tables import Number
 from uvar_tune.pipeline import find, restore, stored_config
 from uvar_tune.training import load_checkpoint, tokenizer_hash
 from uvar_tune.trial.assets import Assets, prepare

@@ -16,14 +16,10 @@ from typing import Any
 from uvar_tune.data.corruptions import SUITE
 from uvar_tune.errors import ConfigError, Diverged
 from uvar_tune.evaluation import (
-    PUBLISHED,
-    Column,
     Corrupted,
     FidelityWarning,
-    Number,
     Protocol,
     ProtocolMismatch,
-    Table,
     class_folders,
     corrupted_sets,
     corruption_errors,
@@ -36,8 +32,9 @@ from uvar_tune.evaluation import (
 from uvar_tune.evaluation.protocol import metric_version
 from uvar_tune.metrics import metric
 from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation
-from uvar_tune.paper.published import BASELINE, OURS
+from uvar_tune.paper.published import BASELINE, OURS, PUBLISHED
 from uvar_tune.paper.step_cost import STEPS, hardware, step_cost
+from uvar_tune.paper.tables import Column, Number, Table
 from uvar_tune.trial.factory import load_split
 
 logger = logging.getLogger(__name__)

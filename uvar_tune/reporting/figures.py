@@ -119,7 +119,9 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
                     ms=4.5,
                     label=name,
                 )
-            told = [point for point in trial.profile if point.get("seeds") == "b" and results.objective in point]
+            told = [
+                point for point in trial.profile if point.get("seeds") == "evaluation" and results.objective in point
+            ]
             if told:
                 axes.plot(
                     told[-1]["cfg_scale"],
@@ -147,12 +149,12 @@ def several_axes(results: StudyResults) -> bool:
 
 
 def _profile(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:
-    """(CFG scale, the best score there on seeds A)."""
+    """(CFG scale, its best score on selection seeds)."""
     better = min if results.direction == "minimize" else max
     points: dict[float, float] = {}
     for point in trial.profile:
         value = float(point.get(results.objective, math.nan))
-        if point.get("seeds") == "a" and math.isfinite(value):
+        if point.get("seeds") == "selection" and math.isfinite(value):
             points[point["cfg_scale"]] = better(value, points.get(point["cfg_scale"], value))
     return sorted(points.items())
 

@@ -44,7 +44,7 @@ def _points(record: dict[str, Any], scored: list[list]) -> InferencePointSearch:
     if point in scored:
         return []
     scored.append(point)
-    folder, step = "profile" if record["seeds"] == "a" else "profile_b", round(1000 * record["cfg_scale"])
+    folder, step = "profile" if record["seeds"] == "selection" else "profile_b", round(1000 * record["cfg_scale"])
     names = sorted(record.keys() - {"time", "attempt", "kind", "images", "cfg_scale", "seeds"})
     return [(f"{folder}/{name}", float(record[name]), at, step) for name in names]
 

@@ -6,7 +6,6 @@ taken and told on seeds B, so that the choice does not flatter the value. `joint
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from uvar_tune.config.schema import Config
 from uvar_tune.config.space_entry import SpaceEntry
 from uvar_tune.data import TokenCache
 from uvar_tune.evaluation import code_statistics, likelihood, save_grid, scorecard
-from uvar_tune.evaluation.axis import CFG_RAMP, TEMPERATURE, Axis
-from uvar_tune.evaluation.cfg_search import InferenceSearch
+from uvar_tune.evaluation.cfg_search import InferencePointSearch
 from uvar_tune.metrics import metric
 from uvar_tune.model.scales import split
 from uvar_tune.objective import gradient_shares
+from uvar_tune.seeds import SAMPLING
 from uvar_tune.trial.factory import calibration, loss_arguments
 from uvar_tune.trial.sample_scorer import Sampler, SampleScorer, from_rank_0
 
@@ -81,17 +80,19 @@ class Scorer:
         self.var.eval()
         draw, profile, features = self._sampler(self.config.evaluation.samples), [], None
         search = (
-            InferencePointSearch(self.config, self.config.study.metric, self.job.get("axes", {}))
+            InferencePointSearch.from_config(
+                self.config, {name: SpaceEntry(**entry) for name, entry in self.job.get("axes", {}).items()}
+            )
             if self.rank == 0
             else None
         )
         while (point := from_rank_0(search.ask() if search else None, self.world_size)) is not None:
             place = {name: value for name, value in point.items() if name != "seeds"}
-            samples = draw(place, f"sampling-{point['seeds']}")
+            samples = draw(place, SAMPLING[point["seeds"]])
             if search:
                 features = self.judge.extractor(samples)
                 found = self.judge.scores(features)
-                search.tell(point, found)
+                search.tell(point, found[self.config.study.metric])
                 profile.append({**point, **found})
                 self.recorder.event("score", images=images, **profile[-1])
         tokens_NL = draw.tokens_NL
@@ -174,48 +175,6 @@ def shares_at(config: Config, assets: dict[str, Any], var, vqvae, device) -> dic
     with torch.no_grad():
         logits_BLV = var(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales)))
     return gradient_shares(logits_BLV, tokens_BL, **loss_arguments(config, assets, vqvae, device))
-
-
-class InferencePointSearch:
-    """The inference points of a checkpoint: a search over `inference.search_axes` and what else the space names, or in
-    `joint` mode the trial's own.
-
-    Args:
-        named: what the space names beside the CFG scale (`space.searched_inference_entries`), as plain data. It begins at the
-            configuration's value, or where its range does not hold that at an end of the range.
-    """
-
-    def __init__(self, config: Config, objective: str, named: dict[str, dict[str, Any]]):
-        inference, self._objective = config.inference, objective
-        scales, joint = inference.search_cfg_scales, inference.search == "joint"
-        start = inference.cfg_scale if joint else min(scales, key=lambda scale: abs(scale - inference.cfg_scale))
-        axis = Axis(
-            "cfg_scale",
-            low=min(scales[0], start),
-            high=max(scales[-1], start),
-            start=start,
-            scale="log1p",
-            coarse=() if joint else tuple(scales),
-        )
-        known = {
-            "cfg_scale": axis,
-            "temperature": replace(TEMPERATURE, start=inference.temperature),
-            "cfg_ramp": replace(CFG_RAMP, start=inference.cfg_ramp),
-        }
-        entries = {name: SpaceEntry(**entry) for name, entry in named.items()}
-        for name, entry in entries.items():
-            value = getattr(inference, name)
-            known[name] = Axis.of(name, entry, start=value if entry.holds(value) else entry.edges()[0])
-        axes = [axis] if joint else [known[name] for name in dict.fromkeys((*inference.search_axes, *entries))]
-        self._search = InferenceSearch(
-            axes,
-            direction=metric(objective).direction,
-            budget=1 if joint else len(scales) + inference.search_refinements + 1,
-        )
-        self.ask = self._search.ask
-
-    def tell(self, point: dict[str, Any], scores: dict[str, float]) -> None:
-        self._search.tell(point, scores[self._objective])
 
 
 def _by_class(samples_N3HW: torch.Tensor, labels_N: torch.Tensor, each: int) -> torch.Tensor:
