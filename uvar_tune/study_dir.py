@@ -7,18 +7,17 @@ run.root/cache/{tokenizers,tokens,references,features}/<hash>/      run.root/mlf
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from pathlib import Path
 
-import yaml
-
-from uvar_tune.config.loading import parse_yaml, read_text, validate
+from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError, nearest
 from uvar_tune.io.atomic import write_text_atomic
-from uvar_tune.io.uri import shown
+from uvar_tune.io.locks import FileLock, LockHeldError
+from uvar_tune.io.safe_load import dump_yaml, parse_yaml, read_text
+from uvar_tune.io.uri import redact_url
 
 # What may differ when a study is resumed: how much of it to run, and where and how fast.
 _FREE = {
@@ -105,24 +104,23 @@ class StudyDirectory:
     @contextlib.contextmanager
     def lock(self):
         """Hold the study: a second sweep on it is refused."""
-        with open(self.directory / ".lock", "a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                raise ConfigError(
-                    f"study {self.name!r} is being run by {handle.read().strip() or 'another sweep'}; "
-                    "wait for it or take another --study name",
-                    where=str(self.directory),
-                ) from None
-            except OSError as error:
-                raise ConfigError(
-                    f"{self.directory} lies on a file system without locks: {error.strerror}", where="run.root"
-                ) from None
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()}")
-            handle.flush()
+        lock = FileLock(self.directory / ".lock")
+        try:
+            lock.acquire(timeout_sec=0)
+        except LockHeldError as error:
+            raise ConfigError(
+                f"study {self.name!r} is being run by {error.holder or 'another sweep'}; "
+                "wait for it or choose another --study name",
+                where=str(self.directory),
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"{self.directory} is on a file system without locks: {error.strerror}", where="run.root"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def claim(self, config: Config) -> None:
         """Write study.yaml, or check that the study that lies here asks the same question.
@@ -161,7 +159,7 @@ def resolve_root(config_root: str | None) -> Path:
         config_root = "~/uvar_tune_runs" if in_ray_job() else "runs"
     elif "://" in config_root:
         raise ConfigError(
-            f"{shown(config_root)!r} is not a path: mount the bucket and give its directory", where="run.root"
+            f"{redact_url(config_root)!r} is not a path: mount the bucket and give its directory", where="run.root"
         )
     elif in_ray_job() and not os.path.isabs(os.path.expanduser(config_root)):
         raise ConfigError(
@@ -199,7 +197,3 @@ def _walk(old: dict, new: dict):
                 )
             else:
                 yield f"{section}.{key}", before, after
-
-
-def dump_yaml(tree) -> str:
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)

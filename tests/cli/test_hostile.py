@@ -267,7 +267,7 @@ def test_yaml_that_takes_long(tmp_path, checkpoint):
     replace(checkpoint, "config.yaml", b"a: 1 #" + b"x" * 2**20)
     assert "config.yaml: cannot be read (larger than 1048576 bytes)" in refusal(restore, checkpoint)
     replace(checkpoint, "config.yaml", b"a: [" + b"[]," * 2**18 + b"]")
-    assert "config.yaml: cannot be read (more than 32768 nodes)" in refusal(restore, checkpoint)
+    assert "config.yaml: cannot be read (more than 32,768 keys and values)" in refusal(restore, checkpoint)
 
 
 IMAGES = {

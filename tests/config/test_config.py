@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from uvar_tune.config.loading import parse_yaml, read_config, validate
-from uvar_tune.config.schema import Config, content_hash, dotted_names
+from uvar_tune.config.schema import Config, dotted_names
 from uvar_tune.errors import ConfigError
+from uvar_tune.io.hashing import content_hash
 
 LAMBDA = {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0}
 
@@ -233,8 +234,8 @@ def test_shares_are_searched_as_shares():
     [
         ("study: {name: a", "not YAML"),
         ("study: &a {name: x}\ndata: *a", "aliases"),
-        ("study: {}\nstudy: {}", "line 2: key 'study' stands twice"),
-        ("study:\n  seed: 1\n  seed: 2", "line 3: key 'seed' stands twice"),
+        ("study: {}\nstudy: {}", "line 2: key 'study' is given twice"),
+        ("study:\n  seed: 1\n  seed: 2", "line 3: key 'seed' is given twice"),
         ("1: {}", "key 1 is not a word"),
         ("- 1", "a configuration is a mapping"),
         ("", "a configuration is a mapping"),

@@ -8,12 +8,12 @@ from uvar_tune.evaluation.features import (
     TrainingPlan,
     classify,
     conditional_accuracy,
-    content_hash,
     load_classifier,
     save_classifier,
     to_uint8,
     train_classifier,
 )
+from uvar_tune.io.hashing import state_sha256
 
 
 def test_held_out_accuracy(classifier, digits):
@@ -25,7 +25,7 @@ def test_held_out_accuracy(classifier, digits):
 def test_same_seed_same_bits(digits):
     plan = TrainingPlan(epochs=1)
     hashes = [
-        content_hash(train_classifier(digits["train"], held_out=digits["validation"], seed=seed, plan=plan))
+        state_sha256(train_classifier(digits["train"], held_out=digits["validation"], seed=seed, plan=plan))
         for seed in (3, 3, 4)
     ]
     assert hashes[0] == hashes[1] != hashes[2]

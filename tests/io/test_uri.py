@@ -1,7 +1,7 @@
 import pytest
 
 from uvar_tune.config.schema import Config
-from uvar_tune.io.uri import cleaned, shown
+from uvar_tune.io.uri import redact_secrets, redact_url
 from uvar_tune.tracking.parameters import profiled, run_parameters, study_parameters
 
 
@@ -16,8 +16,8 @@ from uvar_tune.tracking.parameters import profiled, run_parameters, study_parame
     ],
 )
 def test_a_uri_is_shown_without_credentials(uri, seen):
-    assert shown(uri) == seen
-    assert "s3" not in shown(uri)
+    assert redact_url(uri) == seen
+    assert "s3" not in redact_url(uri)
 
 
 @pytest.mark.parametrize(
@@ -29,15 +29,17 @@ def test_a_uri_is_shown_without_credentials(uri, seen):
     ],
 )
 def test_messages_lose_what_is_secret(text):
-    assert "s3cret" not in cleaned(text, "http://ann:s3cret%21@host:5000")
+    assert "s3cret" not in redact_secrets(text, "http://ann:s3cret%21@host:5000")
 
 
 @pytest.mark.parametrize(
     "query", ["user=ann&password=hunter2", "sslkey=hunter2", "passwd=hunter2", "odbc_connect=DSN%3Ba&PWD%3Dhunter2"]
 )
 def test_a_password_in_the_query_is_secret_too(query):
-    assert "hunter2" not in cleaned("hunter2 was refused", f"postgresql://db/mlflow?{query}")
-    assert "hunter2" not in cleaned(f"postgresql://db/mlflow?{query} was refused", f"postgresql://db/mlflow?{query}")
+    assert "hunter2" not in redact_secrets("hunter2 was refused", f"postgresql://db/mlflow?{query}")
+    assert "hunter2" not in redact_secrets(
+        f"postgresql://db/mlflow?{query} was refused", f"postgresql://db/mlflow?{query}"
+    )
 
 
 def test_a_storage_url_is_a_parameter_without_its_password():

@@ -112,7 +112,7 @@ def test_an_archive_that_unfolds(tmp_path, states):
     path = tmp_path / "vae.pth"
     torch.save({**states[0], "much": torch.zeros(2**20)}, path)
     repacked(path, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(ConfigError, match="unfolds to .* bytes, but has"):
+    with pytest.raises(ConfigError, match="expands to .* bytes, but has"):
         load_official(path, scales=SCALES)
 
 
@@ -125,7 +125,7 @@ def test_other_readers_of_such_files_refuse_it_too(tmp_path):
     torch.save({"much": torch.zeros(2**20)}, path)
     repacked(path, compression=zipfile.ZIP_DEFLATED)
     for read in (read_tensors, _check_state_dict):
-        with pytest.raises(ConfigError, match="unfolds to"):
+        with pytest.raises(ConfigError, match="expands to"):
             read(path)
 
 
@@ -138,7 +138,7 @@ def test_an_archive_with_two_directories(tmp_path, states):
     with zipfile.ZipFile(path) as archive:
         directory = content[archive.start_dir : -22]
     path.write_bytes(content[:-22] + directory + content[-22:])
-    with pytest.raises(ConfigError, match="readers differ"):
+    with pytest.raises(ConfigError, match="readers disagree"):
         load_official(path, scales=SCALES)
 
 
@@ -191,5 +191,5 @@ def test_sizes_of_which_nothing_can_be_made(tmp_path, states, which, changes, me
 
 @pytest.mark.parametrize("place", ["/dev/zero", "/"])
 def test_what_is_no_regular_file(place):
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         load_official(place)

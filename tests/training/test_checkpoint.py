@@ -134,7 +134,7 @@ DAMAGE = {
         lambda d: os.truncate(d / "manifest.json", 2**25),
         "manifest.json (cannot be read (larger than",
     ),
-    "manifest that is a device": (lambda d: lead(d / "manifest.json", "/dev/null"), "no regular file"),
+    "manifest that is a device": (lambda d: lead(d / "manifest.json", "/dev/null"), "not a regular file"),
     "a bad sector": (unreadable, "var.safetensors cannot be read (Input/output error)"),
     "manifest without images": (edit_manifest(lambda m: m.pop("images")), "does not say how many images"),
 }

@@ -8,7 +8,7 @@ def test_a_cache_is_copied_once_however_many_workers_come(tmp_path):
     source.mkdir(parents=True)
     (source / "tokens.npy").write_bytes(bytes(range(256)) * 4096)
     assets = {"tokens": {"train": str(source)}, "cache": "kept"}
-    (tmp_path / "node" / ".abc123.0.tmp").mkdir(parents=True)  # of one that was killed
+    (tmp_path / "node" / f".abc123.{0:032x}.tmp").mkdir(parents=True)  # of one that was killed
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         found = pool.starmap(copy_to_local_disk, [(assets, str(tmp_path / "node"))] * 4)
     assert {one["tokens"]["train"] for one in found} == {str(tmp_path / "node" / "abc123")}

@@ -12,7 +12,7 @@ from uvar_tune.commands.dry_run_phases import ENDED, foretold, timed
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import baseline_point, searched, searched_inference_entries
 from uvar_tune.errors import ConfigError
-from uvar_tune.io.uri import shown
+from uvar_tune.io.uri import redact_url
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def plan(config: Config, *, phase: str | None = None) -> int:
         logger.info(_expected(config, total, results, at_once))
     for line in others:
         logger.info(line)
-    logger.info(f"MLflow: {shown(files.tracking_uri())}")
+    logger.info(f"MLflow: {redact_url(files.tracking_uri())}")
     return 0
 
 

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 
 from uvar_tune import provenance
-from uvar_tune.config.schema import content_hash
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import Origin, Protocol
+from uvar_tune.io.hashing import content_hash
 from uvar_tune.io.outputs import check_directory
 from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation, LoadedCheckpoint, Plan, sampling_seeds
 from uvar_tune.paper.published import BASELINE, OURS

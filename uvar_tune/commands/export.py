@@ -8,7 +8,8 @@ from typing import Any
 from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
-from uvar_tune.study_dir import dump_yaml
+from uvar_tune.io.atomic import write_text_atomic
+from uvar_tune.io.safe_load import dump_yaml
 
 UNCONFIRMED = "unconfirmed"
 
@@ -55,9 +56,7 @@ def export_trial(
     path = directory / f"{results.name}-{trial.number:05d}.yaml"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(".tmp")
-        staged.write_text(_header(results, trial, verdict) + dump_yaml({"verdict": tree.pop("verdict"), **tree}))
-        staged.replace(path)
+        write_text_atomic(path, _header(results, trial, verdict) + dump_yaml({"verdict": tree.pop("verdict"), **tree}))
     except OSError as error:
         raise ConfigError(f"{error.filename or directory} cannot be written: {error.strerror}", where="--out") from None
     return path

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.commands.summary import track
-from uvar_tune.config.loading import parse_yaml, read_text, validate
+from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
+from uvar_tune.io.safe_load import parse_yaml, read_text
 from uvar_tune.search.load import load_results
 from uvar_tune.search.ownership import is_of_a_study, require_existing_study
 from uvar_tune.search.storage import trials_by_phase

@@ -15,7 +15,7 @@ from uvar_tune.analysis.results import StudyResults
 from uvar_tune.commands.export import UNCONFIRMED, export_trial
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import FAILED
-from uvar_tune.io.uri import shown
+from uvar_tune.io.uri import redact_url
 from uvar_tune.reporting import ranked_table, write_report
 from uvar_tune.reporting.costs import costs
 from uvar_tune.search.load import load_results
@@ -50,8 +50,8 @@ def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, cp
     logger.info(f"report: {pages['html']}\npicture: {pages['png']}")
     uri = files.tracking_uri()
     local = uri.startswith("sqlite") and f"{_python()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    logger.info(f"MLflow UI:        {local or shown(uri)}")
-    storage = shown(files.storage_url(config).removeprefix("journal:"))
+    logger.info(f"MLflow UI:        {local or redact_url(uri)}")
+    storage = redact_url(files.storage_url(config).removeprefix("journal:"))
     logger.info(f"Optuna dashboard: {Path(_python()).parent / 'optuna-dashboard'} {shlex.quote(storage)}")
     logger.info(f"final run:        {_python()} -m uvar_tune.train {export}")
     return 0

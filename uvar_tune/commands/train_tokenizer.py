@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune import provenance
-from uvar_tune.config.loading import parse_yaml, read_text
 from uvar_tune.config.schema import NAME_PATTERN, Config
 from uvar_tune.console import LogFollower
 from uvar_tune.errors import FAILED, INTERRUPTED, ConfigError
 from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.io.disk import raise_on_disk_full
-from uvar_tune.io.uri import shown
+from uvar_tune.io.safe_load import dump_yaml, parse_yaml, read_text
+from uvar_tune.io.uri import redact_url
 from uvar_tune.model import save_official
 from uvar_tune.model.official import OFFICIAL_RATIOS
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
-from uvar_tune.study_dir import StudyDirectory, dump_yaml, resolve_root
+from uvar_tune.study_dir import StudyDirectory, resolve_root
 from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
 from uvar_tune.training import load_tokenizer, require_same
@@ -161,7 +161,7 @@ def _hand_over(config: Config, result: dict[str, Any], files: StudyDirectory, pl
     pictures = sorted((files.trial(0) / "samples").glob("*.png"))
     if pictures:
         logger.info(f"reconstructions: {pictures[-1]}")
-    logger.info(f"MLflow: {shown(files.tracking_uri())}")
+    logger.info(f"MLflow: {redact_url(files.tracking_uri())}")
     if official is not None:
         save_official(vqvae, vae_path=official)
         logger.info(f"official layout: {official}")

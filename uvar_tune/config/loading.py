@@ -6,77 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from uvar_tune.config.messages import complaint
 from uvar_tune.config.schema import Config, dotted_names
 from uvar_tune.config.space import check_space
 from uvar_tune.errors import ConfigError, nearest
+from uvar_tune.io.safe_load import parse_yaml, read_text
 
-_MAX_BYTES = 2**20
-_MAX_NODES = (
-    2**15
-)  # keys, values and lists: what takes 2 s to read; the names of every class of a large data set are fewer
-_MAX_BITS = 1024  # of a whole number: beyond it no float holds it
 _COMMAND_LINE = "command line"
-_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
 _MAY_BE_EMPTY = set(Config.model_fields) - {"verdict", "provenance"}  # a heading with nothing below it
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses aliases (they can explode) and duplicate keys (one would be lost silently).
-
-    Its numbers are those of YAML 1.2 too: 1e-3 and .5e2, which YAML 1.1 takes for texts.
-    """
-
-    nodes = 0
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise ConfigError("YAML aliases (*name) are not allowed")
-        self.nodes += 1
-        if self.nodes > _MAX_NODES:
-            raise ConfigError(f"more than {_MAX_NODES:,} keys and values")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} is not a word")
-            if key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-    def construct_whole(self, node):
-        value = self.construct_yaml_int(node)
-        if value.bit_length() > _MAX_BITS:
-            raise ConfigError(
-                f"line {node.start_mark.line + 1}: a whole number of {value.bit_length():,} bits is too large"
-            )
-        return value
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
-for _kind in (_Loader, yaml.SafeDumper):  # what is written reads back: a text such as 1e3 gets quotes
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The plain data of a YAML text. Raises ConfigError with the line at which it does not parse."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except ConfigError as error:
-        raise ConfigError(error.message, where=where) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{at}not YAML: {getattr(error, 'problem', None) or 'unreadable'}", where=where) from None
-    except (ValueError, RecursionError, TypeError) as error:
-        raise ConfigError(f"not a configuration: {error}".splitlines()[0], where=where) from None
 
 
 def read_config(
@@ -170,19 +109,6 @@ def _blamed(message: str, told: dict[str, str], written: dict[str, Any], file: s
     except ConfigError:
         return file
     return _COMMAND_LINE
-
-
-def read_text(path: str | Path) -> str:
-    path = Path(path)
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"larger than {_MAX_BYTES} bytes: not a configuration", where=str(path))
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise ConfigError("no such file", where=str(path), nearest=nearest(path.name, siblings)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
 
 
 def _override(text: str) -> tuple[str, Any, str]:

@@ -6,14 +6,12 @@ command-line override alike. Sections are frozen and refuse unknown keys; `Confi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from uvar_tune.config.space_entry import SpaceEntry
-from uvar_tune.io.uri import shown
+from uvar_tune.io.uri import redact_url
 
 Positive = Annotated[int, Field(gt=0, le=10**15)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -360,13 +358,8 @@ class Config(Section):
         """Plain lists, numbers and strings, as YAML and JSON hold them; without the user and password of `run.storage`."""
         tree = self.model_dump(mode="json", exclude=set(exclude))
         if self.run.storage and "run" in tree:
-            tree["run"]["storage"] = shown(self.run.storage)
+            tree["run"]["storage"] = redact_url(self.run.storage)
         return tree
-
-
-def content_hash(tree: Any) -> str:
-    """A canonical hash of plain data: 16 hex digits, the same for the same content whatever the order of keys."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
 
 
 def dotted_names() -> list[str]:

@@ -11,7 +11,6 @@ import json
 import os
 import stat
 import struct
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.io.atomic import write_text_atomic
 
 UNREADABLE = (
     OSError,
@@ -135,9 +135,7 @@ def _remembered(
         looked = look()
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
-        staged = remembered.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        staged.write_text(json.dumps(looked))
-        staged.replace(remembered)
+        write_text_atomic(remembered, json.dumps(looked))
     except OSError:
         pass  # a read-only home: every process looks for itself
     return looked

@@ -8,11 +8,8 @@ Row = image·crops + crop. Shapes: N rows, L = Σ p_k² positions.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,10 @@ import torch
 
 from uvar_tune.data.image_set import ImageSet, to_unit
 from uvar_tune.errors import ConfigError, first_line
-from uvar_tune.io.manifest import check_directory, locked, write_directory
+from uvar_tune.io.atomic import atomic_path
+from uvar_tune.io.hashing import state_sha256
+from uvar_tune.io.locks import FileLock
+from uvar_tune.io.manifest import remove_leftovers, verify_directory, write_directory
 from uvar_tune.model.scales import positions
 
 Progress = Callable[[int, int], None]
@@ -59,7 +59,7 @@ class TokenCache:
             ConfigError: none there, or not what its manifest says.
         """
         directory = Path(directory)
-        facts = check_directory(directory, needed=_FILES, hashes=hashes)
+        facts = verify_directory(directory, needed=_FILES, hashes=hashes)
         try:
             crops, images, vocab_size, *scales = _whole(
                 [facts["crops"], facts["images"], facts["vocab_size"], *facts["scales"]]
@@ -114,17 +114,14 @@ def build_token_cache(
             where="data.image_size",
             nearest=str(vqvae.image_size),
         )
-    source = {"images": images.sha256, "tokenizer": _state_sha256(vqvae)}
+    source = {"images": images.sha256, "tokenizer": state_sha256(vqvae)}
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with locked(directory.with_name(f".{directory.name}.lock")):
+    with FileLock(directory.with_name(f".{directory.name}.lock")):
         if (found := _existing(directory)) is None:
             _build(directory, images, vqvae, batch, crops, source, progress)
             found = TokenCache.open(directory)
-        for left in (
-            *directory.parent.glob(f".{directory.name}.*.tmp"),
-            directory.with_name(f"{directory.name}.parts"),
-        ):
-            shutil.rmtree(left, ignore_errors=True)  # of builders that were killed
+        remove_leftovers(directory.parent, directory.name)  # of killed builders
+        shutil.rmtree(directory.with_name(f"{directory.name}.parts"), ignore_errors=True)
     if (found.source, found.crops, tuple(found.scales)) != (source, crops, tuple(vqvae.scales)):
         raise ConfigError(
             f"holds the tokens of other images, tokenizer or crops ({found.source}, {found.crops} crops)",
@@ -235,17 +232,5 @@ def _encode_shard(
         tokens.append(torch.cat(vqvae.encode(pixels), 1)[: len(row_B)].cpu().numpy().astype(dtype))
         if progress:
             progress(first + len(row_B), total)
-    staged = parts / f".{uuid.uuid4().hex}.tmp"
-    with staged.open("wb") as handle:
+    with atomic_path(parts / f"{start:012d}.npy") as staged, staged.open("wb") as handle:
         np.save(handle, np.concatenate(tokens))
-        handle.flush()
-        os.fsync(handle.fileno())
-    staged.replace(parts / f"{start:012d}.npy")
-
-
-def _state_sha256(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}/{value.dtype}/{tuple(value.shape)}/".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -9,11 +9,8 @@ Shapes: N images, B batch, H, W height and width, F features (64), Y classes. Im
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,8 @@ from torch.nn import functional
 
 from uvar_tune import seeds
 from uvar_tune.errors import ConfigError, Diverged
+from uvar_tune.io.atomic import write_bytes_atomic
+from uvar_tune.io.hashing import state_sha256
 
 FEATURES = 64
 _WEIGHTS, _META = "classifier.safetensors", "meta.json"
@@ -112,15 +111,6 @@ def to_uint8(images_N3HW: Tensor) -> Tensor:
     return (images_N3HW.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def content_hash(module: nn.Module) -> str:
-    """SHA-256 (64 hex digits) over names, types, shapes and bytes of a module's state."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}/{value.dtype}/{tuple(value.shape)}/".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def train_classifier(
     images: LabelledImages,
     *,
@@ -196,10 +186,12 @@ def save_classifier(model: DigitClassifier, directory: str | Path) -> Path:
         "image_size": model.image_size,
         "class_names": model.class_names,
         "accuracy": model.accuracy,
-        "content_hash": content_hash(model),
+        "content_hash": state_sha256(model),
     }
-    write_atomic(directory / _WEIGHTS, save({name: value.contiguous() for name, value in model.state_dict().items()}))
-    write_atomic(directory / _META, json.dumps(meta, indent=2).encode())
+    write_bytes_atomic(
+        directory / _WEIGHTS, save({name: value.contiguous() for name, value in model.state_dict().items()})
+    )
+    write_bytes_atomic(directory / _META, json.dumps(meta, indent=2).encode())
     return directory
 
 
@@ -210,20 +202,13 @@ def load_classifier(directory: str | Path) -> DigitClassifier:
 
     directory = Path(directory)
     try:
-        meta = json.loads((directory / _META).read_text())
+        meta = json.loads((directory / _META).read_text(encoding="utf-8"))
         state = load((directory / _WEIGHTS).read_bytes())
         model = DigitClassifier(image_size=meta["image_size"], class_names=meta["class_names"])
         model.load_state_dict(state)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"no digits feature network here ({error})", where=str(directory)) from error
-    if content_hash(model) != meta["content_hash"]:
+    if state_sha256(model) != meta["content_hash"]:
         raise ConfigError(f"the weights do not have the hash that {_META} states", where=str(directory))
     model.accuracy = meta["accuracy"]
     return model.eval().requires_grad_(False)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes beside ``path`` and renames, so that parallel processes see the whole file or none."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from uvar_tune.errors import ConfigError, choose, first_line
-from uvar_tune.evaluation.features import check_images, content_hash, load_classifier, write_atomic
+from uvar_tune.evaluation.features import check_images, load_classifier
+from uvar_tune.io.atomic import write_bytes_atomic
+from uvar_tune.io.hashing import file_sha256, state_sha256
 from uvar_tune.io.tensor_file import load_tensors
 
 FIDELITY_METRICS = ("fid", "kid", "is", "precision", "recall")
@@ -69,7 +71,7 @@ class Extractor:
 
     def __init__(self, name: str, network, device: str):
         self.name, self.device, self.network = name, device, network.to(device)
-        self.weights_hash = content_hash(network)
+        self.weights_hash = state_sha256(network)
         self._layers = [network.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
 
     @torch.no_grad()
@@ -184,7 +186,7 @@ def _inception_weights() -> Path:
             raise ConfigError(
                 f"cannot download {URL_INCEPTION_V3} ({error}); give the file's path", where="evaluation.weights"
             ) from error
-    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(_INCEPTION_SHA256):
+    elif not file_sha256(path).startswith(_INCEPTION_SHA256):
         raise ConfigError(
             f"{path} is damaged: its SHA-256 does not begin with {_INCEPTION_SHA256}; delete it",
             where="evaluation.weights",
@@ -237,7 +239,9 @@ def reference_features(
         return Features(found["features"], found["logits"])
     features = extractor(images, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, save({"features": features.features_NF.contiguous(), "logits": features.logits_NY.contiguous()}))
+    write_bytes_atomic(
+        path, save({"features": features.features_NF.contiguous(), "logits": features.logits_NY.contiguous()})
+    )
     return features
 
 

@@ -1,24 +1,56 @@
-"""Small files that decide how a study goes on: whole or as they were, also where the machine loses its power."""
+"""Atomic writes: a file holds its old or its new content, also after a crash or a power failure."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``, on disk when this returns. Several may write it at once; one of them wins."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Replace ``path`` by what the block writes to the temporary path it is given, flushed to disk on exit.
+
+    If the block raises, ``path`` stays as it is and the temporary file is removed. Several processes may write the same
+    path at once; one of them wins.
+
+    Raises:
+        OSError: the file cannot be written or flushed.
+    """
+    path = Path(path)
+    staged = staged_path(path)
     try:
-        with staged.open("w") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield staged
+        fsync(staged)
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
+    fsync(path.parent)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Replace ``path`` by ``text`` (UTF-8), as `atomic_path`."""
+    with atomic_path(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, as `atomic_path`."""
+    with atomic_path(path) as staged:
+        staged.write_bytes(content)
+
+
+def staged_path(path: Path) -> Path:
+    """A temporary name next to ``path``, unique among processes, threads and machines."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(handle)
     finally:
-        os.close(directory)
+        os.close(handle)

@@ -1,4 +1,8 @@
-"""Files that `torch.save` wrote, read as plain tensors: nothing in them runs, unfolds, or claims more than the file holds."""
+"""Untrusted files of `torch.save`, read as plain tensors.
+
+`torch.load(weights_only=True)` runs no code, but still lets a small file allocate gigabytes. Archive, pickle and tensors
+are therefore checked against the size of the file.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from typing import Any, BinaryIO
 import torch
 
 _ZIP, _END64, _LOCATOR = b"PK\3\4", b"PK\6\6", b"PK\6\7"
-_TAIL = 98  # bytes of an archive after its directory: 56 and 20 of the wide form, 22 of the plain one
-_OLD_PICKLES = 5  # at the start of a file that is no archive: magic number, protocol, system, content, keys
+_TAIL = 98  # bytes after the directory of an archive: 56 + 20 in ZIP64, 22 in plain ZIP
+_OLD_PICKLES = 5  # at the start of a legacy file: magic number, protocol, system, content, keys
 _SLACK = 2**20
-_SHARED = 8  # times that the tensors together may claim what the file holds, by sharing it
-# What tensors and plain values are made with. PyTorch allows more, some of which make gigabytes of a number or a short text.
-_MAKERS = {
+_SHARED = 8  # tensors that share storage may together claim this multiple of the file size
+# Constructors of tensors and plain values. PyTorch allows more, some of which allocate gigabytes from a short argument.
+_CONSTRUCTORS = {
     "OrderedDict",
     "Counter",
     "set",
@@ -50,9 +54,15 @@ _DTYPES = {
 
 
 def load_tensors(path: str | Path, *, device: str = "cpu") -> Any:
-    """What `torch.save` wrote, its tensors on ``device``: `cpu`, or `meta` for a look that costs no memory.
+    """The content of a file of `torch.save`.
 
-    Raises ValueError, and whatever else a damaged or hostile file makes the readers raise.
+    Args:
+        path: the file.
+        device: of the tensors: `cpu`, or `meta` to inspect them without using memory.
+
+    Raises:
+        ValueError: the file holds something else than plain tensors, or expands to far more than its size.
+        Exception: whatever a damaged or hostile file makes the readers of PyTorch raise.
     """
     path = Path(path)
     size = _check_file(path)
@@ -62,38 +72,38 @@ def load_tensors(path: str | Path, *, device: str = "cpu") -> Any:
 
 
 def _check_file(path: Path) -> int:
-    """The size of a file that reading cannot unfold to much more than that."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no regular file")
+    """The size in bytes of a file that does not expand to much more when it is read."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
     with path.open("rb") as handle:
         packed = handle.read(len(_ZIP)) == _ZIP
         handle.seek(0)
         if packed:
-            _check_archive(handle, found.st_size)
+            _check_archive(handle, status.st_size)
         else:
             for _ in range(_OLD_PICKLES):
                 _check_pickle(handle)
-    return found.st_size
+    return status.st_size
 
 
 def _check_archive(handle: BinaryIO, size: int) -> None:
     with zipfile.ZipFile(handle) as archive:
-        unfolded = sum(entry.file_size for entry in archive.infolist())
-        if unfolded > size + _SLACK:
-            raise ValueError(f"it unfolds to {unfolded:,} bytes, but has {size:,}")
+        expanded = sum(entry.file_size for entry in archive.infolist())
+        if expanded > size + _SLACK:
+            raise ValueError(f"it expands to {expanded:,} bytes, but has {size:,}")
         handle.seek(max(0, size - _TAIL))
         tail = handle.read(_TAIL)
         wide = tail[:4] == _END64
-        told = struct.unpack_from(*(("<Q", tail, 48) if wide else ("<I", tail, len(tail) - 6)))[0]
+        start = struct.unpack_from(*(("<Q", tail, 48) if wide else ("<I", tail, len(tail) - 6)))[0]
         if (
             archive.comment
-            or told != archive.start_dir
+            or start != archive.start_dir
             or wide != (tail[56:60] == _LOCATOR)
             or wide
             and struct.unpack_from("<Q", tail, 64)[0] != size - _TAIL
         ):
-            raise ValueError("its directory is not where it says, so that readers differ in what they find")
+            raise ValueError("its directory is not at the stated offset, so that readers disagree about the content")
         for entry in archive.infolist():
             if "data.pkl" in entry.orig_filename.lower():
                 with archive.open(entry) as stream:
@@ -104,14 +114,14 @@ def _check_pickle(stream: BinaryIO) -> None:
     for opcode, argument, _ in pickletools.genops(stream):
         name = argument.split(" ")[-1] if opcode.name == "GLOBAL" else ""
         if name and not (
-            name in _MAKERS or name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
+            name in _CONSTRUCTORS or name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
         ):
             raise ValueError(f"it names {argument.replace(' ', '.')}")
 
 
 def _check_tensors(tree: Any, size: int, device: str) -> None:
-    """ValueError for a tensor that is not plain, and where they claim far more than a file of this size holds."""
-    held, claimed = {}, 0
+    """ValueError for a tensor that is not plain, or if the tensors claim far more than a file of ``size`` bytes holds."""
+    stored, claimed = {}, 0
     for tensor in _tensors(tree):
         shape = tuple(tensor.shape)
         if (
@@ -122,22 +132,22 @@ def _check_tensors(tree: Any, size: int, device: str) -> None:
             or tensor.dtype not in _DTYPES
         ):
             raise ValueError(
-                f"a tensor of shape {shape} is {tensor.dtype}, {tensor.layout}, on {tensor.device}: none of weights"
+                f"a tensor of shape {shape} is {tensor.dtype}, {tensor.layout}, on {tensor.device}: not plain weights"
             )
-        storage, wanted = tensor.untyped_storage(), math.prod(shape) * tensor.itemsize
-        if wanted > storage.nbytes():
-            raise ValueError(f"a tensor of shape {shape} claims {wanted:,} bytes and holds {storage.nbytes():,}")
-        held[storage._cdata] = storage.nbytes()
-        claimed += wanted
-    if sum(held.values()) > size or claimed > _SHARED * size + _SLACK:
-        raise ValueError(f"its tensors claim {max(claimed, sum(held.values())):,} bytes, the file has {size:,}")
+        storage, nbytes = tensor.untyped_storage(), math.prod(shape) * tensor.itemsize
+        if nbytes > storage.nbytes():
+            raise ValueError(f"a tensor of shape {shape} claims {nbytes:,} bytes and holds {storage.nbytes():,}")
+        stored[storage._cdata] = storage.nbytes()
+        claimed += nbytes
+    if sum(stored.values()) > size or claimed > _SHARED * size + _SLACK:
+        raise ValueError(f"its tensors claim {max(claimed, sum(stored.values())):,} bytes, the file has {size:,}")
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
-    """Each tensor once, however it is nested."""
-    left, seen = [tree], set()
-    while left:
-        node = left.pop()
+    """Each tensor of a nested structure once."""
+    pending, seen = [tree], set()
+    while pending:
+        node = pending.pop()
         if id(node) in seen:
             continue
         if isinstance(node, torch.Tensor):
@@ -145,4 +155,4 @@ def _tensors(tree: Any) -> Iterator[torch.Tensor]:
             yield node
         elif isinstance(node, (Mapping, list, tuple, set)):
             seen.add(id(node))
-            left.extend(node.values() if isinstance(node, Mapping) else node)
+            pending.extend(node.values() if isinstance(node, Mapping) else node)

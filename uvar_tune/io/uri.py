@@ -1,4 +1,4 @@
-"""A tracking or storage URI as it may be shown."""
+"""Secrets in the URI of a tracking server or a storage, removed before the URI or a message is shown."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import re
 from urllib.parse import quote_plus, unquote
 
 
-def shown(uri: str) -> str:
-    """The URI without what may be secret in it: user, password and query."""
-    scheme, separator, rest = uri.partition("://")
+def redact_url(url: str) -> str:
+    """The URL without user, password and query."""
+    scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
 
 
-def cleaned(text: str, uri: str) -> str:
-    """The first line of a message, without any URI's user and password, and without this one's wherever they stand."""
+def redact_secrets(text: str, url: str) -> str:
+    """The first line of a message, at most 300 characters.
+
+    User and password of every URL are removed, and those of ``url`` and the secrets of its query wherever they occur.
+    """
     text = text.strip().splitlines()[0] if text.strip() else ""
     text = re.sub(r"://\S*@", "://", text)
-    user = uri.partition("://")[2].rpartition("@")[0]
-    text = text.replace(uri, shown(uri))
-    query = re.findall(r"[?&][^&=]*(?:pass|pwd|token|secret|key)[^&=]*=([^&]+)", unquote(uri), re.IGNORECASE)
+    user = url.partition("://")[2].rpartition("@")[0]
+    text = text.replace(url, redact_url(url))
+    query = re.findall(r"[?&][^&=]*(?:pass|pwd|token|secret|key)[^&=]*=([^&]+)", unquote(url), re.IGNORECASE)
     secrets = {user, user.partition(":")[2], *query, *map(quote_plus, query)}
     for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from uvar_tune import seeds
-from uvar_tune.config.schema import Config, content_hash
+from uvar_tune.config.schema import Config
 from uvar_tune.console import LogFollower
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import ConfigError
@@ -30,6 +30,7 @@ from uvar_tune.evaluation import (
     open_extractor,
     to_uint8,
 )
+from uvar_tune.io.hashing import content_hash
 from uvar_tune.model import CFG_CONVENTION, generate
 from uvar_tune.paper.tables import Number
 from uvar_tune.pipeline import find, restore, stored_config

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.evaluation.features import write_atomic
 from uvar_tune.evaluation.protocol import Origin, Protocol, require_equal
+from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.metrics import metric
 from uvar_tune.paper.published import Published
 
@@ -189,7 +189,7 @@ def write_tables(tables: list[Table], directory: Path, about: dict[str, Any]) ->
             lines = "".join(f"- {key}: {value}\n" for key, value in about.items())
             for suffix, text in ((".json", data), (".md", f"{table.markdown()}\n{lines}")):
                 path = directory / f"{table.suite}{suffix}"
-                write_atomic(path, text.encode())
+                write_text_atomic(path, text)
                 written.append(path)
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(directory)) from None

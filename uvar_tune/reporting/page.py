@@ -7,6 +7,7 @@ from pathlib import Path
 
 from uvar_tune.analysis.results import StudyResults
 from uvar_tune.errors import ConfigError
+from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.reporting import confirmed, facts, searched, sections
 from uvar_tune.reporting.cautions import cautions
 from uvar_tune.reporting.charts import importance_chart, pareto_chart, verdict_chart
@@ -68,9 +69,7 @@ def _written(results: StudyResults, directory: Path) -> dict[str, Path]:
     }
     figures = {name: path for name, path in drawn.items() if path is not None}
     page = directory / "report.html"
-    staged = page.with_suffix(".tmp")
-    staged.write_text(_page(results, figures), encoding="utf-8")
-    staged.replace(page)
+    write_text_atomic(page, _page(results, figures))
     return {"html": page, **figures}
 
 

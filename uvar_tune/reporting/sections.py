@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult
-from uvar_tune.io.uri import shown
+from uvar_tune.io.uri import redact_url
 from uvar_tune.reporting import cautions, facts
 from uvar_tune.reporting import costs as spent
 from uvar_tune.reporting.table import cell, columns, ordered, worded
@@ -198,4 +198,4 @@ def _shown(tree: Any) -> Any:
     """Plain data for a page that is passed around: URLs without user and password."""
     if isinstance(tree, dict):
         return {key: _shown(value) for key, value in tree.items()}
-    return shown(tree) if isinstance(tree, str) and "://" in tree else tree
+    return redact_url(tree) if isinstance(tree, str) and "://" in tree else tree

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.io.atomic import write_text_atomic
-from uvar_tune.io.uri import shown
+from uvar_tune.io.uri import redact_url
 from uvar_tune.search.storage import holds
 
 _IDENTITY = ".identity"
@@ -48,7 +48,7 @@ def require_existing_study(url: str, study: str, directory: Path) -> bool:
         return True
     if is_of_a_study(directory) and any(directory.glob("trials/*")):
         raise ConfigError(
-            f"{shown(url.removeprefix('journal:'))} does not hold study {study!r}, whose trials lie in {directory}: "
+            f"{redact_url(url.removeprefix('journal:'))} does not hold study {study!r}, whose trials lie in {directory}: "
             "give the storage with which it was begun (UVAR_STORAGE), or bring it back",
             where="run.storage",
         )

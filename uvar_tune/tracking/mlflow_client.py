@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from uvar_tune.io.uri import cleaned, shown
+from uvar_tune.io.uri import redact_secrets, redact_url
 from uvar_tune.tracking.content import InferencePointSearch
 from uvar_tune.tracking.delivery import Away, Rejected
 
@@ -31,7 +31,7 @@ class Server:
     def __init__(self, uri: str, experiment: str, artifact_root: Path):
         self._uri, self.name = (
             uri,
-            shown(uri).replace(str(artifact_root.parent), "run.root"),
+            redact_url(uri).replace(str(artifact_root.parent), "run.root"),
         )  # one that moves with it stays itself
         for key, value in _SETTINGS.items():
             os.environ.setdefault(key, value)
@@ -88,7 +88,7 @@ class Server:
         with self._translated():
             self._client.delete_run(run_id)
 
-    def shown(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+    def redact_url(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
         """(parameters, latest metrics) that the run has."""
         with self._translated():
             data = self._client.get_run(run_id).data
@@ -139,7 +139,7 @@ class Server:
             raise Away(self._reason(error)) from None
 
     def _reason(self, error: Exception) -> str:
-        text = cleaned(str(error), self._uri)
+        text = redact_secrets(str(error), self._uri)
         known = re.search(
             r"Connection refused|timed out|Name or service not known|No route to host|Invalid Host header", text
         )

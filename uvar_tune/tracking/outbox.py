@@ -11,7 +11,6 @@ Every delivery may be repeated without doubling anything, so state.json may lag 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.io.atomic import write_text_atomic
+from uvar_tune.io.locks import FileLock, LockHeldError
 
 STUDY = "study"  # the key of the parent run among the runs; a trial's is its number
 _EMPTY = {"server": None, "root": None, "outbox": 0, "runs": {}, "trials": {}, "uncertain": [], "tries": {}}
@@ -33,7 +33,7 @@ class Outbox:
         self._outbox, self._state = self.directory / "outbox.jsonl", self.directory / "state.json"
         self._mutex = threading.Lock()
         self._waiting: deque[bytes] = deque(maxlen=10_000)  # lines that the disk refused
-        self._lock = None
+        self._lock = FileLock(self.directory / ".lock")
 
     def put(self, operation: dict[str, Any]) -> str | None:
         """Append an operation; the reason where the disk refuses (it is kept in memory and written when that ends)."""
@@ -106,10 +106,8 @@ class Outbox:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state in one step. A full disk leaves the older one, from which delivery repeats."""
-        staged = self._state.with_suffix(".tmp")
         with contextlib.suppress(OSError):
-            staged.write_text(json.dumps(state))
-            staged.replace(self._state)
+            write_text_atomic(self._state, json.dumps(state))
 
     def reject(self, what: dict[str, Any], reason: str) -> None:
         with contextlib.suppress(OSError), (self.directory / "rejected.jsonl").open("a") as handle:
@@ -129,24 +127,16 @@ class Outbox:
 
     def hold(self) -> bool:
         """Become the one that delivers; False while another process (or sink) is."""
-        if self._lock is None:
+        if not self._lock.is_held:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                handle = (self.directory / ".lock").open("w")
-            except OSError:
+                self._lock.acquire(timeout_sec=0)
+            except (OSError, LockHeldError):
                 return False
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                handle.close()
-                return False
-            self._lock = handle
         return True
 
     def release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def relative(self, path: str | Path) -> str:
         """A path as it is stored: relative where it lies within the study, so that a study can be moved."""

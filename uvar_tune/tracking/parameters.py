@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from uvar_tune.io.uri import shown
+from uvar_tune.io.uri import redact_url
 
 
 def study_parameters(config) -> dict[str, Any]:
     """{dotted name: value} of every setting of a `config.Config` that is set; a URL without its user and password."""
     tree = config.tree(exclude=("space", "final", "verdict", "provenance"))
     return {
-        f"{section}.{key}": shown(value) if isinstance(value, str) and "://" in value else value
+        f"{section}.{key}": redact_url(value) if isinstance(value, str) and "://" in value else value
         for section, keys in tree.items()
         for key, value in keys.items()
         if value is not None

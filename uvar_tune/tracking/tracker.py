@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.errors import first_line
-from uvar_tune.io.uri import shown
+from uvar_tune.io.uri import redact_url
 from uvar_tune.tracking.delivery import Away, Delivery
 from uvar_tune.tracking.mlflow_client import Server
 from uvar_tune.tracking.outbox import STUDY, Outbox
@@ -121,12 +121,12 @@ class MLflowTracker(RunLogger):
         if not self._away:
             what = "does not answer" if isinstance(reason, Away) else f"cannot be told for now: {type(reason).__name__}"
             logger.info(
-                f"MLflow at {shown(self._uri)} {what} ({first_line(reason)}); the work goes on, and what it misses is kept "
+                f"MLflow at {redact_url(self._uri)} {what} ({first_line(reason)}); the work goes on, and what it misses is kept "
                 "and sent later"
             )
         self._away = True
 
     def _back(self) -> None:
         if self._away:
-            logger.info(f"MLflow at {shown(self._uri)} answers again; it has been told what it missed")
+            logger.info(f"MLflow at {redact_url(self._uri)} answers again; it has been told what it missed")
         self._away = False

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from uvar_tune.errors import InfrastructureError
+from uvar_tune.io.locks import FileLock, LockHeldError
 from uvar_tune.tracking.metrics_log import MetricsLog
 
 _WRITER = ".writer"
@@ -32,30 +29,17 @@ def open_metrics_log(
         yield None
         return
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _WRITER).open("a+") as handle:
-        before = _take(handle, wait_sec)
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+    lock = FileLock(directory / _WRITER)
+    try:
+        previous = lock.acquire(wait_sec)
+    except LockHeldError as error:
+        raise InfrastructureError(
+            f"{directory} is still written by {error.holder or 'another process'}, of an earlier attempt"
+        ) from None
+    try:
         recorder = MetricsLog(directory / "metrics.jsonl", attempt=attempt)
-        if before:
-            recorder.event("log", text=f"waited for {before}, of an earlier attempt, to end")
-        try:
-            yield recorder
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was forked meanwhile holds the file too
-
-
-def _take(handle, wait_sec: float) -> str | None:
-    """Lock the file; who held it, where somebody did."""
-    deadline, before = time.monotonic() + wait_sec, None
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return before
-        except BlockingIOError:
-            handle.seek(0)
-            before = handle.read() or "another process"
-        if time.monotonic() > deadline:
-            raise InfrastructureError(f"{Path(handle.name).parent} is still written by {before}, of an earlier attempt")
-        time.sleep(0.2)
+        if previous is not None:
+            recorder.event("log", text=f"waited for {previous or 'another process'}, of an earlier attempt, to end")
+        yield recorder
+    finally:
+        lock.release()

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.io.manifest import check_directory, remove_directory, remove_leftovers, write_directory
-from uvar_tune.io.safe_load import read_json, read_tensors, read_weights, read_yaml
+from uvar_tune.io.manifest import remove_directory, remove_leftovers, verify_directory, write_directory
+from uvar_tune.io.safe_load import dump_yaml, read_json, read_tensors, read_weights, read_yaml
 from uvar_tune.training.tokenizer_io import tokenizer_hash
 
 _NEEDED = ("var.safetensors", "config.yaml", "tokenizer.json")
@@ -68,8 +67,8 @@ def save_checkpoint(
     plain = json.loads(json.dumps(config, allow_nan=False))
     writers: dict[str, Callable[[Path], Any]] = {
         "var.safetensors": lambda path: save_file(_separate(var_state), path),
-        "config.yaml": lambda path: path.write_text(yaml.safe_dump(plain, sort_keys=False)),
-        "tokenizer.json": lambda path: path.write_text(json.dumps(tokenizer, indent=1)),
+        "config.yaml": lambda path: path.write_text(dump_yaml(plain), encoding="utf-8"),
+        "tokenizer.json": lambda path: path.write_text(json.dumps(tokenizer, indent=1), encoding="utf-8"),
         _TRAINING: lambda path: torch.save(training_state, path),
     }
     if ema_state is not None:
@@ -107,7 +106,7 @@ def load_checkpoint(directory: str | Path, training_state: bool = False) -> Chec
 
 def check_checkpoint(directory: Path, *, training_state: bool) -> dict[str, Any]:
     """The manifest of a sound checkpoint; ConfigError says what is wrong with another."""
-    manifest = check_directory(directory, needed=_NEEDED, optional=(_TRAINING, _EMA))
+    manifest = verify_directory(directory, needed=_NEEDED, optional=(_TRAINING, _EMA))
     if not isinstance(manifest.get("images"), int):
         raise ConfigError("the manifest does not say how many images were seen", where=str(directory))
     if _EMA in manifest["files"] and not (directory / _EMA).exists():

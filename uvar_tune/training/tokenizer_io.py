@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from uvar_tune.errors import ConfigError, first_line
-from uvar_tune.io.manifest import check_directory, file_sha256, remove_leftovers, write_directory
+from uvar_tune.io.hashing import file_sha256
+from uvar_tune.io.manifest import remove_leftovers, verify_directory, write_directory
 from uvar_tune.io.safe_load import check_size, read_json, read_tensors, read_weights
 from uvar_tune.model import VQVAE, load_official
 
@@ -28,7 +29,10 @@ def save_tokenizer(directory: str | Path, vqvae: VQVAE, *, training_state: dict[
 
     state = {name: value.detach().cpu().contiguous() for name, value in vqvae.state_dict().items()}
     settings = json.dumps(vqvae.settings(), indent=1)
-    writers = {_WEIGHTS: lambda path: save_file(state, path), _SETTINGS: lambda path: path.write_text(settings)}
+    writers = {
+        _WEIGHTS: lambda path: save_file(state, path),
+        _SETTINGS: lambda path: path.write_text(settings, encoding="utf-8"),
+    }
     if training_state is None:
         return write_directory(Path(directory), writers, {})
     remove_leftovers(Path(directory).parent)  # checkpoints have one writer at a time
@@ -42,7 +46,7 @@ def check_tokenizer(directory: Path, *, training_state: bool = False) -> dict[st
     Raises:
         ConfigError: what is wrong with another.
     """
-    return check_directory(
+    return verify_directory(
         directory, needed=(_WEIGHTS, _SETTINGS, *((_TRAINING,) if training_state else ())), optional=(_TRAINING,)
     )
 

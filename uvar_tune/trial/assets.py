@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from uvar_tune.config.schema import Config, content_hash
+from uvar_tune.config.schema import Config
 from uvar_tune.data import build_token_cache
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import load_classifier, open_extractor, save_classifier, train_classifier
 from uvar_tune.evaluation.reconstruction import reconstruction
 from uvar_tune.io.atomic import write_text_atomic
-from uvar_tune.io.manifest import locked
+from uvar_tune.io.hashing import content_hash
+from uvar_tune.io.locks import FileLock
 from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
 from uvar_tune.objective.validate import check_reference
@@ -100,7 +101,7 @@ def _tokenizer(config: Config, cache: Path, images, recorder: MetricsLog) -> tup
     key = content_hash({"settings": settings, "plan": plan, "images": images["train"].sha256})
     directory = cache / "tokenizers" / key
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with locked(directory.with_name(f".{key}.lock")):  # two studies that begin at once train one
+    with FileLock(directory.with_name(f".{key}.lock")):  # two studies that begin at once train one
         if (facts := _facts(directory)) is None:
             _log(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
             vqvae = new_vqvae(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 import torch
 
 from uvar_tune import seeds
-from uvar_tune.config.schema import Config, content_hash
+from uvar_tune.config.schema import Config
 from uvar_tune.data import TokenCache, load_images
 from uvar_tune.errors import ConfigError
+from uvar_tune.io.atomic import write_text_atomic
+from uvar_tune.io.hashing import content_hash
+from uvar_tune.io.safe_load import read_json
 from uvar_tune.model import VAR, VQVAE, start_from
 from uvar_tune.model.scales import split
 from uvar_tune.objective import CompositeLoss, LossTerms, build_classes, build_reference
@@ -240,7 +242,5 @@ def _cached(directory: Path, sources: dict[str, Any], make: Callable[[], dict[st
     path = directory / f"{content_hash(sources)}.json"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(f".{os.getpid()}.tmp")
-        staged.write_text(json.dumps({"sources": sources, **make()}))
-        staged.replace(path)
-    return json.loads(path.read_text())
+        write_text_atomic(path, json.dumps({"sources": sources, **make()}))
+    return read_json(path)

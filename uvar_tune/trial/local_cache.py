@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
+
+from uvar_tune.io.atomic import staged_path
+from uvar_tune.io.locks import FileLock
+from uvar_tune.io.manifest import remove_leftovers
 
 
 def copy_to_local_disk(assets: dict[str, Any], scratch: str | None) -> dict[str, Any]:
@@ -27,12 +29,10 @@ def copy_to_local_disk(assets: dict[str, Any], scratch: str | None) -> dict[str,
 
 def _copied(source: Path, place: Path) -> Path:
     copy = place / source.name
-    with open(place / f".{source.name}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(place / f".{source.name}.lock"):
         if not copy.exists():
-            for left in place.glob(f".{source.name}.*.tmp"):  # of a copier that was killed: this one alone copies now
-                shutil.rmtree(left, ignore_errors=True)
-            staged = place / f".{source.name}.{uuid.uuid4().hex}.tmp"
+            remove_leftovers(place, source.name)
+            staged = staged_path(copy)
             shutil.copytree(source, staged)
             staged.rename(copy)
     return copy

@@ -17,7 +17,7 @@ import torch
 from uvar_tune.config.schema import Config
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
-from uvar_tune.study_dir import dump_yaml
+from uvar_tune.io.safe_load import dump_yaml
 from uvar_tune.tracking.writer_lock import open_metrics_log
 from uvar_tune.training import (
     CheckpointEvent,
