@@ -15,16 +15,16 @@ from uvar_tune.study_dir import StudyDirectory, resolve_root
 @pytest.fixture
 def files(tmp_path) -> StudyDirectory:
     files = StudyDirectory(tmp_path / "runs", "study")
-    files.prepare()
+    files.create()
     return files
 
 
 def test_the_same_question_is_resumed_and_may_be_extended(files):
     config = study_config(trials=4, max_wall_time=1.0)
-    files.claim(config)
+    files.create_or_verify(config)
     for changes in ({}, {"study.trials": 9}, {"study.max_wall_time": 5.0}, {"study.question": "?"}, {"run.workers": 2}):
-        files.claim(config.with_values(changes))
-        assert files.stored() == config.with_values(changes)
+        files.create_or_verify(config.with_values(changes))
+        assert files.load_config() == config.with_values(changes)
 
 
 @pytest.mark.parametrize(
@@ -36,17 +36,17 @@ def test_the_same_question_is_resumed_and_may_be_extended(files):
     ],
 )
 def test_another_question_is_refused_with_the_difference(files, changes, said):
-    files.claim(study_config())
+    files.create_or_verify(study_config())
     with pytest.raises(ConfigError, match=said):
-        files.claim(study_config().with_values(changes))
+        files.create_or_verify(study_config().with_values(changes))
 
 
 def test_another_space_is_refused_with_the_difference(files):
-    files.claim(study_config())
+    files.create_or_verify(study_config())
     narrower = {**SPACE, "loss.lambda_1": {**SPACE["loss.lambda_1"], "high": 5}}
     with pytest.raises(ConfigError, match=r"space.loss.lambda_1.high was 6.0, is 5.0"):
-        files.claim(study_config(space=narrower))
-    assert files.stored() == study_config()
+        files.create_or_verify(study_config(space=narrower))
+    assert files.load_config() == study_config()
 
 
 def _hold(root: Path, ready, done) -> None:
@@ -72,9 +72,9 @@ def test_a_second_sweep_on_a_study_is_refused(files):
 
 
 def test_a_study_that_is_not_there(files):
-    files.claim(study_config())
+    files.create_or_verify(study_config())
     with pytest.raises(ConfigError, match="no study 'stduy'.*did you mean 'study'"):
-        StudyDirectory(files.root, "stduy").stored()
+        StudyDirectory(files.root, "stduy").load_config()
 
 
 def test_where_studies_lie(monkeypatch, tmp_path):
@@ -92,4 +92,4 @@ def test_where_studies_lie(monkeypatch, tmp_path):
 def test_a_root_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        StudyDirectory(tmp_path / "file", "study").prepare()
+        StudyDirectory(tmp_path / "file", "study").create()

@@ -44,7 +44,7 @@ def generate(
 
     import torch
 
-    from uvar_tune.commands.counting import counting
+    from uvar_tune.console import progress_callback
     from uvar_tune.evaluation.image_grid import save_grid
     from uvar_tune.model.sampling import Inference, as_option, sample
     from uvar_tune.pipeline import open_networks
@@ -69,7 +69,7 @@ def generate(
         inference,
         seeds=[seed + i for i in range(len(labels_B))],
         chunk=None,
-        progress=counting("images", len(labels_B)),
+        progress=progress_callback("images", len(labels_B)),
     )
     save_grid(images.cpu(), out, columns=count)
     echo(f"{out}: {len(labels_B)} images, labels {labels}, {inference.about()}, checkpoint {about}")

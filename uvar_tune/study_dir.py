@@ -1,4 +1,4 @@
-"""Where things lie below `run.root`, whose study a directory holds, and that only one sweep writes it.
+"""The directory of a study below `run.root`: its files, its lock, and the configuration that it belongs to.
 
 run.root/NAME/{study.yaml, optuna.journal, trials/00007/{config.yaml, metrics.jsonl, checkpoints/, samples/}, report/, export/}
 run.root/cache/{tokenizers,tokens,references,features}/<hash>/      run.root/mlflow.db
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import Config
@@ -19,8 +21,8 @@ from uvar_tune.io.locks import FileLock, LockHeldError
 from uvar_tune.io.safe_load import dump_yaml, parse_yaml, read_text
 from uvar_tune.io.uri import redact_url
 
-# What may differ when a study is resumed: how much of it to run, and where and how fast.
-_FREE = {
+# Settings that may differ when a study is resumed, by section (None: all of them): how much of it to run, where and how fast.
+MUTABLE_SETTINGS = {
     "study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
     "run": None,
     "final": None,
@@ -29,14 +31,18 @@ _FREE = {
 }
 _NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-)  # longer than the schema's: final runs and tokenizers add a word
+)  # longer than the schema's: final runs and tokenizers add a suffix
 
 
 class StudyDirectory:
-    """The files of one study.
+    """The files of one study, final run or tokenizer.
+
+    Args:
+        root: `run.root` as an absolute path.
+        name: of the study.
 
     Raises:
-        ConfigError: a name that is more than one name, such as ``../x``: names never become paths outside `run.root`.
+        ConfigError: an invalid name. Names never lead outside `run.root`.
     """
 
     def __init__(self, root: Path, name: str):
@@ -51,12 +57,13 @@ class StudyDirectory:
         self.cache = root / "cache"
 
     def trial(self, number: int) -> Path:
+        """The directory of a trial of the search."""
         return self.directory / "trials" / f"{number:05d}"
 
     def storage_url(self, config: Config) -> str:
-        """The Optuna storage of the study: UVAR_STORAGE, `run.storage`, else the journal file beside the trials.
+        """The Optuna storage: UVAR_STORAGE, else `run.storage`, else a journal file in the study's directory.
 
-        Files keep `run.storage` without user and password, so a URL that needs them belongs into the environment.
+        `run.storage` is stored without user and password, so a URL that needs them belongs in the environment.
         """
         return os.environ.get("UVAR_STORAGE") or config.run.storage or f"journal:{self.journal}"
 
@@ -64,8 +71,8 @@ class StudyDirectory:
         """The MLflow server: MLFLOW_TRACKING_URI, else a SQLite file below `run.root`."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
 
-    def sink(self):
-        """The study as MLflow shows it: a `tracking.MLflowTracker` that logs what becomes of the server."""
+    def open_tracker(self):
+        """An `MLflowTracker` that logs the study to the server at `tracking_uri`."""
         from uvar_tune.tracking import MLflowTracker
 
         return MLflowTracker(
@@ -76,21 +83,25 @@ class StudyDirectory:
             spool_dir=self.directory / "mlflow",
         )
 
-    def prepare(self) -> None:
-        """Make the directories; ConfigError where that is not possible."""
+    def create(self) -> None:
+        """Create the directories that every study has.
+
+        Raises:
+            ConfigError: one of them cannot be written.
+        """
         try:
             for directory in (self.directory / "trials", self.cache):
                 directory.mkdir(parents=True, exist_ok=True)
             probe = self.directory / ".writable"
-            probe.write_text("")
+            probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
             raise ConfigError(
                 f"{error.filename or self.directory} cannot be written: {error.strerror}", where="run.root"
             ) from None
 
-    def full(self) -> str | None:
-        """Why nothing more can be written here; None where it can."""
+    def free_space_error(self) -> str | None:
+        """The message of the system if 1 MiB cannot be written here, else None."""
         probe = self.directory / ".writable"
         try:
             probe.write_bytes(bytes(1 << 20))
@@ -102,14 +113,18 @@ class StudyDirectory:
         return None
 
     @contextlib.contextmanager
-    def lock(self):
-        """Hold the study: a second sweep on it is refused."""
+    def lock(self) -> Iterator[None]:
+        """Hold the study for the duration of a ``with`` block.
+
+        Raises:
+            ConfigError: another process holds it, or the file system has no locks.
+        """
         lock = FileLock(self.directory / ".lock")
         try:
             lock.acquire(timeout_sec=0)
         except LockHeldError as error:
             raise ConfigError(
-                f"study {self.name!r} is being run by {error.holder or 'another sweep'}; "
+                f"study {self.name!r} is being run by {error.holder or 'another process'}; "
                 "wait for it or choose another --study name",
                 where=str(self.directory),
             ) from None
@@ -122,26 +137,30 @@ class StudyDirectory:
         finally:
             lock.release()
 
-    def claim(self, config: Config) -> None:
-        """Write study.yaml, or check that the study that lies here asks the same question.
+    def create_or_verify(self, config: Config) -> None:
+        """Write study.yaml; of an existing study, verify that only mutable settings differ.
 
         Raises:
-            ConfigError: another configuration lies here; the first differences are shown.
+            ConfigError: an existing study has another configuration; the message names the first differences.
         """
-        self.require_same(config)
+        self.verify_config(config)
         write_text_atomic(self.config, dump_yaml(config.tree(exclude=("verdict", "provenance"))))
 
-    def require_same(self, config: Config) -> None:
-        """ConfigError, with the first differences, where a study of another configuration lies here."""
-        if self.config.exists() and (difference := differences(self.stored(), config)):
+    def verify_config(self, config: Config) -> None:
+        """Raise `ConfigError`, with the first differences, if a study with another configuration exists here."""
+        if self.config.exists() and (difference := differences(self.load_config(), config)):
             raise ConfigError(
                 f"study {self.name!r} exists with another configuration: {'; '.join(difference[:4])}; "
-                "take another --study name",
+                "choose another --study name",
                 where=str(self.config),
             )
 
-    def stored(self) -> Config:
-        """The configuration of the study that lies here."""
+    def load_config(self) -> Config:
+        """The configuration of the existing study.
+
+        Raises:
+            ConfigError: there is no such study; the message names the study with the most similar name.
+        """
         if not self.config.exists():
             studies = [path.parent.name for path in self.root.glob("*/study.yaml")]
             raise ConfigError(
@@ -149,11 +168,24 @@ class StudyDirectory:
             )
         return validate(parse_yaml(read_text(self.config), str(self.config)), str(self.config))
 
+    # until every caller has the new names
+    prepare, claim, require_same, stored, full, sink = (
+        create,
+        create_or_verify,
+        verify_config,
+        load_config,
+        free_space_error,
+        open_tracker,
+    )
+
 
 def resolve_root(config_root: str | None) -> Path:
     """`run.root` as an absolute path.
 
-    The default is ``runs/`` here; inside a Ray job, whose directory is a temporary copy, ``~/uvar_tune_runs``.
+    The default is ``runs/`` in the current directory; in a Ray job, whose directory is a temporary copy, ``~/uvar_tune_runs``.
+
+    Raises:
+        ConfigError: a URL, or a relative path in a Ray job.
     """
     if config_root is None:
         config_root = "~/uvar_tune_runs" if in_ray_job() else "runs"
@@ -171,23 +203,23 @@ def resolve_root(config_root: str | None) -> Path:
 
 
 def in_ray_job() -> bool:
-    """Whether this process is the entrypoint of a submitted Ray job."""
+    """Whether this process is the entry point of a submitted Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """One line for each setting that makes it another study."""
+    """The settings that make ``new`` another study than ``old``, a line each."""
     return [f"{name} was {before!r}, is {after!r}" for name, before, after in _walk(old.tree(), new.tree())]
 
 
-def _walk(old: dict, new: dict):
+def _walk(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for section in old:
-        free = _FREE.get(section, ())
-        if free is None or old[section] == new[section]:
+        mutable = MUTABLE_SETTINGS.get(section, ())
+        if mutable is None or old[section] == new[section]:
             continue
         for key in dict.fromkeys([*old[section], *new[section]]):
             before, after = old[section].get(key), new[section].get(key)
-            if key in free or before == after:
+            if key in mutable or before == after:
                 continue
             if isinstance(before, dict) and isinstance(after, dict):
                 yield from (
@@ -197,3 +229,4 @@ def _walk(old: dict, new: dict):
                 )
             else:
                 yield f"{section}.{key}", before, after
+

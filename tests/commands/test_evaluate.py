@@ -242,7 +242,7 @@ def test_damaged_checkpoints_and_wrong_arguments(ask, trials, cli, tmp_path):
     with pytest.raises(ConfigError, match="--root: /dev/null/runs/.* cannot be written"):
         ask("table2", root="/dev/null/runs")
     (tmp_path / "a-file").touch()
-    with pytest.raises(ConfigError, match="--out: .*a-file cannot be written: .*a-file is no directory"):
+    with pytest.raises(ConfigError, match="--out: .*a-file cannot be written: .*a-file is not a directory"):
         ask("table2", out=str(tmp_path / "a-file"))
     with pytest.raises(ConfigError, match="'tpu' is no device"):
         ask("table2", device="tpu")

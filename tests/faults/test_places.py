@@ -41,7 +41,7 @@ def test_the_disk_is_full(begin, cli, disk, undisturbed, cost, at):
     filler = fill(disk, size // 2 if at == "a checkpoint" else 0)
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 1, text
-    assert text.rstrip().splitlines()[-1].startswith("error: ") and "No space left on device. Make room" in text
+    assert text.rstrip().splitlines()[-1].startswith("error: ") and "No space left on device. Free some space" in text
     assert "Traceback" not in text
     damaged = []
     latest_valid(checkpoints, on_skip=lambda path, why: damaged.append((path, why)))

@@ -13,7 +13,7 @@ from uvar_tune.edit import edit
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluate import evaluate
 from uvar_tune.generate import check_room, generate
-from uvar_tune.io.outputs import check_directory, check_picture, unwritable
+from uvar_tune.io.outputs import check_directory, check_picture, unwritable_reason
 from uvar_tune.training import save_checkpoint
 
 
@@ -55,15 +55,18 @@ REFUSED = {
     "the input": ("photo.png", "is the input .*photo.png"),
     "the input by a link": ("link.png", "is the input .*photo.png"),
     "the input by a hard link": ("hard.png", "is the input .*photo.png"),
-    "the weights": ("trial/checkpoints/64/var.safetensors", "lies in .*checkpoints/64, among the files of checkpoints"),
-    "in a checkpoint": ("trial/checkpoints/64/x.png", "lies in .*checkpoints/64,"),
-    "among checkpoints": ("trial/checkpoints/x.png", "lies in .*checkpoints,"),
-    "in a checkpoint by a link": ("shortcut/x.png", "lies in .*checkpoints/64,"),
-    "no PNG": ("notes.png", "is there and is no PNG file"),
-    "a directory": (".", "is there and is no file"),
+    "the weights": (
+        "trial/checkpoints/64/var.safetensors",
+        "is inside .*checkpoints/64, among the files of checkpoints",
+    ),
+    "in a checkpoint": ("trial/checkpoints/64/x.png", "is inside .*checkpoints/64,"),
+    "among checkpoints": ("trial/checkpoints/x.png", "is inside .*checkpoints,"),
+    "in a checkpoint by a link": ("shortcut/x.png", "is inside .*checkpoints/64,"),
+    "no PNG": ("notes.png", "exists and is not a PNG file"),
+    "a directory": (".", "exists and is not a file"),
     "another suffix": ("x.jpg", "does not end in .png.*did you mean '.*/x.png'"),
     "no suffix": ("deep/x", "does not end in .png.*did you mean '.*/deep/x.png'"),
-    "below a file": ("notes.png/x.png", "cannot be written: .*notes.png is no directory"),
+    "below a file": ("notes.png/x.png", "cannot be written: .*notes.png is not a directory"),
     "too long": ("x" * 300 + ".png", "cannot be written: File name too long"),
 }
 
@@ -82,7 +85,7 @@ def test_what_a_picture_would_destroy(place, name):
 
 def test_directories_that_can_be_written(place):
     check_directory(place / "a" / "b")
-    assert unwritable(place / "a") is None and not (place / "a").exists()
+    assert unwritable_reason(place / "a") is None and not (place / "a").exists()
     (place / "dangling").symlink_to("nowhere")
     for path in (place / "notes.png", place / "dangling" / "x", "/proc/x", "/dev/null/x"):
         with pytest.raises(ConfigError, match="^--out: .* cannot be written: "):
@@ -101,7 +104,7 @@ def test_the_doors_ask_before_they_open_anything(place):
         generate(str(place / "trial/checkpoints/64/var.safetensors"), nothing)
     with pytest.raises(ConfigError, match="--out: /dev/null/x.png cannot be written"):
         generate("/dev/null/x.png", nothing)
-    with pytest.raises(ConfigError, match="--tokenizer: .*elsewhere is not there"):
+    with pytest.raises(ConfigError, match="--tokenizer: .*elsewhere does not exist"):
         generate(str(place / "x.png"), nothing, tokenizer=str(place / "elsewhere"))
     with pytest.raises(ConfigError, match="--out: /dev/null/x cannot be written"):
         evaluate(nothing, "table2", out="/dev/null/x")
@@ -109,7 +112,7 @@ def test_the_doors_ask_before_they_open_anything(place):
 
 
 def test_folders_of_images_that_a_suite_does_not_read(place):
-    with pytest.raises(ConfigError, match="--ood: .*elsewhere is not there"):
+    with pytest.raises(ConfigError, match="--ood: .*elsewhere does not exist"):
         evaluate("nothing", "table2", ood=str(place / "elsewhere"))
     with pytest.raises(ConfigError, match="--imagenet-c: .* table3, not to table2; did you mean '--suite table3'"):
         evaluate("nothing", "table2", imagenet_c=str(place))

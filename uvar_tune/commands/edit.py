@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from uvar_tune.commands.counting import counting
+from uvar_tune.console import progress_callback
 from uvar_tune.commands.edit_picture import Row, save_picture
 from uvar_tune.data.folder import read_image, shrink
 from uvar_tune.data.scan import UNREADABLE
@@ -112,7 +112,7 @@ def _completed(request: Request, opened: tuple, image_3SS: torch.Tensor, known_S
         count=request.count,
         seeds=[request.seed + i for i in range(request.count)],
         **request.sampling,
-        progress=counting(f"{name}, completions", request.count),
+        progress=progress_callback(f"{name}, completions", request.count),
     )
     return Row(name, about, images_N3SS.cpu())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.commands.checks import check_folder
-from uvar_tune.commands.cpu_meter import CpuTimeMeter
+from uvar_tune.console import CpuTimeMeter
 from uvar_tune.commands.phases import Phases
 from uvar_tune.commands.summary import finish
 from uvar_tune.config.schema import Config
