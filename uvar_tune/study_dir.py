@@ -229,4 +229,3 @@ def _walk(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, 
                 )
             else:
                 yield f"{section}.{key}", before, after
-

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from uvar_tune.console import progress_callback
 from uvar_tune.commands.edit_picture import Row, save_picture
+from uvar_tune.console import progress_callback
 from uvar_tune.data.folder import read_image, shrink
 from uvar_tune.data.scan import UNREADABLE
 from uvar_tune.errors import ConfigError, choose

@@ -8,11 +8,10 @@ from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.commands.checks import check_folder
-from uvar_tune.console import CpuTimeMeter
 from uvar_tune.commands.phases import Phases
 from uvar_tune.commands.summary import finish
 from uvar_tune.config.schema import Config
-from uvar_tune.console import LogFollower
+from uvar_tune.console import CpuTimeMeter, LogFollower
 from uvar_tune.errors import FAILED, INTERRUPTED, InfrastructureError
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.tuner import TuneRunner
