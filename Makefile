@@ -17,7 +17,7 @@ lint: $(READY)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -v tests/faults -m "not slow"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -v tests/orchestration -m "faults and not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -v tests/ray_backend -m "faults and not slow"
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -v -m slow

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.helpers.commands import REPOSITORY
-from uvar_tune.cli.common import split_overrides
+from uvar_tune.cli.options import split_overrides
 from uvar_tune.config.loading import read_config
 from uvar_tune.config.schema import dotted_names
 

@@ -68,7 +68,8 @@ LOW_MEMORY = (
 
 class InfrastructureError(UvarError):
     """What a study stands on is gone for now (room on its disk, its Ray, its storage). Commands print it as one line and exit
-    with code 1; nothing is told of the trials in flight, and the same command continues."""
+    with code 1; nothing is told of the trials in flight, and the same command continues.
+    """
 
 
 def first_line(error: BaseException) -> str:

@@ -91,6 +91,18 @@ def stored_config(checkpoint: Checkpoint, directory: Path) -> Config:
     return validate(checkpoint.config, str(directory / "config.yaml"))
 
 
+def resolve_device(device: str) -> str:
+    """The device itself; for ``auto`` the GPU, or the CPU if PyTorch sees no GPU.
+
+    Raises:
+        ConfigError: PyTorch does not know the device or does not see it.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    return device
+
+
 def check_device(device: str) -> None:
     """ConfigError unless PyTorch can compute there."""
     try:

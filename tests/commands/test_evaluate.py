@@ -123,7 +123,7 @@ def test_every_table_by_the_door(trials, cli, root, tmp_path):
         trials["ours"],
         "--baseline",
         trials["baseline"],
-        "--suite",
+        "--tables",
         "all",
         "--root",
         root,
@@ -246,7 +246,7 @@ def test_damaged_checkpoints_and_wrong_arguments(ask, trials, cli, tmp_path):
         ask("table2", out=str(tmp_path / "a-file"))
     with pytest.raises(ConfigError, match="'tpu' is no device"):
         ask("table2", device="tpu")
-    wrong = cli("evaluate", trials["ours"], "--suite", "table4")
+    wrong = cli("evaluate", trials["ours"], "--tables", "table4")
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
     assert "calibration, all); did you mean 'table" in wrong.stderr
 

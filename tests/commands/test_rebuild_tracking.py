@@ -1,4 +1,4 @@
-"""`python -m uvar_tune.sync`: what is left over, and a whole study made anew."""
+"""`uvar-tune sync`: what is left over, and a whole study made anew."""
 
 import subprocess
 import sys
@@ -132,6 +132,6 @@ def test_an_unknown_study_and_a_server_that_is_away(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     done = sync(place)
     assert done.returncode == 1 and "kept and not sent" in done.stdout and "s3cret" not in done.stdout + done.stderr
-    command = [sys.executable, "-m", "uvar_tune.sync", "--study", "whoel", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "uvar_tune", "sync", "--study", "whoel", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "did you mean 'whole'" in done.stderr

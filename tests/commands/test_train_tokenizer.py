@@ -1,4 +1,4 @@
-"""`python -m uvar_tune.tokenizer`: stopped midway and resumed it makes the same tokenizer, shown in MLflow."""
+"""`uvar-tune tokenizer`: stopped midway and resumed it makes the same tokenizer, shown in MLflow."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_passwords_stand_nowhere(cli, space, tmp_path, postgresql, ray):
     variables = {"MLFLOW_TRACKING_URI": server.uri, "UVAR_STORAGE": storage, "RAY_TMPDIR": str(ray)}
     options = ("--study", "secret", "--root", root)
     said = [cli("sweep", path, timeout=1800, **variables)]
-    assert "does not answer" in said[0].stdout and "uvar_tune.sync" in said[0].stdout, said[0].stdout + said[0].stderr
+    assert "does not answer" in said[0].stdout and "uvar-tune sync" in said[0].stdout, said[0].stdout + said[0].stderr
     try:
         server.start()
         said += [

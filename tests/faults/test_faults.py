@@ -80,7 +80,7 @@ def test_mlflow_is_away_and_catches_up(begin, root, cli, undisturbed, tmp_path):
 
 def check_sync(cli, directory, server: MLflow, text: str) -> None:
     """What the sweep said of a server that was away all the time, and that `sync` brings every row, each once."""
-    assert "MLflow" in text and "uvar_tune.sync" in text and "s3cret" not in text
+    assert "MLflow" in text and "uvar-tune sync" in text and "s3cret" not in text
     try:
         server.start()
         synced = cli("sync", "--study", directory.name, "--root", directory.parent, MLFLOW_TRACKING_URI=server.uri)

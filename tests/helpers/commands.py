@@ -56,9 +56,11 @@ class CommandLine:
     def __init__(self, cwd: Path, **changes: str):
         self.cwd, self.changes = cwd, changes
 
-    def __call__(self, door: str, *arguments: str, timeout: float = 600, **changes: str) -> subprocess.CompletedProcess:
+    def __call__(
+        self, command: str, *arguments: str, timeout: float = 600, **changes: str
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", f"uvar_tune.{door}", *map(str, arguments)],
+            [sys.executable, "-m", "uvar_tune", command, *map(str, arguments)],
             cwd=self.cwd,
             timeout=timeout,
             env=environment(**{**self.changes, **changes}),
@@ -66,10 +68,10 @@ class CommandLine:
             text=True,
         )
 
-    def start(self, door: str, *arguments: str, **changes: str) -> subprocess.Popen:
+    def start(self, command: str, *arguments: str, **changes: str) -> subprocess.Popen:
         """Begin without waiting, in a session of its own (so that the whole of it can be ended)."""
         return subprocess.Popen(
-            [sys.executable, "-m", f"uvar_tune.{door}", *map(str, arguments)],
+            [sys.executable, "-m", "uvar_tune", command, *map(str, arguments)],
             cwd=self.cwd,
             text=True,
             env=environment(**{**self.changes, **changes}),

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from tests.helpers.mlflow_place import Place
-from uvar_tune.cli.common import log_to_stdout
+from uvar_tune.cli.main import log_to_stdout
 
 root, study, uri, first, last, pause, finish = sys.argv[1:]
 place = Place(Path(root))

@@ -139,7 +139,7 @@ class SoakedStudy:
         assert len(crashes) <= most_crashes, crashes
         for moment in self._moments:
             self._check_continued(moment)
-        if "uvar_tune.sync" in self.text:  # a machine so busy that MLflow did not catch up: the way that was told
+        if "uvar-tune sync" in self.text:  # a machine so busy that MLflow did not catch up: the way that was told
             synced = self._doors("sync", "--study", self.name, "--root", self._root)
             assert synced.returncode == 0, synced.stdout + synced.stderr
         for number in range(self.trials):

@@ -4,14 +4,10 @@ import contextlib
 import io
 import os
 import subprocess
-import sys
 from unittest import mock
 
-import pytest
-
-import uvar_tune.sync
 from tests.helpers.mlflow_place import record
-from uvar_tune.cli.common import run
+from uvar_tune.cli.main import main
 from uvar_tune.config.schema import Config
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
@@ -33,19 +29,16 @@ CONFIG = Config.model_validate(
 
 
 def sync(place, *options, study="whole", **variables):
-    """`python -m uvar_tune.sync` on a study, with these environment variables; in this process, which has loaded MLflow."""
+    """`uvar-tune sync` on a study, with these environment variables; in this process, which has loaded MLflow."""
     command = ["sync", "--study", study, "--root", str(place.root), *options]
     out, err = io.StringIO(), io.StringIO()
-    environment = {"MLFLOW_TRACKING_URI": place.uri, **variables}
     with (
-        mock.patch.dict(os.environ, environment),
-        mock.patch.object(sys, "argv", command),
+        mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": place.uri, **variables}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as end,
     ):
-        run(uvar_tune.sync.sync)
-    return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), err.getvalue())
+        code = main(command)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def run_study(place):

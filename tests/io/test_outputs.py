@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from uvar_tune.doctor import doctor
-from uvar_tune.edit import edit
+from uvar_tune.cli.doctor import doctor
+from uvar_tune.cli.evaluate import evaluate
+from uvar_tune.cli.sample import check_grid, edit, generate
 from uvar_tune.errors import ConfigError
-from uvar_tune.evaluate import evaluate
-from uvar_tune.generate import check_room, generate
 from uvar_tune.io.outputs import check_directory, check_picture, unwritable_reason
 from uvar_tune.training import save_checkpoint
 
@@ -114,22 +113,24 @@ def test_the_doors_ask_before_they_open_anything(place):
 def test_folders_of_images_that_a_suite_does_not_read(place):
     with pytest.raises(ConfigError, match="--ood: .*elsewhere does not exist"):
         evaluate("nothing", "table2", ood=str(place / "elsewhere"))
-    with pytest.raises(ConfigError, match="--imagenet-c: .* table3, not to table2; did you mean '--suite table3'"):
+    with pytest.raises(
+        ConfigError, match="--imagenet-c: .* used by table3, not by table2; did you mean '--tables table3'"
+    ):
         evaluate("nothing", "table2", imagenet_c=str(place))
     with pytest.raises(ConfigError, match="one of: .*, all.; did you mean 'all'"):
         evaluate("nothing", "al")
 
 
 def test_grids_that_no_memory_holds():
-    check_room(1000, 10)
-    check_room(1000, 1, size=256)
+    check_grid(1000, 10)
+    check_grid(1000, 1, size=256)
     for labels, count, size, message in (
         (1, 10**8, 1, "takes at most 10,000; did you mean '10000'"),
         (1000, 10, 256, "of 256x256 px; one picture takes at most 1,525; did you mean '1'"),
         (2000, 1, 256, "^--label: .* takes at most 1,525"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_room(labels, count, size)
+            check_grid(labels, count, size)
 
 
 def test_the_doctor_of_a_root_that_is_none(place, capsys, monkeypatch):

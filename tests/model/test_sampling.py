@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from uvar_tune.cli import common
+from uvar_tune.cli import options
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import CFG_CONVENTION, filter_logits, generate
 from uvar_tune.model.filtering import draw, guidance
@@ -148,9 +148,9 @@ def test_at_its_bounds_sampling_still_works(var, vqvae):
         assert torch.isfinite(images).all()
 
 
-def test_the_doors_take_what_the_model_takes():
-    options = {"cfg_scale": common.CfgScale, "cfg_ramp": common.CfgRamp, "temperature": common.Temperature}
-    assert {name: (one.__metadata__[0].min, one.__metadata__[0].max) for name, one in options.items()} == {
+def test_options_take_what_the_model_takes():
+    shared = {"cfg_scale": options.CfgScale, "cfg_ramp": options.CfgRamp, "temperature": options.Temperature}
+    assert {name: (one.__metadata__[0].min, one.__metadata__[0].max) for name, one in shared.items()} == {
         name: ends[:2] for name, ends in BOUNDS.items()
     }
     with pytest.raises(ConfigError, match="^--top-k: 9 is not in 0 … 8"):

@@ -51,7 +51,7 @@ def test_absent_hung_and_killed_nothing_is_missing_and_nothing_twice(tmp_path, s
     sink.finish_trial(1, "FAILED")
     sink.finish_study("FINISHED")
     assert not sink.close(30)
-    assert "uvar_tune.sync --study away" in said[-1]
+    assert "uvar-tune sync --study away" in said[-1]
 
     server.start()
     assert place.sink("away", server.uri).close(60)

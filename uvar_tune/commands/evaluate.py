@@ -1,14 +1,14 @@
-"""A run of `python -m uvar_tune.evaluate`: checkpoints opened, tables made, printed, written and logged."""
+"""A run of `uvar-tune evaluate`: checkpoints opened, tables made, printed, written and logged."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from uvar_tune import provenance
@@ -20,6 +20,7 @@ from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation, LoadedCh
 from uvar_tune.paper.published import BASELINE, OURS
 from uvar_tune.paper.suites import Comparison, evaluate_checkpoints
 from uvar_tune.paper.tables import Number, Table, write_tables
+from uvar_tune.pipeline import resolve_device
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Request:
     imagenet_c: str | None = None
     ood: str | None = None
     tokenizer: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
     log: bool = True
 
 
@@ -55,7 +56,7 @@ def run_evaluation(request: Request) -> list[Table]:
     began_sec = time.process_time()
     if request.baseline is None and request.baseline_cfg_scale is not None:
         raise ConfigError("there is no baseline whose CFG scale this could be", where="--baseline-cfg-scale")
-    check_device(request.device)
+    request = dataclasses.replace(request, device=resolve_device(request.device))
     opened = {OURS: LoadedCheckpoint(request.checkpoint)} | (
         {BASELINE: LoadedCheckpoint(request.baseline)} if request.baseline else {}
     )
@@ -95,16 +96,6 @@ def run_evaluation(request: Request) -> list[Table]:
     logger.info(f"written: {', '.join(path.name for path in written)} in {directory}")
     logger.info(f"CPU seconds: {time.process_time() - began_sec:.0f}")
     return tables
-
-
-def check_device(device: str) -> None:
-    """ConfigError for a device that torch does not know or does not see."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ConfigError(f"{device!r} is no device", where="--device", nearest="cpu") from None
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"{device!r} is not here", where="--device", nearest="cpu")
 
 
 def run_name(opened: dict[str, LoadedCheckpoint], request: Request, samples: int) -> str:

@@ -29,7 +29,7 @@ def export_trial(
     mlflow_run: str | None = None,
     unconfirmed: bool = False,
 ) -> Path:
-    """Write ``directory/NAME-00007.yaml``, which `python -m uvar_tune.train` runs.
+    """Write ``directory/NAME-00007.yaml``, which `uvar-tune train` runs.
 
     Args:
         unconfirmed: whether a trial without a verdict may be exported, marked as such.
@@ -46,7 +46,7 @@ def export_trial(
     verdict = results.verdict(trial)
     if verdict is None and not unconfirmed:
         raise ConfigError(
-            f"trial {trial.number} is not confirmed: run `python -m uvar_tune.sweep … --phase confirm`, or export "
+            f"trial {trial.number} is not confirmed: run `uvar-tune sweep … --phase confirm`, or export "
             "the candidate as it is with --unconfirmed",
             where=f"study {results.name!r}",
         )
@@ -72,7 +72,7 @@ def _header(results: StudyResults, trial: TrialResult, verdict: dict[str, Any] |
         ).replace("not distinguishable than", "not distinguishable from")
     return (
         f"# Trial {trial.number} of study {results.name}: {results.objective} {trial.value:.4g}. Verdict: {said}.\n"
-        "# Run it: python -m uvar_tune.train FILE [key=value …]; repeat the trial: --replay\n"
+        "# Run it: uvar-tune train FILE [key=value …]; repeat the trial: --replay\n"
     )
 
 

@@ -53,7 +53,7 @@ def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, cp
     logger.info(f"MLflow UI:        {local or redact_url(uri)}")
     storage = redact_url(files.storage_url(config).removeprefix("journal:"))
     logger.info(f"Optuna dashboard: {Path(_python()).parent / 'optuna-dashboard'} {shlex.quote(storage)}")
-    logger.info(f"final run:        {_python()} -m uvar_tune.train {export}")
+    logger.info(f"final run:        {_python()} -m uvar_tune train {export}")
     return 0
 
 

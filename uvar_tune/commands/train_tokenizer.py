@@ -1,4 +1,4 @@
-"""A run of `python -m uvar_tune.tokenizer`: the tokenizer of a configuration trained by a group of workers, shown, handed over.
+"""A run of `uvar-tune tokenizer`: the tokenizer of a configuration trained by a group of workers, shown, handed over.
 
 run.root/NAME-tokenizer/{tokenizer.yaml, tokenizer/, trials/00000/{metrics.jsonl, checkpoints/<images>/, samples/}}
 """

@@ -96,7 +96,3 @@ def _overwritten(path: Path, inputs: list[str]) -> str | None:
 def _is_checkpoint(directory: Path) -> bool:
     """Whether the directory holds weights and their manifest: a checkpoint or a tokenizer."""
     return (directory / "manifest.json").is_file() and any(directory.glob("*.safetensors"))
-
-
-# until every caller has the new names
-check_there, existing, unwritable = check_exists, nearest_existing, unwritable_reason

@@ -56,7 +56,7 @@ class Delivery:
         self._state["root"] = self._state["root"] or _mark(spool)
         if self._state["server"] not in (None, server.name):
             logger.info(
-                f"MLflow: {server.name} is another server than before; `python -m uvar_tune.sync --study {study} "
+                f"MLflow: {server.name} is another server than before; `uvar-tune sync --study {study} "
                 "--rebuild` sends it what it lacks"
             )
             self._state |= {"runs": {}, "uncertain": []}
@@ -182,7 +182,7 @@ class Delivery:
             self._state["trials"].get(key, {}).update(offset=0, scored=[], files={})
             logger.info(
                 f"MLflow has lost the run of {'the study' if number is None else f'trial {number}'}: a new one; "
-                f"`python -m uvar_tune.sync --study {self._study} --rebuild` sends it what it lacks"
+                f"`uvar-tune sync --study {self._study} --rebuild` sends it what it lacks"
             )
         runs[key] = run_id
         self._confirmed.add(key)

@@ -2,7 +2,7 @@
 
 What is to be told is first appended to the spool on disk, by the caller; the thread delivers from there. So nothing here
 blocks or raises into the caller, a server that is down costs nothing but its own picture, and what a dead driver left is
-delivered by the next one, or by `python -m uvar_tune.sync`.
+delivered by the next one, or by `uvar-tune sync`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class MLflowTracker(RunLogger):
             root = shlex.quote(str(self._spool.directory.parent.parent))
             logger.info(
                 f"MLflow: {operations} operations and the records of {records} trials are kept and not sent; later, by "
-                f"`python -m uvar_tune.sync --study {self._study} --root {root}`{same}"
+                f"`uvar-tune sync --study {self._study} --root {root}`{same}"
             )
         return not (operations or records)
 

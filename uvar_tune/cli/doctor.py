@@ -1,4 +1,4 @@
-"""What this machine has and lacks, a line each: ``python -m uvar_tune.doctor``."""
+"""The command doctor: what this machine has and lacks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import os
 import platform
 import shutil
 import sys
-from typing import Annotated
 
-import typer
-
-from uvar_tune.cli.common import echo, run
+from uvar_tune.cli.options import Root, echo
 from uvar_tune.errors import FAILED
 
 
-def doctor(root: Annotated[str | None, typer.Option(help="Where studies lie (run.root; default: runs).")] = None):
-    """One line each for Python, packages, GPUs, Ray, storage and the tracking server; exit code 1 if one is unusable."""
+def doctor(root: Root = None):
+    """Check Python, packages, GPUs, Ray, storage, MLflow. Exit code 1 if one is unusable."""
     checks = {
         "Python": _python,
         "packages": _packages,
@@ -24,28 +21,28 @@ def doctor(root: Annotated[str | None, typer.Option(help="Where studies lie (run
         "storage": lambda: _storage(root),
         "MLflow": lambda: _tracking(root),
     }
-    good = True
+    all_usable = True
     for name, check in checks.items():
         try:
-            fine, text = check()
+            usable, text = check()
         except (ImportError, OSError, RuntimeError, ValueError) as error:
-            fine, text = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        echo(f"{'ok ' if fine else 'BAD'}  {name:9} {text}")
-        good = good and fine
-    return 0 if good else FAILED
+            usable, text = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        echo(f"{'ok ' if usable else 'BAD'}  {name:9} {text}")
+        all_usable = all_usable and usable
+    return 0 if all_usable else FAILED
 
 
-def _python():
+def _python() -> tuple[bool, str]:
     return sys.version_info >= (3, 10), f"{platform.python_version()} at {sys.executable}"
 
 
-def _packages():
+def _packages() -> tuple[bool, str]:
     from uvar_tune.provenance import versions
 
     return True, ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python")
 
 
-def _gpus():
+def _gpus() -> tuple[bool, str]:
     import torch
 
     count = torch.cuda.device_count()
@@ -53,10 +50,10 @@ def _gpus():
     return True, f"{count} ({', '.join(names)})" if count else "none: training runs on the CPU (gloo, fp32)"
 
 
-def _ray():
+def _ray() -> tuple[bool, str]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        return True, "RAY_ADDRESS is not set: a study starts a Ray of its own"
+        return True, "RAY_ADDRESS is not set: a study starts a local Ray"
     import socket
 
     host, _, port = address.removeprefix("http://").removeprefix("ray://").rpartition(":")
@@ -64,19 +61,19 @@ def _ray():
         return True, f"{address} answers"
 
 
-def _storage(root):
-    from uvar_tune.io.outputs import existing, unwritable
+def _storage(root: str | None) -> tuple[bool, str]:
+    from uvar_tune.io.outputs import nearest_existing, unwritable_reason
     from uvar_tune.study_dir import resolve_root
 
     path = resolve_root(root)
-    trouble = unwritable(path)
-    if trouble:
-        return False, f"{path} {trouble}"
-    free = shutil.disk_usage(existing(path)).free
+    problem = unwritable_reason(path)
+    if problem:
+        return False, f"{path} {problem}"
+    free = shutil.disk_usage(nearest_existing(path)).free
     return free > 0, f"{path}: {free / 2**30:.{0 if free >= 2**33 else 2}f} GiB free, writable"
 
 
-def _tracking(root):
+def _tracking(root: str | None) -> tuple[bool, str]:
     import urllib.request
 
     from uvar_tune.study_dir import StudyDirectory, resolve_root
@@ -86,7 +83,3 @@ def _tracking(root):
         return True, f"{uri.rpartition('@')[2]} (no server needed)"
     with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5) as answer:
         return answer.status == 200, f"{uri.rpartition('@')[2]} answers {answer.status}"
-
-
-if __name__ == "__main__":
-    run(doctor)

@@ -1,0 +1,142 @@
+"""The application ``uvar-tune``: its commands, and how errors and signals become exit codes.
+
+Nothing heavy is imported before the arguments are parsed, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+import uvar_tune
+from uvar_tune.cli import doctor, evaluate, sample, study, train
+from uvar_tune.cli.options import echo
+from uvar_tune.cli.usage import Command, usage
+from uvar_tune.errors import BAD_INPUT, FAILED, INTERRUPTED, ConfigError, OutOfMemory, StepFailed, UvarError
+
+PROGRAM = "uvar-tune"
+COMMANDS = {
+    "sweep": study.sweep,
+    "list": study.list_studies,
+    "show": study.show,
+    "report": study.report,
+    "export": study.export,
+    "train": train.train,
+    "generate": sample.generate,
+    "edit": sample.edit,
+    "evaluate": evaluate.evaluate,
+    "tokenizer": train.tokenizer,
+    "sync": study.sync,
+    "doctor": doctor.doctor,
+}
+
+app = typer.Typer(
+    help="Distributed hyperparameter studies for visual autoregressive models.",
+    rich_markup_mode=None,  # its tables cut option names at 80 columns
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _function in COMMANDS.items():
+    app.command(_name, cls=Command)(_function)
+
+
+@app.command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
+def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="WHAT [OPTIONS]")] = None) -> int:
+    """Measure speed on this machine. `bench --help` lists the benchmarks."""
+    from uvar_tune.bench.__main__ import main as run_benchmark
+
+    return run_benchmark(arguments or [])
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        echo(uvar_tune.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _application(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Distributed hyperparameter studies for visual autoregressive models."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command and its arguments; those of the process by default.
+
+    Returns:
+        The exit code: 0 done, 1 the work failed, 2 invalid input, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(arguments or ["--help"])
+        code = code if arguments else BAD_INPUT
+    except ConfigError as error:
+        code = _fail(str(error), BAD_INPUT)
+    except StepFailed as error:
+        reason = "ran out of memory" if isinstance(error, OutOfMemory) else "diverged"
+        code = _fail(f"training {reason} after {error.images} images: {error}", FAILED)
+    except UvarError as error:
+        code = _fail(str(error), FAILED)
+    except (KeyboardInterrupt, typer.Abort, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # Ray's SIGTERM handler exits with 15
+            raise
+        print("interrupted; the same command continues", file=sys.stderr)
+        code = INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not a usage error of typer: unknown option, missing argument
+            raise
+        code = _fail(usage(error, arguments), BAD_INPUT)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    return code or 0
+
+
+def _run(arguments: list[str]) -> int | None:
+    """The exit code of a command. Typer treats any `EOFError` as an abort by the user; here it is an error."""
+    try:
+        with log_to_stdout():
+            return app(arguments, standalone_mode=False, prog_name=PROGRAM)
+    except typer.Abort as error:
+        if isinstance(error.__cause__, EOFError):
+            raise error.__cause__ from None
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+class _StdoutHandler(logging.Handler):
+    """Prints the message of each record as a plain line on the `sys.stdout` of that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(self.format(record))
+
+
+@contextlib.contextmanager
+def log_to_stdout() -> Iterator[None]:
+    """Print the progress that the package logs (INFO and above) to stdout for the duration of a ``with`` block."""
+    logger, handler = logging.getLogger("uvar_tune"), _StdoutHandler(logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a dependency that configures the root logger would print every line twice
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
