@@ -12,10 +12,10 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.io.safe_load import check_size
 from uvar_tune.model import load_official, start_from
 from uvar_tune.training import Checkpoint, load_checkpoint, tokenizer_hash
-from uvar_tune.trial.factory import find, new_var, tokenizer_at
+from uvar_tune.trial.factory import find_checkpoint, new_var, open_tokenizer
 
 _TENSORS_A_BLOCK = 10  # of a VAR, at least
-__all__ = ["find", "open_networks", "restore", "stored_config"]
+__all__ = ["find_checkpoint", "open_networks", "restore", "stored_config"]
 
 
 def open_networks(
@@ -59,7 +59,7 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
         ConfigError: not a checkpoint, a corrupt one, or its tokenizer is not where it was or not one of these sizes.
     """
     check_device(device)
-    directory = find(Path(path))
+    directory = find_checkpoint(Path(path))
     checkpoint = load_checkpoint(directory)
     config = stored_config(checkpoint, directory)
     place = tokenizer or checkpoint.tokenizer["path"]
@@ -69,7 +69,7 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
         )
     if tokenizer_hash(place) != checkpoint.tokenizer["sha256"]:
         raise ConfigError(f"{place} is not the tokenizer that this checkpoint was trained with", where=str(directory))
-    vqvae = tokenizer_at(place, config).to(device).eval().requires_grad_(False)
+    vqvae = open_tokenizer(place, config).to(device).eval().requires_grad_(False)
     weights = checkpoint.ema_state or checkpoint.var_state
     classes = weights.get("class_emb.weight")
     if classes is None or classes.ndim != 2:

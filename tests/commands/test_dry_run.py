@@ -15,7 +15,7 @@ from uvar_tune.model.scales import split
 from uvar_tune.objective import composite_loss
 from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
-from uvar_tune.training import CheckpointEvent, save_checkpoint, save_tokenizer, train
+from uvar_tune.training import CheckpointEvent, RunContext, save_checkpoint, save_tokenizer, train
 from uvar_tune.trial.factory import new_var, new_vqvae
 from uvar_tune.trial.trial import checkpoint_images
 
@@ -80,21 +80,14 @@ def written(config, directory) -> list[int]:
         var,
         vqvae,
         cache,
-        loss=loss,
-        images=t.images,
-        batch_size=t.batch_size,
-        learning_rate=1e-3,
-        schedule="lin0",
-        warmup_images=0,
-        final_ratio=0.1,
-        weight_decay=0.05,
-        betas=t.betas,
-        clip=1.0,
-        seed=0,
-        ema=t.ema,
-        log_images=t.batch_size,
-        checkpoint_images=checkpoint_images(config),
-        also_at=config.study.rungs,
+        loss,
+        t.model_copy(update={"warmup_images": 0}),
+        RunContext(
+            seed=0,
+            log_images=t.batch_size,
+            checkpoint_images=checkpoint_images(config),
+            also_at=config.study.rungs,
+        ),
     )
     sizes = []
     for event in events:

@@ -19,7 +19,15 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import Origin, Protocol, ProtocolMismatch
 from uvar_tune.paper.checkpoint_evaluation import LoadedCheckpoint
 from uvar_tune.pipeline import find
-from uvar_tune.training import CheckpointEvent, load_checkpoint, load_tokenizer, save_checkpoint, save_tokenizer, train
+from uvar_tune.training import (
+    CheckpointEvent,
+    RunContext,
+    load_checkpoint,
+    load_tokenizer,
+    save_checkpoint,
+    save_tokenizer,
+    train,
+)
 from uvar_tune.trial.assets import prepare
 from uvar_tune.trial.factory import new_var, training_loss
 
@@ -55,19 +63,9 @@ def train_small(config, cache, directory):
         var,
         vqvae,
         TokenCache.open(assets.tokens["train"]),
-        loss=loss,
-        images=t.images,
-        batch_size=t.batch_size,
-        learning_rate=t.learning_rate,
-        schedule=t.schedule,
-        warmup_images=t.warmup_images,
-        final_ratio=t.final_ratio,
-        weight_decay=t.weight_decay,
-        betas=t.betas,
-        clip=t.clip,
-        seed=3,
-        log_images=t.images,
-        checkpoint_images=t.images,
+        loss,
+        t,
+        RunContext(seed=3, log_images=t.images, checkpoint_images=t.images),
     )
     (due,) = [event for event in events if isinstance(event, CheckpointEvent)]
     save_checkpoint(

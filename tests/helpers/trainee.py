@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from uvar_tune.config.schema import TokenizerConfig, TrainingConfig
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged
 from uvar_tune.model import VAR, VQVAE
@@ -19,6 +20,7 @@ from uvar_tune.objective import composite_loss
 from uvar_tune.training import (
     CheckpointEvent,
     Progress,
+    RunContext,
     latest_valid,
     load_checkpoint,
     save_checkpoint,
@@ -27,7 +29,7 @@ from uvar_tune.training import (
 )
 
 SCALES, CODES, CLASSES, IMAGES = (1, 2, 4), 24, 4, 40
-PLAN = dict(
+TRAINING = dict(
     images=192,
     batch_size=16,
     learning_rate=3e-3,
@@ -37,10 +39,14 @@ PLAN = dict(
     weight_decay=0.05,
     betas=(0.9, 0.95),
     clip=1.0,
-    seed=11,
-    log_images=32,
-    checkpoint_images=48,
 )
+RUN = dict(seed=11, log_images=32, checkpoint_images=48)
+
+
+def settings(**changes) -> tuple[TrainingConfig, RunContext]:
+    """The settings of the small training; a change goes where its name belongs."""
+    run = {name: changes.pop(name) for name in list(changes) if name in RunContext.__dataclass_fields__}
+    return TrainingConfig(**{**TRAINING, **changes}), RunContext(**{**RUN, **run})
 
 
 def networks() -> tuple[VAR, VQVAE]:
@@ -132,18 +138,17 @@ def run_rank(
         save_tokenizer(directory / "tokenizer", vqvae)
     model = torch.nn.parallel.DistributedDataParallel(var) if world_size > 1 else var
     seen: list = []
-    reached = 0
+    reached, stop = 0, None
     if stopped_at is not None:
-        changes["stop"] = lambda: rank == world_size - 1 and len(seen) * world_size >= stopped_at
+        stop = lambda: rank == world_size - 1 and len(seen) * world_size >= stopped_at  # noqa: E731
     events = train(
         model,
         vqvae,
         tokens(crops=2),
-        loss=loss_with(vqvae, seen, diverging == rank),
-        rank=rank,
-        world_size=world_size,
+        loss_with(vqvae, seen, diverging == rank),
+        *settings(rank=rank, world_size=world_size, **changes),
         start=start,
-        **{**PLAN, **changes},
+        stop=stop,
     )
     try:
         for event in events:
@@ -155,7 +160,7 @@ def run_rank(
         (directory / f"diverged-{rank}.json").write_text(json.dumps([error.images, str(error)]))
         return
     (directory / f"seen-{rank}.json").write_text(json.dumps(seen))
-    if rank == 0 and reached == PLAN["images"]:
+    if rank == 0 and reached == TRAINING["images"]:
         torch.save(var.state_dict(), directory / "last.pt")
 
 
@@ -197,17 +202,9 @@ def run_tokenizer_rank(directory: Path, rank: int, world_size: int, *, meeting: 
         vqvae = VQVAE(vocab_size=32, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=SCALES)
     model = torch.nn.parallel.DistributedDataParallel(vqvae) if world_size > 1 else vqvae
     images = load_images("digits", split="train", image_size=8)
-    for event in train_tokenizer(
-        model,
-        images,
-        images_total=640,
-        batch_size=32,
-        learning_rate=2e-3,
-        seed=1,
-        rank=rank,
-        world_size=world_size,
-        log_images=160,
-    ):
+    config = TokenizerConfig(images=640, batch_size=32, learning_rate=2e-3)
+    run = RunContext(seed=1, rank=rank, world_size=world_size, log_images=160)
+    for event in train_tokenizer(model, images, config, run):
         if isinstance(event, Progress):
             _record(directory, rank, vqvae, event)
     torch.save(vqvae.state_dict(), directory / f"tokenizer-{rank}.pt")

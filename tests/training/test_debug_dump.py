@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from tests.helpers.trainee import PLAN, SCALES, loss_with, networks, tokens
+from tests.helpers.trainee import RUN, SCALES, loss_with, networks, settings, tokens
 from uvar_tune.errors import ConfigError, Diverged, OutOfMemory
 from uvar_tune.model.scales import split
 from uvar_tune.training import dump_failed_batch, train
@@ -18,16 +18,15 @@ from uvar_tune.training import dump_failed_batch, train
 def fail(tmp_path, loss=None, **changes):
     """Train until it fails; (the failure, the directory kept, the model as it was before the first step)."""
     var, vqvae = networks()
-    plan = {**PLAN, **changes}
     with pytest.raises((Diverged, OutOfMemory)) as failure:
-        list(train(var, vqvae, tokens(crops=2), loss=loss or loss_with(vqvae), **plan))
+        list(train(var, vqvae, tokens(crops=2), loss or loss_with(vqvae), *settings(**changes)))
     place = dump_failed_batch(
         tmp_path,
         failure.value,
         var,
         tokens(crops=2),
-        seed=plan["seed"],
-        batch_size=plan["batch_size"],
+        seed=RUN["seed"],
+        batch_size=16,
         tokenizer="somewhere",
     )
     return failure.value, place
@@ -98,7 +97,7 @@ def test_another_failure_of_a_step_is_left_as_it_is(tmp_path):
         raise RuntimeError("a shape, say")
 
     with pytest.raises(RuntimeError, match="a shape, say") as failure:
-        list(train(*networks(), tokens(), loss=loss, **PLAN))
+        list(train(*networks(), tokens(), loss, *settings()))
     assert not isinstance(failure.value, (Diverged, OutOfMemory, ConfigError))
 
 
@@ -107,6 +106,6 @@ def test_weights_that_are_no_numbers_any_more_are_left_out(tmp_path):
     with torch.no_grad():
         var.head.bias[0] = float("nan")
     with pytest.raises(Diverged) as failure:
-        list(train(var, vqvae, tokens(), loss=loss_with(vqvae), **PLAN))
-    place = dump_failed_batch(tmp_path, failure.value, var, tokens(), seed=PLAN["seed"], batch_size=16, tokenizer="t")
+        list(train(var, vqvae, tokens(), loss_with(vqvae), *settings()))
+    place = dump_failed_batch(tmp_path, failure.value, var, tokens(), seed=RUN["seed"], batch_size=16, tokenizer="t")
     assert not (place / "var.safetensors").exists() and (place / "batch.safetensors").exists()

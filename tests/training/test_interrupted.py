@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from tests.helpers.trainee import IMAGES, PLAN, curve, parameters, run_tokenizer_rank
+from tests.helpers.trainee import IMAGES, RUN, TRAINING, curve, parameters, run_tokenizer_rank
 
 
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -18,7 +18,7 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_killed_and_started_again_gives_the_same_bits(ranks, uninterrupted, tmp_path, world_size):
     """Killed at 128 images, in the fourth epoch of 40; the newest checkpoint, 96, stands in the middle of an epoch."""
-    assert 96 % IMAGES and 128 % PLAN["checkpoint_images"]
+    assert 96 % IMAGES and 128 % RUN["checkpoint_images"]
     assert ranks(tmp_path, world_size, die_at=128) == [-signal.SIGKILL] * world_size
     assert not (tmp_path / "last.pt").exists()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000000000048", "000000000096"]
@@ -56,7 +56,7 @@ def seen(directory, world_size: int) -> list:
 def test_ranks_see_the_images_and_the_noise_that_one_rank_sees(uninterrupted):
     """Row for row: the same tokens under the same label dropout and drop path, each once, half of them on each rank."""
     alone, (first, second) = seen(uninterrupted[1], 1)[0], seen(uninterrupted[2], 2)
-    assert len(first) == len(second) == PLAN["images"] / 2
+    assert len(first) == len(second) == TRAINING["images"] / 2
     assert sorted(first + second) == alone
 
 

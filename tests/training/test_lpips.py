@@ -6,14 +6,20 @@ import pytest
 import torch
 import torchvision
 
+from uvar_tune.config.schema import TokenizerConfig
 from uvar_tune.data import load_images
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE
-from uvar_tune.training import CheckpointEvent, Progress, open_lpips, train_tokenizer
-from uvar_tune.training.perceptual import NETWORKS, weights_place
+from uvar_tune.training import CheckpointEvent, Progress, RunContext, open_lpips, train_tokenizer
+from uvar_tune.training.perceptual import NETWORKS, weights_file
 
-PLAN = dict(images_total=32, batch_size=16, learning_rate=1e-3, seed=1, log_images=16)
+RUN = RunContext(seed=1, log_images=16)
+
+
+def config_of(weight: float = 0.0, network: str = "vgg") -> TokenizerConfig:
+    settings = {"images": 32, "batch_size": 16, "learning_rate": 1e-3}
+    return TokenizerConfig(**settings, lpips_weight=weight, lpips_network=network)
 
 
 def small() -> VQVAE:
@@ -40,7 +46,7 @@ def weights(hub):
     hub.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        path, _ = weights_place("squeeze")
+        path, _ = weights_file("squeeze")
         torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), path)
     assert path.parent == hub
     return path
@@ -50,22 +56,20 @@ def weights(hub):
 def test_missing_weights_are_named_with_their_place(hub, network):
     with pytest.raises(ConfigError, match="tokenizer.lpips_weight: LPIPS needs the weights") as refusal:
         open_lpips(network, image_size=64)
-    path, url = weights_place(network)
+    path, url = weights_file(network)
     assert str(path) in str(refusal.value) and url in str(refusal.value) and path.parent == hub
 
 
 def test_nothing_is_trained_without_them(hub, digits):
     with pytest.raises(ConfigError, match="LPIPS needs the weights of vgg16"):
-        train_tokenizer(small(), digits, **PLAN, lpips_weight=1.0)
+        train_tokenizer(small(), digits, config_of(1.0), RUN)
 
 
 def test_bad_settings_are_refused(weights, digits):
     with pytest.raises(ConfigError, match="'alex' takes images of at least 31 px, these have 20"):
-        train_tokenizer(small(), digits, **PLAN, lpips_weight=1.0, lpips_network="alex")
+        train_tokenizer(small(), digits, config_of(1.0, "alex"), RUN)
     with pytest.raises(ConfigError, match="unknown LPIPS network 'vgg19'"):
-        train_tokenizer(small(), digits, **PLAN, lpips_weight=1.0, lpips_network="vgg19")
-    with pytest.raises(ConfigError, match="lpips_weight: -1.0 must be at least 0"):
-        train_tokenizer(small(), digits, **PLAN, lpips_weight=-1.0)
+        open_lpips("vgg19", image_size=20)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigError, match="holds no weights of squeezenet1_1"):
         open_lpips("squeeze", image_size=20)
@@ -76,7 +80,7 @@ def test_the_term_enters_the_loss_and_its_gradient(weights, digits):
     first, states = {}, {}
     for weight in (0.0, 3.0):
         vqvae = small()
-        events = train_tokenizer(vqvae, digits, **PLAN, lpips_weight=weight, lpips_network="squeeze")
+        events = train_tokenizer(vqvae, digits, config_of(weight, "squeeze"), RUN)
         first[weight] = next(event for event in events if isinstance(event, Progress)).values
         states[weight] = next(event for event in events if isinstance(event, CheckpointEvent)).state()
     plain, with_term = first[0.0], first[3.0]
@@ -85,9 +89,9 @@ def test_the_term_enters_the_loss_and_its_gradient(weights, digits):
         assert with_term[name] == pytest.approx(plain[name], rel=1e-6)
     assert with_term["loss/total"] == pytest.approx(plain["loss/total"] + 3 * with_term["loss/lpips"], rel=1e-5)
     assert with_term["grad_norm"] != pytest.approx(plain["grad_norm"], rel=1e-3)
-    assert states[3.0]["plan"]["data"]["lpips"] == ["squeeze", 3.0]
+    assert states[3.0]["hyperparameters"]["data"]["lpips"] == ["squeeze", 3.0]
     with pytest.raises(ConfigError, match="data.lpips was"):
-        train_tokenizer(small(), digits, **PLAN, start=states[3.0])
+        train_tokenizer(small(), digits, config_of(), RUN, start=states[3.0])
 
 
 def test_lpips_is_frozen_and_zero_only_between_equals(weights, digits):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from uvar_tune.config.schema import TrainingConfig
 from uvar_tune.model import VAR, preset
 from uvar_tune.training import SCHEDULES, parameter_groups, rate_factor
 from uvar_tune.training.optim import Average, adamw
@@ -31,16 +32,17 @@ def official(schedule: str, it: int) -> float:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_are_the_official_ones(schedule):
-    plan = dict(
+    config = TrainingConfig(
         schedule=schedule, images=STEPS * BATCH, batch_size=BATCH, warmup_images=WARM * BATCH, final_ratio=FINAL
     )
-    got = [rate_factor(it * BATCH, **plan) for it in range(STEPS)]
+    got = [rate_factor(it * BATCH, config) for it in range(STEPS)]
     assert got == pytest.approx([official(schedule, it) for it in range(STEPS)], rel=1e-12)
     assert got[-1] == pytest.approx(FINAL) and max(got) == 1
 
 
 def test_a_single_step_after_the_warm_up_has_the_peak():
-    assert rate_factor(64, schedule="cos", images=128, batch_size=64, warmup_images=64, final_ratio=0.1) == 1
+    config = TrainingConfig(schedule="cos", images=128, batch_size=64, warmup_images=64, final_ratio=0.1)
+    assert rate_factor(64, config) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from uvar_tune.model.scales import OFFICIAL_SCALES
 from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.training import save_tokenizer
 from uvar_tune.trial.assets import _tokens
-from uvar_tune.trial.factory import calibration, load_split, tokenizer_at
+from uvar_tune.trial.factory import calibration, load_split, open_tokenizer
 
 
 def wanting(image_size: int, scales=(1, 2, 3, 4)) -> Config:
@@ -40,7 +40,7 @@ def test_a_file_and_a_directory_are_the_same_tokenizer(places, count, size, scal
     vqvae, *both = places[count]
     images = torch.rand(2, 3, size, size) * 2 - 1
     for place in both:
-        found = tokenizer_at(place, wanting(size, scales)).eval()
+        found = open_tokenizer(place, wanting(size, scales)).eval()
         assert found.scales == vqvae.scales and found.settings() == vqvae.settings()
         assert all(torch.equal(*pair) for pair in zip(found.encode(images), vqvae.encode(images), strict=True))
 
@@ -56,9 +56,9 @@ def test_a_file_with_weights_of_each_scale_has_the_official_list(tmp_path):
         share_quant_resi=0,
     )
     save_official(vqvae, vae_path=tmp_path / "own.pth")
-    assert tokenizer_at(tmp_path / "own.pth", wanting(32)).scales == OFFICIAL_SCALES[10]
+    assert open_tokenizer(tmp_path / "own.pth", wanting(32)).scales == OFFICIAL_SCALES[10]
     with pytest.raises(ConfigError, match="data.image_size 64"):
-        tokenizer_at(tmp_path / "own.pth", wanting(64))
+        open_tokenizer(tmp_path / "own.pth", wanting(64))
 
 
 def test_a_share_of_phi_that_no_official_file_tells_is_not_written(tmp_path):
@@ -81,7 +81,7 @@ def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
                 "evaluation.extractor": "digits",
             }
         )
-        images, given = load_split(config, "validation"), tokenizer_at(file, config)
+        images, given = load_split(config, "validation"), open_tokenizer(file, config)
         place = _tokens(config, tmp_path, file, "validation", images, given, MetricsLog(tmp_path / "record.jsonl"))
         assert TokenCache.open(place).scales == scales == given.scales
         assets = {"tokens": {"train": str(place)}, "tokenizer": str(file), "cache": str(tmp_path), "num_classes": 10}
@@ -93,7 +93,7 @@ def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
 
 def test_one_file_serves_images_of_another_size_where_their_scales_are_told(places):
     longer = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-    assert tokenizer_at(places[10][1], wanting(64, longer)).scales == longer
+    assert open_tokenizer(places[10][1], wanting(64, longer)).scales == longer
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_one_file_serves_images_of_another_size_where_their_scales_are_told(plac
 )
 def test_images_of_another_size_are_refused(places, count, kind, size, said):
     with pytest.raises(ConfigError, match=said):
-        tokenizer_at(places[count][kind], wanting(size))
+        open_tokenizer(places[count][kind], wanting(size))

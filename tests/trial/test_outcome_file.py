@@ -16,7 +16,7 @@ from uvar_tune.trial.resume import resume
 SEEDS, FILES = {"training": 1}, ("ended.json", "crashed.json")
 WHOLE = {"seeds": SEEDS, "result": {"outcome": "complete"}, "attempt": 1, "reason": "worker lost"}
 ASKED = {"data": {"name": "digits"}, "tokenizer": {"scales": (1, 2)}, "model": {"depth": 2}, "loss": {"lambda_1": 0.0}}
-STATE = {"plan": {}, "optimizer": {}, "window": {}, "task": {}}
+STATE = {"hyperparameters": {}, "optimizer": {}, "window": {}, "task": {}}
 
 
 def found(directory):
@@ -93,7 +93,7 @@ def test_the_newest_is_gone_on_from(going_on):
         ({"config": {**ASKED, "model": 2}}, "config.yaml has no section 'model'"),
         ({"config": []}, "config.yaml: holds no mapping"),
         ({"state": {**STATE, "ema": {"weight": torch.ones(1, 3)}}}, "weight has shape (1, 3), expected (1, 2)"),
-        ({"state": {"plan": {}}}, "training.pt holds no 'optimizer'"),
+        ({"state": {"hyperparameters": {}}}, "training.pt holds no 'optimizer'"),
     ],
 )
 def test_one_that_does_not_fit_is_told_and_the_one_before_used(going_on, newest, why):

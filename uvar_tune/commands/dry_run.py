@@ -140,9 +140,9 @@ def _checkpoint_bytes(config: Config) -> int:
     """
     import torch
 
-    from uvar_tune.trial.factory import new_var, tokenizer_at
+    from uvar_tune.trial.factory import new_var, open_tokenizer
 
-    sizes = tokenizer_at(config.tokenizer.path, config) if config.tokenizer.path else config.tokenizer
+    sizes = open_tokenizer(config.tokenizer.path, config) if config.tokenizer.path else config.tokenizer
     with torch.device("meta"):
         var = new_var(config.with_values(baseline_point(config)), sizes, num_classes=10, seed=0, empty=True)
     return 4 * sum(parameter.numel() for parameter in var.parameters()) * (4 if config.training.ema else 3)

@@ -26,7 +26,7 @@ from uvar_tune.study_dir import StudyDirectory, resolve_root
 from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
 from uvar_tune.training import load_tokenizer, require_same
-from uvar_tune.trial.factory import tokenizer_plan
+from uvar_tune.trial.factory import tokenizer_seed
 from uvar_tune.trial.outcome_file import read_outcome
 from uvar_tune.trial.trial import write_config
 
@@ -39,7 +39,7 @@ def run_tokenizer(config: Config, name: str, *, official: str | None) -> int:
     files = StudyDirectory(resolve_root(config.run.root), f"{name}-tokenizer")
     files.prepare()
     place, known = files.directory / "tokenizer", files.directory / "tokenizer.yaml"
-    seeds = {"tokenizer": tokenizer_plan(config)["seed"]}
+    seeds = {"tokenizer": tokenizer_seed(config)}
     with files.lock(), raise_on_disk_full(files.directory):
         if known.exists():
             require_same(

@@ -14,7 +14,7 @@ from uvar_tune.data import ImageSet
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.evaluation.image_grid import save_grid
 from uvar_tune.model import VQVAE
-from uvar_tune.training.codebook import Usage
+from uvar_tune.training.tokenizer_stage import CodeUsage
 
 _CHUNK, _SHOWN = 64, 16
 
@@ -26,7 +26,7 @@ def reconstruction(vqvae: VQVAE, images: ImageSet, *, rank: int = 0, world_size:
     Every rank takes its share of the images and gets the same: `reconstruction_mse`, `codes_in_use` (a number),
     `code_usage` and `code_usage/scale_k` (shares).
     """
-    usage, device = Usage(vqvae, world_size), vqvae.codebook_VC.device
+    usage, device = CodeUsage(vqvae, world_size), vqvae.codebook_VC.device
     squared = torch.zeros((), dtype=torch.float64, device=device)
     for start in range(rank * _CHUNK, len(images), world_size * _CHUNK):
         pixels = to_unit(torch.as_tensor(images.images[start : start + _CHUNK]).to(device))

@@ -17,7 +17,7 @@ import torch
 
 from uvar_tune.config.schema import Config
 from uvar_tune.data import TokenCache
-from uvar_tune.training import Progress, train
+from uvar_tune.training import Progress, RunContext, train
 from uvar_tune.trial.assets import Assets
 from uvar_tune.trial.factory import new_var, training_loss
 
@@ -83,25 +83,9 @@ def step_of(
         var,
         vqvae,
         TokenCache.open(assets.tokens["train"]),
-        loss=chosen,
-        images=images,
-        batch_size=t.batch_size,
-        learning_rate=t.learning_rate,
-        schedule=t.schedule,
-        warmup_images=t.warmup_images,
-        final_ratio=t.final_ratio,
-        weight_decay=t.weight_decay,
-        betas=t.betas,
-        clip=t.clip,
-        seed=0,
-        rank=0,
-        world_size=1,
-        device=torch.device(device),
-        precision=t.precision,
-        accumulate=t.accumulate,
-        log_images=t.batch_size,
-        checkpoint_images=images,
-        compile=t.compile,
+        chosen,
+        t.model_copy(update={"images": images, "ema": None}),
+        RunContext(seed=0, device=device, log_images=t.batch_size, checkpoint_images=images),
     )
     return var, partial(next, (event for event in events if isinstance(event, Progress)))
 

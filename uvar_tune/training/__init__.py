@@ -1,14 +1,14 @@
-"""Training: one loop for both stages, its checkpoints, and the tokenizer that VAR never published the training of.
+"""Training: one loop for both stages, and its checkpoints.
 
 train, train_tokenizer ─► Progress, CheckpointEvent, TrainingWarning
-save_checkpoint, latest_valid, load_checkpoint ─► start of the next attempt
+save_checkpoint, latest_valid, load_checkpoint ─► ``start`` of the next attempt
 """
 
 from uvar_tune.training.checkpoint import Checkpoint, latest_valid, load_checkpoint, retain, save_checkpoint
-from uvar_tune.training.config import differences, require_same, resolve_precision
+from uvar_tune.training.config import RunContext, differences, require_same, resolve_precision
 from uvar_tune.training.debug_dump import dump_failed_batch
-from uvar_tune.training.events import CheckpointEvent, Progress, TrainingWarning
-from uvar_tune.training.memory import out_of_memory
+from uvar_tune.training.loop import CheckpointEvent, Progress, TrainingWarning
+from uvar_tune.training.memory import is_out_of_memory
 from uvar_tune.training.optim import SCHEDULES, parameter_groups, rate_factor
 from uvar_tune.training.perceptual import open_lpips
 from uvar_tune.training.tokenizer_io import (
@@ -23,10 +23,11 @@ from uvar_tune.training.var_stage import train
 
 __all__ = [
     "SCHEDULES",
-    "TrainingWarning",
     "Checkpoint",
     "CheckpointEvent",
     "Progress",
+    "RunContext",
+    "TrainingWarning",
     "check_tokenizer",
     "differences",
     "latest_valid",
@@ -34,7 +35,7 @@ __all__ = [
     "load_tokenizer",
     "load_training_state",
     "open_lpips",
-    "out_of_memory",
+    "is_out_of_memory",
     "parameter_groups",
     "rate_factor",
     "require_same",

@@ -1,8 +1,8 @@
-"""Checkpoints: directories that are whole or not there, checked by hash before anything is read.
+"""Checkpoints: directories written atomically and verified by hash before anything is read.
 
-``var.safetensors``, ``config.yaml``, ``tokenizer.json`` (place and hash), ``training.pt`` (what continues the training;
-may be deleted), ``ema.safetensors`` (averaged weights, where there are any), ``manifest.json``, written last. Their names
-are numbers of images, so the newest is the largest.
+``var.safetensors``, ``config.yaml``, ``tokenizer.json`` (path and hash), ``training.pt`` (state for resuming, may be
+deleted), ``ema.safetensors`` (averaged weights, where the training has them) and ``manifest.json``, written last. A
+directory is named by the number of images seen, so the newest has the largest number.
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ from uvar_tune.io.manifest import remove_directory, remove_leftovers, verify_dir
 from uvar_tune.io.safe_load import dump_yaml, read_json, read_tensors, read_weights, read_yaml
 from uvar_tune.training.tokenizer_io import tokenizer_hash
 
-_NEEDED = ("var.safetensors", "config.yaml", "tokenizer.json")
+_REQUIRED = ("var.safetensors", "config.yaml", "tokenizer.json")
 _EMA, _TRAINING = "ema.safetensors", "training.pt"
 _Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Attributes:
-    config: as given. tokenizer: {path, sha256}. images: seen.
-    training_state: what `train` takes as ``start``; None unless asked for.
-    ema_state: averaged weights, None where none were kept.
+    """A checkpoint in memory.
+
+    Attributes:
+        var_state: weights.
+        config: as saved.
+        tokenizer: {path, sha256}.
+        images: seen.
+        training_state: what `train` takes as ``start``; None unless requested.
+        ema_state: averaged weights, or None.
     """
 
     var_state: _Weights
@@ -50,11 +55,15 @@ def save_checkpoint(
     training_state: dict[str, Any],
     ema_state: _Weights | None = None,
 ) -> None:
-    """Write a checkpoint; what stood under this name is replaced when the new one is whole.
+    """Write a checkpoint; an existing one of this name is replaced once the new one is complete.
 
     Args:
-        config: plain data. tokenizer: {path: where it is}; its hash is added.
-        training_state: of a CheckpointEvent; its ``ema`` is what ``ema_state`` is when not given.
+        directory: of the checkpoint.
+        var_state: weights.
+        config: plain data.
+        tokenizer: {path}; its hash is added.
+        training_state: of a CheckpointEvent.
+        ema_state: averaged weights; by default those of ``training_state``.
     """
     from safetensors.torch import save_file
 
@@ -66,23 +75,23 @@ def save_checkpoint(
         tokenizer = {**tokenizer, "sha256": tokenizer_hash(tokenizer["path"])}
     plain = json.loads(json.dumps(config, allow_nan=False))
     writers: dict[str, Callable[[Path], Any]] = {
-        "var.safetensors": lambda path: save_file(_separate(var_state), path),
+        "var.safetensors": lambda path: save_file(separate_tensors(var_state), path),
         "config.yaml": lambda path: path.write_text(dump_yaml(plain), encoding="utf-8"),
         "tokenizer.json": lambda path: path.write_text(json.dumps(tokenizer, indent=1), encoding="utf-8"),
         _TRAINING: lambda path: torch.save(training_state, path),
     }
     if ema_state is not None:
-        writers[_EMA] = lambda path: save_file(_separate(ema_state), path)
+        writers[_EMA] = lambda path: save_file(separate_tensors(ema_state), path)
     directory.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(directory.parent)
     write_directory(directory, writers, {"images": training_state["images"]})
 
 
 def load_checkpoint(directory: str | Path, training_state: bool = False) -> Checkpoint:
-    """Check and read a checkpoint; tensors on the CPU.
+    """Verify and read a checkpoint; tensors on the CPU.
 
     Raises:
-        ConfigError: not a checkpoint, damaged, or ``training_state`` asked for and deleted.
+        ConfigError: not a checkpoint, corrupted, or ``training_state`` requested and deleted.
     """
     directory = Path(directory)
     manifest = check_checkpoint(directory, training_state=training_state)
@@ -93,7 +102,7 @@ def load_checkpoint(directory: str | Path, training_state: bool = False) -> Chec
         state = state if ema_state is None else {**state, "ema": ema_state}
     tokenizer = read_json(directory / "tokenizer.json")
     if not all(isinstance(tokenizer.get(key), str) for key in ("path", "sha256")):
-        raise ConfigError("tokenizer.json does not tell the tokenizer's path and hash", where=str(directory))
+        raise ConfigError("tokenizer.json lacks the tokenizer's path and hash", where=str(directory))
     return Checkpoint(
         read_weights(directory / "var.safetensors"),
         read_yaml(directory / "config.yaml"),
@@ -105,15 +114,15 @@ def load_checkpoint(directory: str | Path, training_state: bool = False) -> Chec
 
 
 def check_checkpoint(directory: Path, *, training_state: bool) -> dict[str, Any]:
-    """The manifest of a sound checkpoint; ConfigError says what is wrong with another."""
-    manifest = verify_directory(directory, needed=_NEEDED, optional=(_TRAINING, _EMA))
+    """The manifest of a valid checkpoint; a ConfigError names the fault of an invalid one."""
+    manifest = verify_directory(directory, needed=_REQUIRED, optional=(_TRAINING, _EMA))
     if not isinstance(manifest.get("images"), int):
         raise ConfigError("the manifest does not say how many images were seen", where=str(directory))
     if _EMA in manifest["files"] and not (directory / _EMA).exists():
         raise ConfigError(f"{_EMA} is missing", where=str(directory))
     if training_state and not (directory / _TRAINING).exists():
         raise ConfigError(
-            f"{_TRAINING} was deleted: these weights can be used, and no training continued from them",
+            f"{_TRAINING} was deleted: these weights can be used, but no training can continue from them",
             where=str(directory),
         )
     return manifest
@@ -126,37 +135,38 @@ def latest_valid(
     training_state: bool = False,
     check: Callable[..., Any] = check_checkpoint,
 ) -> Path | None:
-    """The newest sound checkpoint in ``parent``, or None.
+    """The newest valid checkpoint in ``parent``, or None.
 
     Args:
-        on_skip: told each newer one that is not used, and why.
-        training_state: only one from which training can continue.
-        check: (directory, training_state=…) raises ConfigError for one that is not sound; `check_tokenizer` for stage 1.
+        parent: directory of the checkpoints.
+        on_skip: called with each newer, invalid checkpoint and the reason.
+        training_state: require one from which training can continue.
+        check: (directory, training_state=…) raises ConfigError for an invalid one; `check_tokenizer` for stage 1.
     """
     for directory in reversed(_checkpoints(Path(parent))):
         try:
             check(directory, training_state=training_state)
         except ConfigError as error:
-            inside = error.where not in (None, str(directory))
-            on_skip(directory, f"{Path(error.where).name}: {error.message}" if inside else error.message)
+            inner = error.where not in (None, str(directory))
+            on_skip(directory, f"{Path(error.where).name}: {error.message}" if inner else error.message)
         else:
             return directory
     return None
 
 
 def retain(parent: str | Path, *, max_bytes: int, check: Callable[..., Any] = check_checkpoint) -> list[Path]:
-    """Delete the oldest checkpoints until all together hold at most ``max_bytes``; never the newest sound one.
+    """Delete the oldest checkpoints until the rest takes at most ``max_bytes``; never the newest valid one.
 
     Returns:
-        what was deleted.
+        The deleted directories.
     """
-    found = _checkpoints(Path(parent))
-    sizes = {path: sum(file.lstat().st_size for file in path.iterdir()) for path in found}
+    paths = _checkpoints(Path(parent))
+    sizes = {path: sum(file.lstat().st_size for file in path.iterdir()) for path in paths}
     excess, deleted = sum(sizes.values()) - max_bytes, []
     if excess <= 0:
         return []
     keep = latest_valid(parent, on_skip=lambda path, why: None, check=check)
-    for path in found:
+    for path in paths:
         if excess > 0 and path != keep:
             remove_directory(path)
             excess -= sizes[path]
@@ -173,6 +183,6 @@ def _checkpoints(parent: Path) -> list[Path]:
     )
 
 
-def _separate(state: _Weights) -> _Weights:
-    """Contiguous CPU tensors, none sharing memory with another, as safetensors wants them."""
+def separate_tensors(state: _Weights) -> _Weights:
+    """Contiguous copies on the CPU that share no memory, as safetensors requires."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""Memory of the host: whether an error means that it ran out, and keeping it from one step to the next."""
+"""Memory: whether an error means that it ran out, and reuse of host memory between steps."""
 
 from __future__ import annotations
 
@@ -8,23 +8,34 @@ import sys
 import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt
-_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# What PyTorch, CUDA, cuBLAS, cuDNN and NCCL say where no typed error is raised.
+_MESSAGES = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2",
+    "unable to find an engine",
+)
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep what it frees for its next step, where its C library is glibc.
+    """Make the C library (glibc) keep freed memory for the next step instead of returning it to the system.
 
-    By default every tensor of some size is given back to the system, which zeroes its pages when the next step asks for them
-    again: some 5 % of a small network's step on a CPU. The most that is held at a time stays what it was.
+    By default every large tensor is returned, and the system zeroes its pages when the next step allocates them again:
+    about 5 % of a small network's step on a CPU. Peak memory does not change.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for option, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**30), (_TOP_PAD, 2**26)):
             libc.mallopt(option, value)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """True of an allocation that a device, the host or a library of the device refused; PyTorch, numpy and CUDA's libraries say
-    so in different ways."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error is a failed allocation on the device or the host.
+
+    Libraries of CUDA report one in words of their own, and some of them as a failure to initialize.
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)

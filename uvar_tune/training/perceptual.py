@@ -1,6 +1,6 @@
-"""LPIPS as a term of the tokenizer's loss: torchmetrics has the network, the weights of its backbone must be at hand.
+"""LPIPS as a term of the tokenizer's loss: torchmetrics provides the network, the backbone's weights must be present.
 
-Nothing is downloaded here: a training on many nodes would fetch the same file many times, and fail where there is no network.
+Nothing is downloaded: a training on many nodes would fetch the same file many times, and fail without a network.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from uvar_tune.errors import ConfigError, choose, first_line
 
-# network → (name in torchvision, its weights there, the least side of an image in pixels)
+# network → (name in torchvision, its weights there, minimum image size in pixels)
 NETWORKS = {
     "vgg": ("vgg16", "VGG16_Weights", 16),
     "alex": ("alexnet", "AlexNet_Weights", 31),
@@ -22,23 +22,24 @@ NETWORKS = {
 
 
 def open_lpips(network: str, *, image_size: int) -> nn.Module:
-    """(images, images), both (B, 3, S, S) in [-1, 1] → LPIPS of each pair (B, 1, 1, 1); frozen, gradients reach the images.
+    """The frozen network: (images, images), both (B, 3, S, S) in [-1, 1] → LPIPS of each pair (B, 1, 1, 1).
 
     Args:
-        network: `vgg` (what tokenizers are trained with), `alex` or `squeeze`.
+        network: `vgg` (common for training tokenizers), `alex` or `squeeze`.
+        image_size: S in pixels.
 
     Raises:
-        ConfigError: an unknown network, images that are too small for it, or its weights are not in torch.hub's cache.
+        ConfigError: unknown network, images too small for it, or its weights are not in torch.hub's cache.
     """
     choose(network, NETWORKS, "LPIPS network", "tokenizer.lpips_network")
-    least = NETWORKS[network][2]
-    if image_size < least:
+    minimum = NETWORKS[network][2]
+    if image_size < minimum:
         raise ConfigError(
-            f"{network!r} takes images of at least {least} px, these have {image_size}",
+            f"{network!r} takes images of at least {minimum} px, these have {image_size}",
             where="tokenizer.lpips_network",
             nearest=None if network == "vgg" else "vgg",
         )
-    path, url = weights_place(network)
+    path, url = weights_file(network)
     if not path.is_file():
         raise ConfigError(
             f"LPIPS needs the weights of {NETWORKS[network][0]} at {path} on every node: put {url} there, or set "
@@ -55,8 +56,8 @@ def open_lpips(network: str, *, image_size: int) -> nn.Module:
         ) from None
 
 
-def weights_place(network: str) -> tuple[Path, str]:
-    """(the file in torch.hub's cache, where it comes from)."""
+def weights_file(network: str) -> tuple[Path, str]:
+    """(path in torch.hub's cache, download URL)."""
     import torchvision
 
     url = getattr(torchvision.models, NETWORKS[network][1]).DEFAULT.url

@@ -1,6 +1,6 @@
-"""Tokenizers on disk: a directory of ours (``vqvae.safetensors``, ``settings.json``, ``manifest.json``) or an official .pth.
+"""Tokenizers on disk: a directory (``vqvae.safetensors``, ``settings.json``, ``manifest.json``) or an official .pth.
 
-A checkpoint of their training is such a directory too, with ``training.pt`` (what continues it) beside the weights.
+A checkpoint of a tokenizer's training is such a directory with ``training.pt``, the state for resuming.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from uvar_tune.io.safe_load import check_size, read_json, read_tensors, read_wei
 from uvar_tune.model import VQVAE, load_official
 
 _WEIGHTS, _SETTINGS, _TRAINING = "vqvae.safetensors", "settings.json", "training.pt"
-_TENSORS_A_BLOCK = 16  # a block of a level has one in the encoder and one in the decoder
+_TENSORS_A_BLOCK = 16  # a block of a level exists in the encoder and in the decoder
 
 
 def save_tokenizer(directory: str | Path, vqvae: VQVAE, *, training_state: dict[str, Any] | None = None) -> None:
-    """Write weights and settings, whole or not at all; with the state of a CheckpointEvent, a checkpoint of its training."""
+    """Write weights and settings atomically; with the state of a CheckpointEvent, a checkpoint of the training."""
     from safetensors.torch import save_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in vqvae.state_dict().items()}
@@ -41,10 +41,10 @@ def save_tokenizer(directory: str | Path, vqvae: VQVAE, *, training_state: dict[
 
 
 def check_tokenizer(directory: Path, *, training_state: bool = False) -> dict[str, Any]:
-    """The manifest of a sound tokenizer, or, with ``training_state``, of a sound checkpoint of its training.
+    """The manifest of a valid tokenizer or, with ``training_state``, of a valid checkpoint of its training.
 
     Raises:
-        ConfigError: what is wrong with another.
+        ConfigError: names the fault of an invalid one.
     """
     return verify_directory(
         directory, needed=(_WEIGHTS, _SETTINGS, *((_TRAINING,) if training_state else ())), optional=(_TRAINING,)
@@ -52,18 +52,19 @@ def check_tokenizer(directory: Path, *, training_state: bool = False) -> dict[st
 
 
 def load_training_state(directory: Path) -> dict[str, Any]:
-    """What `train_tokenizer` takes as ``start``, of a checkpoint that `check_tokenizer` found sound."""
+    """What `train_tokenizer` takes as ``start``; the checkpoint has passed `check_tokenizer`."""
     return read_tensors(directory / _TRAINING)
 
 
 def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> VQVAE:
-    """The tokenizer of a directory that `save_tokenizer` wrote, or of an official .pth; on the CPU.
+    """The tokenizer of a directory that `save_tokenizer` wrote, or of an official .pth file; on the CPU.
 
     Args:
-        scales: of an official file whose number of scales does not tell them.
+        path: directory or file.
+        scales: required for an official file whose number of scales does not determine them.
 
     Raises:
-        ConfigError: nothing there, damaged, or another's weights.
+        ConfigError: nothing there, corrupted, or settings that do not fit the weights.
     """
     path = Path(path)
     if path.is_file():
@@ -91,24 +92,24 @@ def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> 
     return vqvae
 
 
-def _check_count(settings: dict[str, Any], held: dict[str, torch.Tensor], where: str) -> None:
-    """ConfigError where settings describe more modules than there are tensors for; looked at before they are made."""
+def _check_count(settings: dict[str, Any], state: dict[str, torch.Tensor], where: str) -> None:
+    """Raise a ConfigError if the settings describe more modules than there are tensors, before any is created."""
     levels, blocks, share = (
         len(settings["channel_multipliers"]),
         int(settings["blocks"]),
         int(settings["share_quant_resi"]),
     )
     scales = len(settings["scales"])
-    if max(_TENSORS_A_BLOCK * levels * max(1, blocks), share, scales) > len(held):
+    if max(_TENSORS_A_BLOCK * levels * max(1, blocks), share, scales) > len(state):
         raise ConfigError(
             f"its settings describe {levels:,} levels of {str(blocks):.20} blocks, {scales:,} scales and "
-            f"{str(share):.20} φ, its weights are {len(held):,} tensors",
+            f"{str(share):.20} φ, its weights are {len(state):,} tensors",
             where=where,
         )
 
 
 def tokenizer_hash(path: str | Path) -> str:
-    """SHA-256 (64 hex digits) of the weights at ``path``, a directory or a file.
+    """SHA-256 (64 hex digits) of the weights in ``path``, a directory or a file.
 
     Raises:
         ConfigError: nothing there.

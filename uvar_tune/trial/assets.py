@@ -28,15 +28,15 @@ from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
 from uvar_tune.objective.validate import check_reference
 from uvar_tune.tracking.metrics_log import MetricsLog
-from uvar_tune.training import Progress, TrainingWarning, save_tokenizer, tokenizer_hash, train_tokenizer
+from uvar_tune.training import Progress, RunContext, TrainingWarning, save_tokenizer, tokenizer_hash, train_tokenizer
 from uvar_tune.trial.factory import (
     calibration,
     load_split,
     new_var,
     new_vqvae,
-    tokenizer_at,
-    tokenizer_plan,
-    tokenizer_settings,
+    open_tokenizer,
+    tokenizer_recipe,
+    tokenizer_seed,
 )
 
 _FACTS = "facts.json"
@@ -69,7 +69,7 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
         open_extractor(config.evaluation.extractor, weights=config.evaluation.weights)
     images = {split: load_split(config, split) for split in ("train", "validation")}
     tokenizer, facts = _tokenizer(config, cache, images, recorder)
-    vqvae = tokenizer_at(tokenizer, config).eval().requires_grad_(False)
+    vqvae = open_tokenizer(tokenizer, config).eval().requires_grad_(False)
     tokens = {split: str(_tokens(config, cache, tokenizer, split, images[split], vqvae, recorder)) for split in images}
     classifier = None
     if own_classifier:
@@ -97,15 +97,14 @@ def _tokenizer(config: Config, cache: Path, images, recorder: MetricsLog) -> tup
     """The directory of the tokenizer (or the file given) and what is known of it."""
     if config.tokenizer.path is not None:
         return Path(config.tokenizer.path), {}
-    settings, plan = tokenizer_settings(config), tokenizer_plan(config)
-    key = content_hash({"settings": settings, "plan": plan, "images": images["train"].sha256})
+    key = content_hash({"recipe": tokenizer_recipe(config), "images": images["train"].sha256})
     directory = cache / "tokenizers" / key
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_name(f".{key}.lock")):  # two studies that begin at once train one
         if (facts := _facts(directory)) is None:
             _log(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
-            vqvae = new_vqvae(config)
-            for event in train_tokenizer(vqvae, images["train"], **plan):
+            vqvae, run = new_vqvae(config), RunContext(seed=tokenizer_seed(config))
+            for event in train_tokenizer(vqvae, images["train"], config.tokenizer, run):
                 if isinstance(event, Progress):
                     recorder.metrics(event.images, event.values)
                 elif isinstance(event, TrainingWarning):

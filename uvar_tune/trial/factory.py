@@ -36,71 +36,72 @@ def load_split(config: Config, split: str):
     )
 
 
-def tokenizer_settings(config: Config) -> dict[str, Any]:
-    """The arguments of `VQVAE` for a tokenizer to be trained."""
-    t = config.tokenizer
-    return {
-        "vocab_size": t.vocab_size,
-        "code_dim": t.code_dim,
-        "channels": t.channels,
-        "scales": t.scales,
-        "channel_multipliers": t.channel_multipliers,
-        "quant_resi": t.quant_resi,
-        "share_quant_resi": t.share_quant_resi,
-        "beta": t.beta,
-    }
+NETWORK = (
+    "vocab_size",
+    "code_dim",
+    "channels",
+    "scales",
+    "channel_multipliers",
+    "quant_resi",
+    "share_quant_resi",
+    "beta",
+)  # the fields of TokenizerConfig that are arguments of VQVAE
 
 
-def tokenizer_plan(config: Config) -> dict[str, Any]:
-    """The arguments of `train_tokenizer` that decide what a tokenizer becomes."""
-    t = config.tokenizer
-    lpips = {"lpips_weight": t.lpips_weight, "lpips_network": t.lpips_network} if t.lpips_weight else {}
-    return {
-        "images_total": t.images,
-        "batch_size": t.batch_size,
-        "learning_rate": t.learning_rate,
-        "seed": seeds.derive(config.study.seed, "prepare", 0, "tokenizer"),
-        **lpips,
-    }
+def tokenizer_seed(config: Config) -> int:
+    """The seed of the tokenizer's initialisation and training."""
+    return seeds.derive(config.study.seed, "prepare", 0, "tokenizer")
+
+
+def tokenizer_recipe(config: Config) -> dict[str, Any]:
+    """Everything but the images that determines a trained tokenizer, as plain data (the key of its cache)."""
+    unused = {"path", "crops"} | (set() if config.tokenizer.lpips_weight else {"lpips_weight", "lpips_network"})
+    return {**config.tokenizer.model_dump(mode="json", exclude=unused), "seed": tokenizer_seed(config)}
 
 
 def new_vqvae(config: Config) -> VQVAE:
-    """A fresh tokenizer, the same on every rank (the process's own random state stays as it is)."""
+    """A tokenizer before its training, the same on every rank; the process's random state is restored."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(tokenizer_plan(config)["seed"])
-        return VQVAE(**tokenizer_settings(config))
+        torch.manual_seed(tokenizer_seed(config))
+        return VQVAE(**{name: getattr(config.tokenizer, name) for name in NETWORK})
 
 
-def tokenizer_at(place: str | Path, config: Config) -> VQVAE:
-    """The tokenizer at ``place`` for the images of `data.image_size`.
+def open_tokenizer(path: str | Path, config: Config) -> VQVAE:
+    """The tokenizer at ``path`` for images of `data.image_size`.
 
-    An official file does not tell its scales: they are `tokenizer.scales` where these end at that size, else the official list.
+    An official file does not contain its scales: `tokenizer.scales` is tried first, then the official list.
 
     Raises:
-        ConfigError: none is there, or one for images of another size.
+        ConfigError: no tokenizer there, or one for images of another size.
     """
-    size, lists = config.data.image_size, [None] if Path(place).is_dir() else [config.tokenizer.scales, None]
-    found: list[VQVAE] = []
+    size, lists = config.data.image_size, [None] if Path(path).is_dir() else [config.tokenizer.scales, None]
+    candidates: list[VQVAE] = []
     for scales in lists:
         try:
-            found.append(load_tokenizer(place, scales=scales))
-        except ConfigError:  # no official list for so many scales, or a file that has as many weights as scales
-            if scales is lists[-1] and not found:
+            candidates.append(load_tokenizer(path, scales=scales))
+        except ConfigError:  # no official list of this length, or a file with weights of its own for each scale
+            if scales is lists[-1] and not candidates:
                 raise
-        if found and found[-1].image_size == size:
-            return found[-1]
-    vqvae = found[0]
+        if candidates and candidates[-1].image_size == size:
+            return candidates[-1]
+    vqvae = candidates[0]
     factor = vqvae.image_size // vqvae.scales[-1]
     raise ConfigError(
         f"data.image_size {size} is {size / factor:g} codes wide with this tokenizer, and its scales end at "
-        f"{vqvae.scales[-1]}" + ("" if Path(place).is_dir() else " (tokenizer.scales)"),
-        where=str(place),
+        f"{vqvae.scales[-1]}" + ("" if Path(path).is_dir() else " (tokenizer.scales)"),
+        where=str(path),
     )
 
 
 def new_var(config: Config, vqvae, num_classes: int, seed: int, *, empty: bool = False) -> VAR:
-    """A VAR for this tokenizer, initialised from ``seed`` (the process's own random state stays as it is), and from
-    `training.init_from` where that is set; ``empty``: its weights are loaded afterwards, so no others are looked for.
+    """A VAR for this tokenizer; the process's random state is restored.
+
+    Args:
+        config: sections ``model`` and ``training``.
+        vqvae: the tokenizer.
+        num_classes: labels of the data.
+        seed: of the initialisation.
+        empty: the caller loads weights afterwards, so `training.init_from` is ignored.
 
     Raises:
         ConfigError: `training.init_from` holds no weights of a VAR of these sizes.
@@ -122,14 +123,14 @@ def new_var(config: Config, vqvae, num_classes: int, seed: int, *, empty: bool =
             drop_path=model.drop_path,
         )
     if config.training.init_from is not None and not empty:
-        place = Path(config.training.init_from)
-        source = load_checkpoint(find(place)).var_state if place.is_dir() else place
-        start_from(var, source, where=f"training.init_from: {place}")
+        path = Path(config.training.init_from)
+        source = load_checkpoint(find_checkpoint(path)).var_state if path.is_dir() else path
+        start_from(var, source, where=f"training.init_from: {path}")
     return var
 
 
-def find(path: Path) -> Path:
-    """The checkpoint directory meant by ``path``: itself, or the newest sound one of a trial's directory.
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at ``path``: the directory itself, or the newest valid checkpoint of a trial's directory.
 
     Raises:
         ConfigError: neither.
@@ -138,9 +139,9 @@ def find(path: Path) -> Path:
         return path
     for parent in (path / "checkpoints", path):
         if parent.is_dir():
-            found = latest_valid(parent, on_skip=lambda skipped, why: None)
-            if found is not None:
-                return found
+            checkpoint = latest_valid(parent, on_skip=lambda path, reason: None)
+            if checkpoint is not None:
+                return checkpoint
     raise ConfigError(
         "is not a checkpoint: a directory with manifest.json and var.safetensors, or a trial's directory",
         where=str(path),

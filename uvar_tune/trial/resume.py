@@ -16,7 +16,7 @@ from uvar_tune.trial.factory import new_var
 from uvar_tune.trial.scoring import shares_at
 
 _TRAINED = ("data", "tokenizer", "model", "loss")  # `train` itself compares its own settings
-_STATE = ("images", "plan", "optimizer", "window", "task")  # what it goes on from
+_STATE = ("images", "hyperparameters", "optimizer", "window", "task")  # what it goes on from
 
 
 class InfeasibleTrial(Exception):

@@ -21,6 +21,7 @@ from uvar_tune.tracking.writer_lock import open_metrics_log
 from uvar_tune.training import (
     CheckpointEvent,
     Progress,
+    RunContext,
     TrainingWarning,
     check_tokenizer,
     latest_valid,
@@ -30,7 +31,7 @@ from uvar_tune.training import (
     save_tokenizer,
     train_tokenizer,
 )
-from uvar_tune.trial.factory import load_split, new_vqvae, tokenizer_plan
+from uvar_tune.trial.factory import load_split, new_vqvae, tokenizer_seed
 from uvar_tune.trial.outcome_file import interrupted
 from uvar_tune.trial.resume import chosen, require_shapes
 
@@ -98,18 +99,15 @@ def _events(
     device: torch.device,
     stop: Callable[[], bool] | None = None,
 ):
-    return train_tokenizer(
-        model,
-        images,
-        **tokenizer_plan(config),
+    run = RunContext(
+        seed=tokenizer_seed(config),
         rank=rank,
         world_size=world_size,
         device=device,
         log_images=config.run.log_images,
         checkpoint_images=config.run.checkpoint_images,
-        start=start,
-        stop=stop,
     )
+    return train_tokenizer(model, images, config.tokenizer, run, start=start, stop=stop)
 
 
 def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, recorder: MetricsLog) -> None:

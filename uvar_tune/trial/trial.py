@@ -22,14 +22,15 @@ from uvar_tune.tracking.writer_lock import open_metrics_log
 from uvar_tune.training import (
     CheckpointEvent,
     Progress,
+    RunContext,
     TrainingWarning,
     dump_failed_batch,
-    out_of_memory,
+    is_out_of_memory,
     retain,
     save_checkpoint,
     train,
 )
-from uvar_tune.trial.factory import new_var, tokenizer_at, training_loss
+from uvar_tune.trial.factory import new_var, open_tokenizer, training_loss
 from uvar_tune.trial.local_cache import copy_to_local_disk
 from uvar_tune.trial.outcome_file import interrupted
 from uvar_tune.trial.resume import InfeasibleTrial, best_available_weights, resolve_lambdas, resume
@@ -107,7 +108,7 @@ def _run(job, recorder, rank, world_size, device, wrap, report, stop) -> dict[st
     clock = PhaseTimer()
     result: dict[str, Any]
     try:
-        vqvae = tokenizer_at(job["assets"]["tokenizer"], config).to(device).eval().requires_grad_(False)
+        vqvae = open_tokenizer(job["assets"]["tokenizer"], config).to(device).eval().requires_grad_(False)
         config, ran = resolve_lambdas(config, job, vqvae, device)
         var = new_var(config, vqvae, job["assets"]["num_classes"], job["seeds"]["initialisation"]).to(device)
         scorer = Scorer(config, job, var, vqvae, rank=rank, world_size=world_size, device=device, recorder=recorder)
@@ -129,7 +130,7 @@ def _run(job, recorder, rank, world_size, device, wrap, report, stop) -> dict[st
     except Diverged as error:  # what it generates is not finite
         result = {"outcome": "diverged", "reason": str(error), "images": error.images, "alone": True}
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         result = {"outcome": "out_of_memory", "reason": first_line(error), "images": 0, "alone": True}
     result |= {"cpu_sec": clock.cpu_sec, "seconds": time.time() - job["started"], **clock.start_up(job)}
@@ -216,36 +217,19 @@ def _kept(error: StepFailed, config: Config, job: dict[str, Any], var) -> str:
 
 
 def _events(config: Config, job: dict[str, Any], model, var, vqvae, rank: int, world_size: int, device, state, stop):
-    t = config.training
-    var.activation_checkpointing = t.activation_checkpointing
-    return train(
-        model,
-        vqvae,
-        TokenCache.open(job["assets"]["tokens"]["train"]),
-        loss=training_loss(config, job["assets"], vqvae, var, device),
-        images=t.images,
-        batch_size=t.batch_size,
-        learning_rate=t.learning_rate,
-        schedule=t.schedule,
-        warmup_images=t.warmup_images,
-        final_ratio=t.final_ratio,
-        weight_decay=t.weight_decay,
-        betas=t.betas,
-        clip=t.clip,
+    var.activation_checkpointing = config.training.activation_checkpointing
+    cache = TokenCache.open(job["assets"]["tokens"]["train"])
+    loss = training_loss(config, job["assets"], vqvae, var, device)
+    run = RunContext(
         seed=job["seeds"]["training"],
         rank=rank,
         world_size=world_size,
         device=device,
-        precision=t.precision,
-        accumulate=t.accumulate,
         log_images=log_images(config),
         checkpoint_images=checkpoint_images(config),
         also_at=config.study.rungs,
-        ema=t.ema,
-        compile=t.compile,
-        start=state,
-        stop=stop,
     )
+    return train(model, vqvae, cache, loss, config.training, run, start=state, stop=stop)
 
 
 @contextlib.contextmanager
