@@ -18,7 +18,7 @@ from uvar_tune.data import TokenCache
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import Origin, Protocol, ProtocolMismatch
 from uvar_tune.paper.checkpoint_evaluation import LoadedCheckpoint
-from uvar_tune.pipeline import find
+from uvar_tune.pipeline import find_checkpoint
 from uvar_tune.training import (
     CheckpointEvent,
     RunContext,
@@ -103,7 +103,7 @@ def changed(
     trials, tmp_path, name="other", *, edit_config=lambda tree: tree, edit_state=lambda state: state, tokenizer=None
 ):
     """A copy of our checkpoint with something changed."""
-    stored = load_checkpoint(find(trials["ours"]))
+    stored = load_checkpoint(find_checkpoint(trials["ours"]))
     directory = tmp_path / name / f"{stored.images:012d}"
     save_checkpoint(
         directory,
@@ -145,7 +145,7 @@ def test_every_table_by_the_door(trials, cli, root, tmp_path):
     cost = trees["table5"]["rows"]
     assert cost["ours"]["memory_gib"]["value"] >= cost["baseline"]["memory_gib"]["value"] > 0
     assert cost["ours"]["parameters"]["value"] == sum(
-        p.numel() for p in load_checkpoint(find(trials["ours"])).var_state.values() if p.is_floating_point()
+        p.numel() for p in load_checkpoint(find_checkpoint(trials["ours"])).var_state.values() if p.is_floating_point()
     )
     assert "dispersion_ratio/scale_4" in trees["calibration"]["rows"]["ours"]
     assert "published" in done.stdout and "46.97" in done.stdout and "samples at CFG" in done.stdout
@@ -208,7 +208,7 @@ def test_imagenet_layouts_and_no_baseline(ask, tmp_path):
 
 
 def test_checkpoints_that_cannot_be_compared(ask, trials, tmp_path):
-    other = load_tokenizer(load_checkpoint(find(trials["ours"])).tokenizer["path"])
+    other = load_tokenizer(load_checkpoint(find_checkpoint(trials["ours"])).tokenizer["path"])
     other.quantize.embedding.weight.data.mul_(1.01)
     save_tokenizer(tmp_path / "tokenizer", other)
     baseline = changed(trials, tmp_path, tokenizer=tmp_path / "tokenizer")

@@ -33,7 +33,7 @@ from uvar_tune.evaluation import (
 from uvar_tune.io.hashing import content_hash
 from uvar_tune.model import CFG_CONVENTION, generate
 from uvar_tune.paper.tables import Number
-from uvar_tune.pipeline import find, restore, stored_config
+from uvar_tune.pipeline import find_checkpoint, restore, stored_config
 from uvar_tune.training import load_checkpoint, tokenizer_hash
 from uvar_tune.trial.assets import Assets, prepare
 from uvar_tune.trial.factory import calibration, load_split
@@ -66,7 +66,7 @@ class LoadedCheckpoint:
     """
 
     def __init__(self, path: str):
-        self.directory = find(Path(path))
+        self.directory = find_checkpoint(Path(path))
         self.stored = load_checkpoint(self.directory)
         self.config = stored_config(self.stored, self.directory)
 
