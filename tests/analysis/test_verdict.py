@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from uvar_tune.analysis.noise import power
-from uvar_tune.analysis.verdict import BETTER, UNDECIDED, WORSE, Arm, Verdict, decide, holm, judge, paired_tests
+from uvar_tune.analysis.verdict import (
+    BETTER,
+    UNDECIDED,
+    WORSE,
+    Arm,
+    Verdict,
+    compare_with_baseline,
+    decide,
+    holm,
+    paired_tests,
+)
 from uvar_tune.errors import ConfigError
 
 REPEATS = 2000
@@ -32,7 +42,7 @@ def simulate(effects: list[float], pairs: int, seed: int, repeats: int = REPEATS
 
 
 def words(base_RN: np.ndarray, scores_RMN: np.ndarray) -> np.ndarray:
-    """The verdicts (repeats, M) by the tests that `judge` uses."""
+    """The verdicts (repeats, M) by the tests behind `compare_with_baseline`."""
     tests = paired_tests(base_RN[:, None] - scores_RMN)
     pairs = base_RN.shape[-1]
     return np.vectorize(lambda better, worse: decide(better, worse, pairs))(
@@ -51,41 +61,44 @@ def arms(base_N, scores_MN) -> tuple[Arm, list[Arm]]:
     "effects", [[0.0] * 3, [0.0] * 8, [2.0, 2.0, 0.0, 0.0, 0.0, -1.0]], ids=["3 null", "8 null", "mixed"]
 )
 @pytest.mark.parametrize("pairs", [4, 8])
-def test_family_wise_false_claims_stay_below_six_percent(effects, pairs):
-    said = words(*simulate(effects, pairs, seed=7))
+def test_family_wise_error_at_most_6_percent(effects, pairs):
+    words_RM = words(*simulate(effects, pairs, seed=7))
     not_better, not_worse = np.array(effects) <= 0, np.array(effects) >= 0
-    assert (said[:, not_better] == BETTER).any(1).mean() <= 0.06
-    assert (said[:, not_worse] == WORSE).any(1).mean() <= 0.06
+    assert (words_RM[:, not_better] == BETTER).any(1).mean() <= 0.06
+    assert (words_RM[:, not_worse] == WORSE).any(1).mean() <= 0.06
 
 
-def test_without_the_correction_they_would_not():
+def test_uncorrected_tests_exceed_the_level():
     base_RN, scores_RMN = simulate([0.0] * 8, 8, seed=7)
     assert (paired_tests(base_RN[:, None] - scores_RMN)["better"] <= 0.05).any(1).mean() > 0.12
 
 
 def test_power_at_three_standard_errors():
     pairs, sd = 10, math.sqrt(1 + 0.8**2)
-    said = words(*simulate([3 * sd / math.sqrt(pairs)], pairs, seed=3))
-    found = (said == BETTER).mean()
+    words_RM = words(*simulate([3 * sd / math.sqrt(pairs)], pairs, seed=3))
+    found = (words_RM == BETTER).mean()
     exact = power(3 / math.sqrt(pairs), pairs)
     assert found >= 0.8 and exact >= 0.8
     assert abs(found - exact) < 4 * math.sqrt(exact * (1 - exact) / REPEATS)
 
 
-def test_judge_says_what_the_simulated_tests_say():
+def test_verdicts_agree_with_simulated_tests():
     base_RN, scores_RMN = simulate([1.5, 0.0, -1.5, 0.7], 6, seed=1, repeats=40)
-    said = words(base_RN, scores_RMN)
-    judged = [
-        [v.verdict for v in judge(*arms(b, s), direction="minimize")] for b, s in zip(base_RN, scores_RMN, strict=True)
+    words_RM = words(base_RN, scores_RMN)
+    computed = [
+        [v.verdict for v in compare_with_baseline(*arms(b, s), direction="minimize")]
+        for b, s in zip(base_RN, scores_RMN, strict=True)
     ]
-    assert said.tolist() == judged
-    assert {BETTER, WORSE, UNDECIDED} == set(said.ravel())
+    assert words_RM.tolist() == computed
+    assert {BETTER, WORSE, UNDECIDED} == set(words_RM.ravel())
 
 
-def test_numbers_against_scipys_paired_test():
+def test_numbers_agree_with_scipys_paired_test():
     base_RN, scores_RMN = simulate([0.8, 0.0], 7, seed=4, repeats=1)
     base_N, scores_MN = base_RN[0], scores_RMN[0]
-    for verdict, scores_N in zip(judge(*arms(base_N, scores_MN), direction="minimize"), scores_MN, strict=True):
+    for verdict, scores_N in zip(
+        compare_with_baseline(*arms(base_N, scores_MN), direction="minimize"), scores_MN, strict=True
+    ):
         oracle = stats.ttest_rel(scores_N, base_N, alternative="less")
         interval = stats.ttest_rel(scores_N, base_N).confidence_interval(0.9)
         together = stats.ttest_rel(scores_N, base_N).confidence_interval(0.95)  # two candidates
@@ -105,20 +118,20 @@ def test_holm_is_closed_testing_with_bonferroni(p):
     assert holm(np.array(p)) == pytest.approx(oracle)
 
 
-def test_to_maximise_mirrors_to_minimise():
+def test_maximising_mirrors_minimising():
     base_RN, scores_RMN = simulate([1.5, -1.5, 0.0], 8, seed=2, repeats=1)
-    less = judge(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
-    more = judge(*arms(-base_RN[0], -scores_RMN[0]), direction="maximize")
+    less = compare_with_baseline(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
+    more = compare_with_baseline(*arms(-base_RN[0], -scores_RMN[0]), direction="maximize")
     assert [v.verdict for v in less] == [v.verdict for v in more] == [BETTER, WORSE, UNDECIDED]
     for a, b in zip(less, more, strict=True):
         assert (a.low, a.high, a.difference) == pytest.approx((-b.high, -b.low, -b.difference))
         assert (a.p_value, a.seeds_needed) == (pytest.approx(b.p_value), b.seeds_needed)
 
 
-def test_claims_lie_outside_their_intervals():
+def test_intervals_of_claims_exclude_zero():
     base_RN, scores_RMN = simulate([1.0, 0.5, 0.0, -1.0], 6, seed=9, repeats=50)
     for base_N, scores_MN in zip(base_RN, scores_RMN, strict=True):
-        for v in judge(*arms(base_N, scores_MN), direction="minimize"):
+        for v in compare_with_baseline(*arms(base_N, scores_MN), direction="minimize"):
             assert v.verdict == UNDECIDED or not v.low <= 0 <= v.high
             assert (v.p_value <= 0.05) == (v.high < 0) and (v.p_worse <= 0.05) == (v.low > 0)
             assert v.simultaneous_low <= v.low <= v.high <= v.simultaneous_high
@@ -126,47 +139,52 @@ def test_claims_lie_outside_their_intervals():
 
 
 @pytest.mark.parametrize(
-    ("direction", "search_value", "optimism"),
+    ("direction", "search_value", "selection_bias"),
     [("minimize", 8.0, 2.0), ("minimize", 11.0, -1.0), ("maximize", 12.5, 2.5), ("maximize", 9.0, -1.0)],
 )
-def test_optimism_is_positive_where_the_search_flattered(direction, search_value, optimism):
+def test_selection_bias_sign(direction, search_value, selection_bias):
     candidate = Arm("candidate", {0: 9.0, 1: 11.0, 2: 10.5, 3: 9.5}, PROTOCOL, search_value=search_value)
     baseline = Arm("baseline", {0: 10.0, 1: 10.0, 2: 12.0, 3: 9.0}, PROTOCOL)
-    assert judge(baseline, [candidate], direction=direction)[0].optimism == pytest.approx(optimism)
+    assert compare_with_baseline(baseline, [candidate], direction=direction)[0].selection_bias == pytest.approx(
+        selection_bias
+    )
 
 
-def test_seeds_needed_only_towards_better():
+def test_seeds_needed_only_for_gains():
     base_RN, scores_RMN = simulate([0.6, -0.6], 12, seed=6, repeats=1)
-    up, down = judge(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
+    up, down = compare_with_baseline(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
     assert down.difference > 0 and down.seeds_needed is None
     assert up.difference < 0 and power(-up.difference / up.sd, up.seeds_needed) >= 0.8
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 3])
-def test_too_few_pairs_decide_nothing(pairs):
+def test_too_few_pairs_give_no_verdict(pairs):
     base_N = [10.0, 10.1, 9.9][:pairs]
     scores_N = [1.0, 1.2, 0.9][:pairs]
-    (verdict,) = judge(*arms(base_N, [scores_N]), direction="minimize")
+    (verdict,) = compare_with_baseline(*arms(base_N, [scores_N]), direction="minimize")
     assert verdict.verdict == UNDECIDED and "at least 4" in verdict.note and verdict.pairs == pairs
     assert (verdict.p_value is None) == (pairs == 1)
     json.dumps(verdict.as_dict(), allow_nan=False)
 
 
-def test_equal_differences_fall_to_the_sign_test():
-    """A coarse metric may show the same difference four times, which has no spread and must not pass for certainty."""
+def test_equal_differences_use_the_sign_test():
+    """A coarse metric may give the same difference four times; without spread this is no certainty."""
     baseline, (four,) = arms([0.1, 0.2, 0.3, 0.7], [[0.3, 0.4, 0.5, 0.9]])
-    (verdict,) = judge(baseline, [four], direction="maximize")
+    (verdict,) = compare_with_baseline(baseline, [four], direction="maximize")
     assert (verdict.verdict, verdict.p_value, verdict.low) == (UNDECIDED, 2**-4, None) and "sign test" in verdict.note
     assert (
-        judge(*arms([0.1, 0.2, 0.3, 0.7, 0.5], [[0.3, 0.4, 0.5, 0.9, 0.7]]), direction="maximize")[0].verdict == BETTER
+        compare_with_baseline(*arms([0.1, 0.2, 0.3, 0.7, 0.5], [[0.3, 0.4, 0.5, 0.9, 0.7]]), direction="maximize")[
+            0
+        ].verdict
+        == BETTER
     )
-    (same,) = judge(baseline, [dataclasses.replace(baseline, name="copy")], direction="minimize")
+    (same,) = compare_with_baseline(baseline, [dataclasses.replace(baseline, name="copy")], direction="minimize")
     assert (same.verdict, same.p_value, same.p_worse, same.difference) == (UNDECIDED, 1.0, 1.0, 0.0)
 
 
-def test_verdicts_survive_json_in_the_order_of_the_candidates():
+def test_verdicts_round_trip_through_json():
     base_RN, scores_RMN = simulate([1.5, 0.0], 8, seed=2, repeats=1)
-    verdicts = judge(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
+    verdicts = compare_with_baseline(*arms(base_RN[0], scores_RMN[0]), direction="minimize")
     assert [v.arm for v in verdicts] == ["candidate 0", "candidate 1"]
     assert [Verdict(**json.loads(json.dumps(v.as_dict(), allow_nan=False))) for v in verdicts] == verdicts
 
@@ -197,13 +215,13 @@ def _arm(name="lambda", scores=None, **rest):
         ([_arm(search_value=math.inf)], "arm 'lambda': search value inf"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_by_name(candidates, message):
+def test_incomparable_arms_are_refused(candidates, message):
     with pytest.raises(ConfigError, match=message):
-        judge(_arm(name="baseline"), candidates, direction="minimize")
+        compare_with_baseline(_arm(name="baseline"), candidates, direction="minimize")
 
 
-def test_a_study_without_replicates_or_direction_is_refused():
+def test_no_replicates_or_direction_is_refused():
     with pytest.raises(ConfigError, match="arm 'baseline': no replicate has a score"):
-        judge(_arm(name="baseline", scores={}), [_arm(scores={})], direction="minimize")
+        compare_with_baseline(_arm(name="baseline", scores={}), [_arm(scores={})], direction="minimize")
     with pytest.raises(ConfigError, match="unknown direction 'down'"):
-        judge(_arm(name="baseline"), [_arm()], direction="down")
+        compare_with_baseline(_arm(name="baseline"), [_arm()], direction="down")

@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers.mlflow_place import Place, record
 from tests.helpers.whole_study import CONFIG, content, run_study, sync
-from uvar_tune.search.ownership import verify_directory_owner
+from uvar_tune.search.storage import verify_directory_owner
 from uvar_tune.search.storage import open_storage
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import Outbox

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uvar_tune.analysis.noise import variance_components
 from uvar_tune.analysis.results import StudyResults, TrialResult
-from uvar_tune.analysis.verdict import Arm, judge
+from uvar_tune.analysis.verdict import Arm, compare_with_baseline
 from uvar_tune.search.objectives import pareto_front
 from uvar_tune.search.pruning import rung_correlation
 from uvar_tune.tracking.metrics_log import MetricsLog
@@ -87,13 +87,13 @@ def trial(root: Path, number: int, *, rng: random.Random, end=("COMPLETE", "comp
         params=params,
         value=scores["fid"] if complete else None,
         scores=scores if complete else {},
-        profile=profile + told if complete else [],
+        inference_points=profile + told if complete else [],
         attempts=1,
         seconds=61.2 if complete else None,
         cpu_sec={"training": 42.0, "evaluation": 21.0} if complete else {},
         directory=root / "trials" / f"{number:05d}",
         seeds={"training": 7},
-        made_by={"commit": "abc123"} if complete else {},
+        provenance={"commit": "abc123"} if complete else {},
     )
 
 
@@ -106,13 +106,13 @@ def study(root: Path, count: int, **changes) -> StudyResults:
     ]
     fields = {
         "name": "made-up",
-        "objective": "fid",
+        "metric": "fid",
         "direction": "minimize",
         "trials": tuple(trials),
         "space": SPACE,
         "protocol": PROTOCOL,
         "seed": 0,
-        "root": root,
+        "directory": root,
         "config": CONFIG,
     }
     results = StudyResults(**{**fields, **changes})
@@ -136,12 +136,12 @@ CELLS = {"none": "baseline", "second": "2nd alone", "semantic": "SE alone", "bot
 def whole_study(root: Path, count: int, **changes) -> StudyResults:
     """A study in which every phase has been run, with a second objective, a constraint and rungs: all that a page can hold."""
     rng = random.Random(1)
-    plain = study(root, count, further={"ece_token": "minimize"}, **changes)
+    plain = study(root, count, further_metrics={"ece_token": "minimize"}, **changes)
     trials = tuple(_measured(trial, rng) for trial in plain.trials)
     results = dataclasses.replace(plain, trials=trials)
     rungs = {trial.number: trial.rungs for trial in trials if trial.rungs}
     feasible = [trial for trial in results.ranked() if trial.feasible]
-    front = pareto_front([list(trial.objectives.values()) for trial in feasible], ["minimize", "minimize"])
+    front = pareto_front([list(trial.metric_values.values()) for trial in feasible], ["minimize", "minimize"])
     scores = [
         [5 + training + sampling + rng.gauss(0, 0.05) for sampling in (0.1, -0.1, 0.02)]
         for training in (0.3, -0.2, 0.1, -0.15)
@@ -151,7 +151,7 @@ def whole_study(root: Path, count: int, **changes) -> StudyResults:
         pareto=tuple(feasible[index].number for index in front),
         noise=variance_components(scores).as_dict(),
         rung_correlation=tuple(rung_correlation(rungs, {trial.number: trial.value for trial in results.ranked()})),
-        importances={
+        compute_importances=lambda: {
             "PED-ANOVA": {"loss.lambda_1": 0.7, "loss.lambda_2": 0.25, "loss.reference": 0.05},
             "fANOVA": {"loss.lambda_1": 0.35, "loss.lambda_2": 0.65, "loss.reference": None},
         },
@@ -178,8 +178,8 @@ def confirmation(results: StudyResults, rng: random.Random) -> dict:
         for arm, effect in EFFECTS.items()
     ]
     return {
-        "verdicts": {one.arm: one.as_dict() for one in judge(base, arms, direction="minimize")},
-        "unjudged": {"trial 3": "replicate 2: diverged"},
+        "verdicts": {one.arm: one.as_dict() for one in compare_with_baseline(base, arms, direction="minimize")},
+        "untested": {"trial 3": "replicate 2: diverged"},
         "factorial": {cell: names.get(arm, arm) for cell, arm in CELLS.items()},
         "confirmed": {
             arm.name: {
@@ -201,7 +201,7 @@ def _measured(trial: TrialResult, rng: random.Random) -> TrialResult:
     shares = {"grad_share/second_order": 0.0003 * trial.params["loss.lambda_1"] / 6, "grad_share/semantic_entropy": 0.2}
     return dataclasses.replace(
         trial,
-        objectives={"fid": trial.value, "ece_token": ece},
+        metric_values={"fid": trial.value, "ece_token": ece},
         scores={**trial.scores, "ece_token": ece, **shares},
         violations={"nll_token max_above_baseline": rng.gauss(-0.05, 0.05) if trial.number else -0.1},
         rungs={640: trial.value + 2 + rng.gauss(0, 1.5), 1600: trial.value + 1 + rng.gauss(0, 0.2)},

@@ -34,7 +34,7 @@ def test_every_arm_has_its_row_the_best_first_and_the_baseline_last(results):
     one = results.verdict(results.best)
     assert best["verdict"] == "better" and best["pairs"] == "8" and best["FID"] == facts.text(one["value"])
     assert best["difference, 90 % interval"] == f"−{-one['difference']:.3g} [−{-one['low']:.3g}, −{-one['high']:.3g}]"
-    assert best["sampled at"] == "CFG 1.5, temperature 0.95" and best["optimism"].startswith(("+", "−"))
+    assert best["sampled at"] == "CFG 1.5, temperature 0.95" and best["selection bias"].startswith(("+", "−"))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_head_says_why_there_is_no_verdict(results):
     arm = f"trial {results.best.number}"
     others = {name: one for name, one in results.verdicts.items() if name != arm}
     note = confirmed.headline(
-        dataclasses.replace(results, verdicts=others, unjudged={arm: "replicate 1: out_of_memory"})
+        dataclasses.replace(results, verdicts=others, untested={arm: "replicate 1: out_of_memory"})
     )
     assert "Verdict: unconfirmed" in note and "replicate 1: out_of_memory" in note
     better = [name for name, one in others.items() if one["verdict"] == "better"]
@@ -67,7 +67,7 @@ def test_the_head_says_why_there_is_no_verdict(results):
             note="3 pairs: a verdict needs at least 4",
             low=None,
             high=None,
-            optimism=None,
+            selection_bias=None,
             seeds_needed=None,
         )
     )
@@ -102,12 +102,12 @@ def test_noise_is_told_as_standard_deviations_and_gaps(results):
 
 
 def test_without_the_phases_there_is_nothing_to_show(results):
-    bare = dataclasses.replace(results, verdicts={}, unjudged={}, confirmed={}, factorial={}, noise=None)
+    bare = dataclasses.replace(results, verdicts={}, untested={}, confirmed={}, factorial={}, noise=None)
     assert confirmed.verdicts(bare) == confirmed.factorial(bare) == confirmed.noise(bare) == ""
 
 
 def test_an_arm_whose_name_is_hostile_stays_text(results):
     name = "<script>x</script>"
     one = {**results.verdict(results.best), "arm": name}
-    html = confirmed.verdicts(dataclasses.replace(results, verdicts={name: one}, unjudged={name: name}))
+    html = confirmed.verdicts(dataclasses.replace(results, verdicts={name: one}, untested={name: name}))
     assert "<script" not in html and html.count("&lt;script&gt;") == 3

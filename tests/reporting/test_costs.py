@@ -14,7 +14,7 @@ def results(tmp_path):
 def test_cpu_seconds_add_up(results):
     scored = len(results.ranked())
     assert costs(results) == [Row("training", None, 42.0 * scored, 42.0), Row("evaluation", None, 21.0 * scored, 21.0)]
-    (results.root / "cost.jsonl").write_text(
+    (results.directory / "cost.jsonl").write_text(
         '{"time": 1.0, "all processes": 100.0}\n{"time": 2.0, "all processes": 20.5}\n'
     )
     assert costs(results)[-1] == Row(ALL, None, 120.5, None)

@@ -117,7 +117,7 @@ def test_text_is_text_whatever_it_holds_and_passwords_stay_out(results, tmp_path
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_smallest_studies(tmp_path, count):
     results = study(tmp_path / "study", count)
-    trials = tuple(dataclasses.replace(trial, value=1.0, profile=[]) for trial in results.trials)
+    trials = tuple(dataclasses.replace(trial, value=1.0, inference_points=[]) for trial in results.trials)
     pages = write_report(dataclasses.replace(results, trials=trials, protocol={}), tmp_path)
     assert "profile" not in pages and "Samples" not in " ".join(read(pages).words)
 
@@ -156,7 +156,7 @@ def test_a_profile_over_several_parameters_is_dots_of_the_best_at_each_scale(res
             (1.0, 1.0, "evaluation", 5.5),
         )
     ]
-    trials = tuple(dataclasses.replace(trial, profile=points) for trial in results.trials)
+    trials = tuple(dataclasses.replace(trial, inference_points=points) for trial in results.trials)
     several = dataclasses.replace(results, trials=trials)
     assert _profile(several, trials[0]) == [(1.0, 5.0), (2.0, 7.0)] == _profile(results, trials[0])
     assert several_axes(several) and not several_axes(results)

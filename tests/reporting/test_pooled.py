@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uvar_tune.analysis.pooled import mean_and_reach, pool
+from uvar_tune.analysis.pooled import mean_with_half_width, pool
 from uvar_tune.config.loading import validate
 from uvar_tune.errors import ConfigError
 from uvar_tune.reporting.pooled import pooled_rows, pooled_table, write_pooled
@@ -76,7 +76,7 @@ def test_each_study_is_one_pair_of_every_arm_with_its_own_baseline(four):
             EFFECT[arm.split(",")[0]], abs=0.05
         )  # the levels of the seeds cancel
     assert [pooled.verdicts[arm].verdict for arm in ARMS] == ["worse", "worse", "better", "better"]
-    assert not pooled.lost
+    assert not pooled.untested
 
 
 def test_three_pairs_are_told_and_judge_nothing(four):
@@ -88,7 +88,7 @@ def test_three_pairs_are_told_and_judge_nothing(four):
 def test_an_arm_that_one_study_lost_or_has_not_reached_is_named(tmp_path):
     pooled = pool([grid(tmp_path, 0), grid(tmp_path, 1, lost=(2,)), grid(tmp_path, 2, trials=4)])
     assert list(pooled.arms) == ["baseline", ARMS[0], ARMS[2]]
-    assert pooled.lost == {ARMS[1]: "grid-1, trial 2: diverged", ARMS[3]: "grid-2 has not come to it yet"}
+    assert pooled.untested == {ARMS[1]: "grid-1, trial 2: diverged", ARMS[3]: "grid-2 has not run it yet"}
     assert [row[0] for row in pooled_rows(pooled)[1]] == list(pooled.arms)
     assert "No verdict on normal, kl: grid-1, trial 2: diverged." in pooled_table(pooled).caption
     with pytest.raises(ConfigError, match="nothing to compare: baseline .grid-4, trial 0: diverged"):
@@ -100,7 +100,7 @@ def test_an_arm_that_one_study_lost_or_has_not_reached_is_named(tmp_path):
     [
         ({"study.seed": 0}, "'grid-0' and 'other' have the same study.seed 0"),
         ({"study.sampler": "random"}, "draws new training seeds for each trial"),
-        ({"training.images": 64_000}, "no replicate of 'grid-0': training.images was 32000, is 64000"),
+        ({"training.images": 64_000}, "not a replicate of 'grid-0': training.images was 32000, is 64000"),
         ({"protocol": {"samples": 500}}, "protocol.samples is 500, and 1000 in study 'grid-0'"),
     ],
 )
@@ -113,13 +113,13 @@ def test_what_is_no_replicate_is_refused(tmp_path, changes, said):
 
 
 def test_one_study_alone_is_refused(four):
-    with pytest.raises(ConfigError, match="--study: one study has nothing to be pooled with"):
+    with pytest.raises(ConfigError, match="--study: a single study cannot be pooled"):
         pool(four[:1])
 
 
 def test_the_interval_of_a_mean_is_students():
     values = [3.0, 4.0, 6.5]
-    mean, reach = mean_and_reach(values)
+    mean, reach = mean_with_half_width(values)
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert (mean - reach, mean + reach) == (pytest.approx(low), pytest.approx(high))
 

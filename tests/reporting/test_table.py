@@ -64,7 +64,7 @@ def test_columns_appear_where_they_hold_something(results, tmp_path):
         and columns(whole)[6] == "feasible"
     )
     assert cell(whole, whole.best, 1, "verdict") == "better" and cell(whole, whole.baseline, 9, "verdict") is None
-    assert cell(whole, whole.best, 1, "ece_token") == whole.best.objectives["ece_token"]
+    assert cell(whole, whole.best, 1, "ece_token") == whole.best.metric_values["ece_token"]
     ranks = [cell(whole, trial, rank, "feasible") for rank, trial in ordered(whole) if rank]
     assert ranks == ["yes"] * ranks.count("yes") + ["no"] * ranks.count("no") and ranks.count("no") > 0
     lines = printed(whole)
@@ -74,7 +74,7 @@ def test_columns_appear_where_they_hold_something(results, tmp_path):
 
 def test_a_searched_share_is_told_beside_the_weight_that_ran(results):
     config = {**results.config, "loss": {"lambda_unit": "share"}}
-    best = dataclasses.replace(results.best, ran={"loss.lambda_1": 0.25, "loss.lambda_2": 0.0})
+    best = dataclasses.replace(results.best, effective_parameters={"loss.lambda_1": 0.25, "loss.lambda_2": 0.0})
     trials = tuple(best if trial.number == best.number else trial for trial in results.trials)
     shares = dataclasses.replace(results, config=config, trials=trials)
     assert facts.label(shares, "loss.lambda_1") == "share of λ₁" and facts.label(results, "loss.lambda_1") == "λ₁"

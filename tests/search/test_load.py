@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.search_cases import NARROW, Clock, study_config
-from uvar_tune.analysis.confirmation import BASELINE, SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING, confirm_arms, verdicts
+from uvar_tune.analysis.confirmation import SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING, confirm_arms, verdicts
+from uvar_tune.analysis.results import BASELINE
 from uvar_tune.errors import ConfigError
-from uvar_tune.search.load import load_results
-from uvar_tune.search.protocol import stored_protocol
+from uvar_tune.search.load import load_results, stored_protocol
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
@@ -49,8 +49,8 @@ def searched(files: StudyDirectory, **study):
 def test_a_plain_study_has_nothing_but_its_trials(files):
     config, search = searched(files)
     results = load_results(config, files, search)
-    assert results.best.number == 2 and results.best.objectives == {"fid": 3.0}
-    assert (results.further, results.pareto, results.confirmed, results.factorial, results.verdicts) == (
+    assert results.best.number == 2 and results.best.metric_values == {"fid": 3.0}
+    assert (results.further_metrics, results.pareto, results.confirmed, results.factorial, results.verdicts) == (
         {},
         (),
         {},
@@ -67,13 +67,16 @@ def test_what_oversteps_a_constraint_stands_behind(files):
     assert [trial.number for trial in results.ranked()] == [1, 4, 3, 5, 0, 2]
     assert results.best.number == 1 and not results.trials[2].feasible
     assert results.trials[2].violations == {"nll_token max_above_baseline": pytest.approx(0.2)}
-    assert results.trials[2].broken == ["nll_token max_above_baseline"] and results.trials[1].broken == []
+    assert results.trials[2].violated == ["nll_token max_above_baseline"] and results.trials[1].violated == []
 
 
 def test_the_front_holds_the_feasible_that_none_beats(files):
     config, search = searched(files, further_metrics=["recall"], constraints=BOUND)
     results = load_results(config, files, search)
-    assert results.further == {"recall": "maximize"} and results.trials[1].objectives == {"fid": 4.0, "recall": 0.4}
+    assert results.further_metrics == {"recall": "maximize"} and results.trials[1].metric_values == {
+        "fid": 4.0,
+        "recall": 0.4,
+    }
     assert results.pareto == (1, 3)  # trial 2 beats all and oversteps the bound; 4 and 5 are beaten by 1 and 3
 
 
@@ -144,7 +147,7 @@ def test_the_confirmation_is_read_back_whole(files):
     assert list(best["values"]) == [0, 1, 2, 3, 4] and best["mean"] == pytest.approx(sum(best["values"].values()) / 5)
     assert best["points"] == {"inference.cfg_scale": 3.0, "inference.temperature": 0.9}
     assert results.verdict(results.best)["verdict"] == "better" and results.verdicts["trial 1"]["verdict"] == "worse"
-    assert results.unjudged == {}
+    assert results.untested == {}
 
 
 def test_a_best_of_one_term_has_no_2x2(files):
@@ -191,12 +194,12 @@ def test_a_protocol_that_changed_between_replicates_gives_no_verdict(files):
         work.complete(work.ask().number, 5.0 + number % 3, {"scores": {"fid": 5.0}, "protocol": protocol})
     said = "arm 'baseline', replicate 2: protocol.metric_version is '2', and '1' in replicate 0 of 'baseline'"
     with pytest.raises(ConfigError, match=said):
-        verdicts(config, work.cells(), results)
+        verdicts(config, work.replicates(), results)
     found = load_results(config, files, search)
     assert (
         found.verdicts == {}
-        and all(said in why for why in found.unjudged.values())
-        and len(found.unjudged) == len(arms) - 1
+        and all(said in why for why in found.untested.values())
+        and len(found.untested) == len(arms) - 1
     )
 
 
@@ -209,4 +212,4 @@ def test_a_confirmation_under_way_is_no_error(files):
     work.complete(0, 5.0, {"scores": {"fid": 5.0}, "protocol": {}})
     found = load_results(config, files, search)
     assert found.confirmed[BASELINE]["values"] == {0: 5.0} and found.verdicts == {}
-    assert set(found.unjudged) == {SMOOTHING}
+    assert set(found.untested) == {SMOOTHING}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.search_cases import study_config
 from uvar_tune.errors import ConfigError
-from uvar_tune.search.ownership import require_existing_study, verify_directory_owner
+from uvar_tune.search.storage import require_existing_study, verify_directory_owner
 from uvar_tune.search.study import Search
 
 
@@ -22,7 +22,7 @@ def test_one_storage_and_another_directory_is_refused(tmp_path, storage):
     for _ in range(2):
         verify_directory_owner(storage, "study", mine)
     with pytest.raises(
-        ConfigError, match=f"'study' whose files lie in .*:{mine}, not in {yours}: .*another --study name"
+        ConfigError, match=f"'study' whose files are in .*:{mine}, not in {yours}: .*another --study name"
     ):
         verify_directory_owner(storage, "study", yours)
     verify_directory_owner(storage, "study", mine)
@@ -45,7 +45,7 @@ def test_trials_without_their_storage_are_not_begun_anew(tmp_path):
     (directory / "optuna.journal").unlink()
     for elsewhere in (url, f"sqlite:///{tmp_path / 'other.db'}"):
         with pytest.raises(
-            ConfigError, match=f"does not hold study 'study', whose trials lie in {directory}: .*UVAR_STORAGE"
+            ConfigError, match=f"does not hold study 'study', whose trials are in {directory}: .*UVAR_STORAGE"
         ):
             require_existing_study(elsewhere, "study", directory)
     assert not (directory / "optuna.journal").exists() and not (tmp_path / "other.db").exists()

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from uvar_tune.errors import InfrastructureError
-from uvar_tune.search.retrying_storage import RetryingStorage
+from uvar_tune.search.storage import RetryingStorage
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_state_whose_answer_was_lost_is_not_told_twice(locked, monkeypatch):
     storage, study, _ = locked
     from sqlalchemy.exc import OperationalError
 
-    from uvar_tune.search import retrying_storage as patience
+    from uvar_tune.search import storage as storage_module
 
     trial, told = study.ask(), optuna.storages.RDBStorage.set_trial_state_values
     answers = iter([OperationalError("commit", {}, ConnectionError("server closed the connection"))])
@@ -61,7 +61,7 @@ def test_a_state_whose_answer_was_lost_is_not_told_twice(locked, monkeypatch):
             raise error
         return done
 
-    monkeypatch.setattr(RetryingStorage, "set_trial_state_values", patience.patient(set_trial_state_values))
+    monkeypatch.setattr(RetryingStorage, "set_trial_state_values", storage_module.retrying(set_trial_state_values))
     study.tell(trial, 3.0)
     assert [(found.number, found.value) for found in study.trials] == [(0, 3.0)]
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):  # another value is no answer that was lost

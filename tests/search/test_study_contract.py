@@ -135,7 +135,7 @@ class TestContract:
     def test_a_changed_direction_is_refused(self, storage_url, name):
         self.opened(storage_url, name)
         changed = study_config(name).with_values({"study.metric": "is"})
-        with pytest.raises(ConfigError, match="is to minimize its objectives, this one is to maximize"):
+        with pytest.raises(ConfigError, match="is to minimize its metrics, this one is to maximize"):
             Search(changed, storage_url)
 
     def test_another_number_of_objectives_is_refused(self, storage_url, name):

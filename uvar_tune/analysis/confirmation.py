@@ -1,31 +1,30 @@
-"""What is confirmed on fresh paired seeds, and the verdicts: the best of a search is a candidate until then.
+"""The phase `confirm`: which configurations are compared under fresh paired seeds, and the verdicts.
 
-Arms: the baseline (CE), the best trials of the search, the 2×2 around the best one (+2nd alone, +SE alone; both is the trial
-itself) and label smoothing as a rival. Each network is scored at its own best CFG scale and temperature, because at one fixed
-point sharpness passes for quality.
+The best trial of a search is only a candidate: its score is selected among many. The arms are the baseline (cross-entropy),
+the best trials, the 2×2 design around the best one (each term alone; both together are the trial itself) and label
+smoothing as a competitor. Every network is scored at its own best CFG scale and temperature, because a comparison at one
+fixed point mistakes sharper predictions for better ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uvar_tune.analysis.noise import MIN_PAIRS, Noise, variance_components
-from uvar_tune.analysis.results import StudyResults, TrialResult
-from uvar_tune.analysis.verdict import Arm, Verdict, judge
+from uvar_tune.analysis.results import BASELINE, Replicate, StudyResults, TrialResult, require_same_protocol
+from uvar_tune.analysis.verdict import Arm, Verdict, compare_with_baseline
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import baseline_point
 from uvar_tune.errors import ConfigError
 from uvar_tune.metrics import metric
-from uvar_tune.search.protocol import require_same_protocol
-from uvar_tune.search.replicates import Cell
 
-BASELINE, SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING = "baseline", "2nd alone", "SE alone", "label smoothing"
+SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING = "2nd alone", "SE alone", "label smoothing"
 _LAMBDA_1, _LAMBDA_2 = "loss.lambda_1", "loss.lambda_2"
 
 
 def check_replicates(config: Config) -> None:
-    """ConfigError where there would be too few pairs for a verdict."""
+    """Raise ConfigError if `study.confirm_replicates` are too few pairs for a verdict."""
     if config.study.confirm_replicates < MIN_PAIRS:
         raise ConfigError(
             f"{config.study.confirm_replicates} replicates: a verdict needs at least {MIN_PAIRS} pairs",
@@ -35,29 +34,34 @@ def check_replicates(config: Config) -> None:
 
 
 def arm_of(trial: TrialResult) -> str:
-    """The arm's name of a trial of the search."""
+    """The name of a trial's arm."""
     return f"trial {trial.number}"
 
 
 def trained_values(config: Config, trial: TrialResult) -> dict[str, Any]:
-    """What the trial trained with: its searched values without inference, its λ as they ran."""
-    chosen = {name: value for name, value in trial.params.items() if not name.startswith("inference.")}
-    if trial.ran:
-        chosen |= {**trial.ran, "loss.lambda_unit": "raw"}
-    return chosen
+    """The values that the trial trained with: without inference parameters, with its effective λ."""
+    values = {name: value for name, value in trial.params.items() if not name.startswith("inference.")}
+    if trial.effective_parameters:
+        values |= {**trial.effective_parameters, "loss.lambda_unit": "raw"}
+    return values
 
 
 def confirm_arms(config: Config, results: StudyResults, tuned_baseline: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arm → values by dotted name.
+    """The arms of the phase `confirm`.
 
     Args:
-        tuned_baseline: nuisance parameters of the baseline, tuned with a budget of their own; {} where none are searched.
+        config: of the study.
+        results: of its search.
+        tuned_baseline: the baseline's nuisance parameters, tuned with a budget of their own; {} if none are searched.
+
+    Returns:
+        Arm → values by dotted name.
 
     Raises:
         ConfigError: no trial of the search has a score yet.
     """
-    found = [trial for trial in results.ranked() if trial.kind != BASELINE][: config.study.confirm_top]
-    if not found:
+    candidates = [trial for trial in results.ranked() if trial.kind != BASELINE][: config.study.confirm_top]
+    if not candidates:
         raise ConfigError(f"study {results.name!r} has no finished trial to confirm yet", where="--phase confirm")
     raw = {"loss.lambda_unit": "raw"} if config.loss.lambda_unit == "share" else {}
     plain = {
@@ -66,68 +70,90 @@ def confirm_arms(config: Config, results: StudyResults, tuned_baseline: Mapping[
         **raw,
     }
     arms = {BASELINE: plain, SMOOTHING: {**plain, "loss.first_order": "label_smoothing"}}
-    arms |= {arm_of(trial): trained_values(config, trial) for trial in found}
-    best = trained_values(config, found[0])
-    if all(
-        best.get(name, config.get(name)) > 0 for name in (_LAMBDA_1, _LAMBDA_2)
-    ):  # else it is one of the two already
+    arms |= {arm_of(trial): trained_values(config, trial) for trial in candidates}
+    best = trained_values(config, candidates[0])
+    if all(best.get(name, config.get(name)) > 0 for name in (_LAMBDA_1, _LAMBDA_2)):  # else it has one term only
         arms[SECOND_ALONE], arms[SEMANTIC_ALONE] = {**best, _LAMBDA_2: 0.0}, {**best, _LAMBDA_1: 0.0}
     return arms
 
 
-def verdicts(config: Config, cells: list[Cell], results: StudyResults) -> tuple[list[Verdict], dict[str, str]]:
-    """(the verdict on each arm against the baseline, arm → why there is none).
+def verdicts(
+    config: Config, replicates: Sequence[Replicate], results: StudyResults
+) -> tuple[list[Verdict], dict[str, str]]:
+    """Test every arm against the baseline.
 
-    Judged are the replicates that every arm has finished. An arm that lost one for a reason of its own (it diverged) is
-    left out and named: dropping the replicate would flatter it.
+    Only indices that every tested arm has finished count. An arm that lost a replicate for a reason of its own (it
+    diverged) is not tested: without that replicate its mean would be biased in its favour.
+
+    Args:
+        config: of the study.
+        replicates: of the phase `confirm`.
+        results: of the search.
+
+    Returns:
+        (one verdict for each tested arm, arm → why it has none).
 
     Raises:
         ConfigError: the baseline has no replicate that counts, or protocols differ.
     """
     scores: dict[str, dict[int, float]] = {}
-    lost: dict[str, str] = {}
-    for cell in cells:
-        scores.setdefault(cell.arm, {})
-        if cell.value is not None:
-            scores[cell.arm][cell.replicate] = cell.value
-        elif cell.state in ("PRUNED", "FAIL"):
-            lost[cell.arm] = f"replicate {cell.replicate}: {cell.details.get('outcome', cell.state.lower())}"
-    judged = {arm: values for arm, values in scores.items() if arm not in lost}
-    common = set.intersection(*map(set, judged.values())) if judged else set()
-    if BASELINE not in judged or not common:
+    untested: dict[str, str] = {}
+    for replicate in replicates:
+        scores.setdefault(replicate.arm, {})
+        if replicate.value is not None:
+            scores[replicate.arm][replicate.index] = replicate.value
+        elif replicate.state in ("PRUNED", "FAIL"):
+            outcome = replicate.attributes.get("outcome", replicate.state.lower())
+            untested[replicate.arm] = f"replicate {replicate.index}: {outcome}"
+    tested = {arm: values for arm, values in scores.items() if arm not in untested}
+    common = set.intersection(*map(set, tested.values())) if tested else set()
+    if BASELINE not in tested or not common:
         raise ConfigError(
-            f"the baseline has no replicate to compare with ({lost.get(BASELINE, 'none has finished')})",
+            f"the baseline has no replicate to compare with ({untested.get(BASELINE, 'none has finished')})",
             where="--phase confirm",
         )
-    searched = {arm_of(trial): trial.value for trial in results.trials}
-    protocol = _protocol(cells, judged)
+    search_values = {arm_of(trial): trial.value for trial in results.trials}
+    protocol = _common_protocol(replicates, tested)
     arms = [
-        Arm(arm, {replicate: values[replicate] for replicate in sorted(common)}, protocol, searched.get(arm))
-        for arm, values in judged.items()
+        Arm(arm, {index: values[index] for index in sorted(common)}, protocol, search_values.get(arm))
+        for arm, values in tested.items()
     ]
     baseline = next(arm for arm in arms if arm.name == BASELINE)
-    others = [arm for arm in arms if arm.name != BASELINE]
-    return judge(baseline, others, direction=metric(config.study.metric).direction) if others else [], lost
+    candidates = [arm for arm in arms if arm.name != BASELINE]
+    if not candidates:
+        return [], untested
+    return compare_with_baseline(baseline, candidates, direction=metric(config.study.metric).direction), untested
 
 
-def _protocol(cells: list[Cell], judged: Mapping[str, Any]) -> dict[str, Any]:
-    """The one protocol of all replicates of these arms; ConfigError naming the one that has another than the first."""
-    told = [cell for cell in cells if cell.value is not None and cell.arm in judged]
-    known = told[0].details.get("protocol", {})
-    for cell in told:
+def _common_protocol(replicates: Sequence[Replicate], tested: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol of all replicates of these arms; ConfigError names the first replicate with another one."""
+    scored = [replicate for replicate in replicates if replicate.value is not None and replicate.arm in tested]
+    protocol = scored[0].attributes.get("protocol", {})
+    for replicate in scored:
         require_same_protocol(
-            cell.details.get("protocol", {}),
-            known,
-            where=f"arm {cell.arm!r}, replicate {cell.replicate}",
-            of=f"replicate {told[0].replicate} of {told[0].arm!r}",
+            replicate.attributes.get("protocol", {}),
+            protocol,
+            where=f"arm {replicate.arm!r}, replicate {replicate.index}",
+            of=f"replicate {scored[0].index} of {scored[0].arm!r}",
         )
-    return known
+    return protocol
 
 
-def noise_of(cells: list[Cell], objective: str, samplings: int) -> Noise | None:
-    """Variance components of the baseline from its replicates × sampling seeds; None while there are fewer than 2 × 2."""
+def baseline_noise(replicates: Sequence[Replicate], metric_name: str, samplings: int) -> Noise | None:
+    """Variance components of the baseline from its replicates × sampling seeds.
+
+    Args:
+        replicates: of the phase `noise`.
+        metric_name: of the study.
+        samplings: number of sampling seeds.
+
+    Returns:
+        None with fewer than 2 complete replicates or 2 sampling seeds.
+    """
     rows = [
-        [cell.details["scores"][objective], *cell.details.get("again", [])] for cell in cells if cell.value is not None
+        [replicate.attributes["scores"][metric_name], *replicate.attributes.get("repeated_values", [])]
+        for replicate in replicates
+        if replicate.value is not None
     ]
-    whole = [row for row in rows if len(row) == samplings]
-    return variance_components(whole) if len(whole) >= 2 and samplings >= 2 else None
+    complete = [row for row in rows if len(row) == samplings]
+    return variance_components(complete) if len(complete) >= 2 and samplings >= 2 else None

@@ -1,12 +1,12 @@
-"""How much of a score is luck, and how large a gap shows through it.
+"""How much of a score is noise, and which gap between two configurations is detectable in spite of it.
 
 The baseline is scored over T training seeds × S sampling seeds, every checkpoint under the same sampling seeds:
-y_ts = μ + training_t + sampling_s + rest_ts, all random and independent (two-way crossed, one score a cell). The mean
-squares estimate S·σ²_training + σ²_rest, T·σ²_sampling + σ²_rest and σ²_rest. Intervals: Graybill & Wang (1980) for sums
-of mean squares, Ting et al. (1990) for differences, both as in Burdick & Graybill, *Confidence Intervals on Variance
-Components* (1992), §3.2–3.3; they hold for normal effects.
+y_ts = μ + training_t + sampling_s + rest_ts, all random and independent (two-way crossed design, one score a cell). The
+mean squares estimate S·σ²_training + σ²_rest, T·σ²_sampling + σ²_rest and σ²_rest. Intervals: Graybill & Wang (1980) for
+sums of mean squares, Ting et al. (1990) for differences, both as in Burdick & Graybill, *Confidence Intervals on Variance
+Components* (1992), §3.2–3.3; they assume normal effects.
 
-Power is that of the paired one-sided t test that gives the verdict (`uvar_tune.analysis.verdict`).
+Power is that of the paired one-sided t test behind the verdicts (`uvar_tune.analysis.verdict`).
 
 Legend: T training seeds, S sampling seeds.
 """
@@ -20,21 +20,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy  # whose parts are loaded when they are used
+import scipy  # lazy: its subpackages are imported on first use
 
 from uvar_tune.errors import ConfigError
 
 ALPHA = 0.05  # of each one-sided test
 POWER = 0.80
-MIN_PAIRS = 4  # below it nothing is told apart
-CONFIDENCE = 1 - 2 * ALPHA  # of two-sided intervals: 0 lies outside exactly where a one-sided test at ALPHA rejects
-_PLAIN_BEYOND = 100_000  # pairs from which t and normal quantiles agree to less than one pair
+MIN_PAIRS = 4  # fewer never give a verdict
+CONFIDENCE = 1 - 2 * ALPHA  # of two-sided intervals: they exclude 0 if and only if a one-sided test at ALPHA rejects
+_NORMAL_FROM = 100_000  # pairs from which t and normal quantiles agree to less than one pair
 
 
 @dataclass(frozen=True)
 class Variance:
-    """An estimated variance with its interval at `CONFIDENCE`. ``raw`` is the unbiased estimate, which may be below 0
-    where the component is small; ``value`` is then 0."""
+    """An estimated variance with its interval at `CONFIDENCE`.
+
+    Attributes:
+        value: the estimate, at least 0.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        raw: the unbiased estimate, which may be negative if the component is small.
+    """
 
     value: float
     low: float
@@ -43,6 +49,7 @@ class Variance:
 
     @property
     def sd(self) -> float:
+        """The standard deviation."""
         return math.sqrt(self.value)
 
 
@@ -51,11 +58,14 @@ class Noise:
     """The baseline's noise, in the unit of the score (variances: squared).
 
     Attributes:
+        mean: of all scores.
+        training_seeds: T.
+        sampling_seeds: S.
         training: between networks, from one training seed to another.
         sampling: within one network, from one set of sampling seeds to another: `shared` + `rest`.
-        shared: the part of `sampling` that moves all networks alike; it cancels where both sides share the seeds.
-        rest: what is left in a cell, the interaction.
-        replicate: training + rest, what one more replicate brings in when all sides share its sampling seeds.
+        shared: the part of `sampling` that is common to all networks; it cancels if both sides share the seeds.
+        rest: the interaction of training and sampling seeds.
+        replicate: training + rest, the variance of one replicate if all arms share its sampling seeds.
     """
 
     mean: float
@@ -68,15 +78,15 @@ class Noise:
     replicate: Variance
 
     def detectable_gap(self, pairs: int) -> float:
-        """The smallest true gap that ``pairs`` paired seeds show with probability 80 %, in the unit of the score.
+        """The smallest true gap that ``pairs`` paired seeds detect with probability 80 %, in the unit of the score.
 
-        The two sides are taken to have this noise each and nothing in common but the shared sampling effect: whatever
-        else the common seeds make alike lets a smaller gap show.
+        Assumes that both sides have this noise and share nothing but the sampling effect. Any further correlation through
+        the common seeds makes smaller gaps detectable.
         """
         return detectable_gap(math.sqrt(2) * self.replicate.sd, pairs)
 
     def as_dict(self, pairs: Sequence[int] = (4, 8, 16, 32)) -> dict[str, Any]:
-        """Plain data, with the detectable gap, also relative to the mean, for each of ``pairs``."""
+        """Plain data for JSON, with the detectable gap (absolute and relative to the mean) for each of ``pairs``."""
         gaps = [
             {"pairs": n, "gap": self.detectable_gap(n), "relative": _relative(self.detectable_gap(n), self.mean)}
             for n in pairs
@@ -85,7 +95,10 @@ class Noise:
 
 
 def variance_components(scores_TS: Sequence[Sequence[float]]) -> Noise:
-    """Components of the baseline's scores; row = training seed, column = sampling seed, the same for all rows.
+    """Variance components of the baseline's scores.
+
+    Args:
+        scores_TS: one row a training seed, one column a sampling seed; all rows share the sampling seeds.
 
     Raises:
         ConfigError: fewer than 2 seeds of either kind, rows of unequal length, or a score that is not finite.
@@ -111,7 +124,11 @@ def variance_components(scores_TS: Sequence[Sequence[float]]) -> Noise:
 
 
 def detectable_gap(sd_of_difference: float, pairs: int) -> float:
-    """The mean difference that the paired one-sided test at 5 % finds with probability 80 %.
+    """The mean difference that the paired one-sided test at 5 % detects with probability 80 %.
+
+    Args:
+        sd_of_difference: standard deviation of the paired differences.
+        pairs: number of pairs.
 
     Raises:
         ConfigError: fewer pairs than a verdict needs.
@@ -128,9 +145,14 @@ def detectable_gap(sd_of_difference: float, pairs: int) -> float:
 
 
 def seeds_needed(gain: float, sd_of_difference: float) -> int | None:
-    """The fewest pairs with which the one-sided test at 5 % finds a true ``gain`` with probability 80 %.
+    """The smallest number of pairs with which the one-sided test at 5 % detects ``gain`` with probability 80 %.
 
-    None where ``gain`` (positive = better) is not positive: no number of seeds would show it.
+    Args:
+        gain: the true mean difference, positive = better.
+        sd_of_difference: standard deviation of the paired differences.
+
+    Returns:
+        None if ``gain`` is not positive.
     """
     if not gain > 0:
         return None
@@ -139,15 +161,15 @@ def seeds_needed(gain: float, sd_of_difference: float) -> int | None:
     effect = gain / sd_of_difference
     normal = math.ceil(
         ((scipy.stats.norm.isf(ALPHA) + scipy.stats.norm.ppf(POWER)) / effect) ** 2
-    )  # never more than t needs
+    )  # a lower bound for the t test
     pairs = max(MIN_PAIRS, normal)
-    while pairs < _PLAIN_BEYOND and power(effect, pairs) < POWER:
+    while pairs < _NORMAL_FROM and power(effect, pairs) < POWER:
         pairs += 1
     return pairs
 
 
 def power(effect: float, pairs: int) -> float:
-    """Of the paired one-sided t test at 5 %; ``effect`` = mean difference / its standard deviation over pairs."""
+    """The power of the paired one-sided t test at 5 %; ``effect`` = mean difference / standard deviation over pairs."""
     return float(scipy.stats.nct.sf(scipy.stats.t.isf(ALPHA, pairs - 1), pairs - 1, effect * math.sqrt(pairs)))
 
 

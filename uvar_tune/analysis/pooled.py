@@ -1,7 +1,7 @@
-"""Several studies of one grid, each under a seed of its own, read together: every configuration is an arm, every study a replicate.
+"""Several studies of one grid under different seeds, pooled: every configuration is an arm, every study a replicate.
 
-All trials of a grid share their training and sampling seeds (`uvar_tune.search.study`), so each study holds one pair of every arm
-with the baseline, and the verdicts are those of the phase `confirm`.
+All trials of a grid share their training and sampling seeds (`uvar_tune.search.study`). Each study therefore holds one pair
+of every arm with the baseline, and the verdicts are computed as in the phase `confirm`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult
-from uvar_tune.analysis.verdict import Arm, Verdict, judge, reach
+from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult, require_same_protocol
+from uvar_tune.analysis.verdict import Arm, Verdict, compare_with_baseline, half_width
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import searched
 from uvar_tune.errors import ConfigError
-from uvar_tune.search.protocol import require_same_protocol
 from uvar_tune.study_dir import differences
 
 CONFIDENCE = 0.95  # of the interval around a mean over seeds
@@ -24,85 +23,96 @@ CONFIDENCE = 0.95  # of the interval around a mean over seeds
 
 @dataclass(frozen=True)
 class Pooled:
-    """What the studies found of the arms that have a score in each of them.
+    """The arms that have a score in every study.
 
     Attributes:
         studies: name → `study.seed`, in the order given.
         arms: name → {seed: trial}, the baseline first, the others in the order of the grid.
-        verdicts: one an arm beside the baseline; lost: arm → why it has none.
+        verdicts: arm → verdict, the baseline excepted.
+        untested: arm → why it has no verdict.
         first: the first study, for what all have in common.
     """
 
     studies: dict[str, int]
     arms: dict[str, dict[int, TrialResult]]
     verdicts: dict[str, Verdict]
-    lost: dict[str, str]
+    untested: dict[str, str]
     first: StudyResults
 
 
 def pool(studies: Sequence[tuple[Config, StudyResults]]) -> Pooled:
-    """The studies as replicates of each other.
+    """Pool studies as replicates of each other.
+
+    Args:
+        studies: configuration and results of each.
 
     Raises:
-        ConfigError: fewer than two; a seed twice; a study that is no grid, or that differs from the first in more than its name
-            and its seed; a baseline without a score, or no other arm.
+        ConfigError: fewer than two studies; a duplicate seed; a study that is not a grid, or that differs from the first in
+            more than its name and its seed; a baseline without a score, or no other arm.
     """
     _check(studies)
     names = list(searched(studies[0][0]))
-    found: dict[str, dict[int, TrialResult]] = {}
-    lost: dict[str, str] = {}
+    trials_of: dict[str, dict[int, TrialResult]] = {}
+    untested: dict[str, str] = {}
     for config, results in studies:
         for trial in results.trials:
             arm = BASELINE if trial.kind == BASELINE else ", ".join(str(trial.params[name]) for name in names)
-            found.setdefault(arm, {})[config.study.seed] = trial
+            trials_of.setdefault(arm, {})[config.study.seed] = trial
             if trial.value is None:
-                lost.setdefault(arm, f"{results.name}, trial {trial.number}: {trial.outcome or trial.state.lower()}")
-    for arm, trials in found.items():
+                untested.setdefault(
+                    arm, f"{results.name}, trial {trial.number}: {trial.outcome or trial.state.lower()}"
+                )
+    for arm, trials in trials_of.items():
         for config, results in studies:
             if config.study.seed not in trials:
-                lost.setdefault(arm, f"{results.name} has not come to it yet")
-    arms = {arm: trials for arm, trials in found.items() if arm not in lost}
+                untested.setdefault(arm, f"{results.name} has not run it yet")
+    arms = {arm: trials for arm, trials in trials_of.items() if arm not in untested}
     if BASELINE not in arms or len(arms) < 2:
-        raise ConfigError(
-            f"nothing to compare: {'; '.join(f'{arm} ({why})' for arm, why in lost.items())}", where="--study"
-        )
-    protocol = studies[0][1].protocol
-    base, *others = (
-        Arm(arm, {seed: trial.value for seed, trial in trials.items()}, protocol) for arm, trials in arms.items()
+        reasons = "; ".join(f"{arm} ({reason})" for arm, reason in untested.items())
+        raise ConfigError(f"nothing to compare: {reasons}", where="--study")
+    first = studies[0][1]
+    baseline, *candidates = (
+        Arm(arm, {seed: trial.value for seed, trial in trials.items()}, first.protocol) for arm, trials in arms.items()
     )
-    verdicts = {one.arm: one for one in judge(base, others, direction=studies[0][1].direction)}
-    return Pooled({results.name: config.study.seed for config, results in studies}, arms, verdicts, lost, studies[0][1])
+    verdicts = compare_with_baseline(baseline, candidates, direction=first.direction)
+    return Pooled(
+        studies={results.name: config.study.seed for config, results in studies},
+        arms=arms,
+        verdicts={verdict.arm: verdict for verdict in verdicts},
+        untested=untested,
+        first=first,
+    )
 
 
-def mean_and_reach(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its interval at `CONFIDENCE` by Student's t), of two values or more."""
-    return float(np.mean(values)), reach(float(np.std(values, ddof=1)), len(values), (1 - CONFIDENCE) / 2)
+def mean_with_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of at least two values, and half the width of its interval at `CONFIDENCE` by Student's t."""
+    return float(np.mean(values)), half_width(float(np.std(values, ddof=1)), len(values), (1 - CONFIDENCE) / 2)
 
 
 def _check(studies: Sequence[tuple[Config, StudyResults]]) -> None:
     if len(studies) < 2:
-        raise ConfigError("one study has nothing to be pooled with: give --study twice or more", where="--study")
+        raise ConfigError("a single study cannot be pooled: give --study twice or more", where="--study")
     first, results = studies[0]
     seeds: dict[int, str] = {}
     for config, other in studies:
         study = config.study
         if study.sampler != "grid":
             raise ConfigError(
-                f"study {study.name!r} draws new training seeds for each trial (sampler {study.sampler!r}), so that "
-                "its trials are no pairs; pooled are studies with sampler 'grid'",
+                f"study {study.name!r} draws new training seeds for each trial (sampler {study.sampler!r}), so its trials "
+                "are not paired; only studies with sampler 'grid' can be pooled",
                 where="--study",
             )
         if study.seed in seeds:
             raise ConfigError(
                 f"studies {seeds[study.seed]!r} and {study.name!r} have the same study.seed {study.seed}: replicates "
-                "have seeds of their own",
+                "need different seeds",
                 where="--study",
             )
         seeds[study.seed] = study.name
         renamed = config.with_values({"study.name": first.study.name, "study.seed": first.study.seed})
         if difference := differences(first, renamed):
             raise ConfigError(
-                f"study {study.name!r} is no replicate of {first.study.name!r}: {'; '.join(difference[:4])}",
+                f"study {study.name!r} is not a replicate of {first.study.name!r}: {'; '.join(difference[:4])}",
                 where="--study",
             )
         if other.protocol and results.protocol:

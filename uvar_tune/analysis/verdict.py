@@ -1,10 +1,10 @@
-"""The verdict on a candidate: better, not distinguishable or worse than the baseline, over paired seeds.
+"""The verdict on a candidate over paired seeds: better than the baseline, not distinguishable, or worse.
 
-A pair is one replicate: candidate and baseline trained and sampled under the same seeds, so that what the seeds do to both
-cancels in the difference. Better: a paired one-sided t test at 5 % rejects "no better" after Holm's correction over the
-candidates; worse: the mirrored test, corrected over the candidates as a family of its own. So the chance of *any* false
-"better" in a study is at most 5 %, however the candidates depend on each other through the baseline they share, and likewise
-that of any false "worse"; an arm cannot be both. Fewer than four pairs tell nothing apart.
+A pair is one replicate: candidate and baseline trained and sampled under the same seeds, whose common effect cancels in the
+difference. Better: a paired one-sided t test at 5 % rejects "no better" after Holm's correction over the candidates. Worse:
+the mirrored test, corrected as a family of its own. So the probability of *any* false "better" in a study is at most 5 %,
+however the candidates correlate through the shared baseline, and likewise for "worse"; an arm cannot be both. Fewer than
+four pairs never give a verdict.
 
 Legend: M candidates, N pairs, … any leading axes (repeats of a simulated study).
 """
@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import scipy  # whose parts are loaded when they are used
+import scipy  # lazy: its subpackages are imported on first use
 
 from uvar_tune.analysis.noise import ALPHA, CONFIDENCE, MIN_PAIRS, seeds_needed
+from uvar_tune.analysis.results import require_same_protocol
 from uvar_tune.errors import ConfigError, choose
-from uvar_tune.search.protocol import require_same_protocol
 
 BETTER, UNDECIDED, WORSE = "better", "not distinguishable", "worse"
-_ROUNDING = 1e-12  # of the largest score: a spread below it is arithmetic, not noise
+_ROUNDING = 1e-12  # relative to the largest score: a smaller spread is rounding, not noise
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Arm:
     """One configuration's scores on fresh seeds.
 
     Attributes:
+        name: of the arm.
         scores: replicate → score; the same replicate means the same training and sampling seeds in every arm.
-        protocol: under which they were made; equal in all arms, or they cannot be compared.
-        search_value: what the search had found for it, None for what was not searched (baseline, arms of the 2×2).
+        protocol: under which they were measured; it must be equal in all arms.
+        search_value: its score in the search; None if it was not searched (baseline, arms of the 2×2 design).
     """
 
     name: str
@@ -46,21 +47,34 @@ class Arm:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the pairs say about one candidate; all in the unit of the metric, differences as candidate − baseline.
+    """The result of the paired tests on one candidate, in the unit of the metric; differences are candidate − baseline.
 
     Attributes:
-        value, baseline: means over the replicates.
-        low, high: 90 % interval of this difference alone: 0 lies outside exactly where its own one-sided test at 5 % rejects.
-            None with fewer than 2 pairs or differences without spread.
-        simultaneous_low, simultaneous_high: Bonferroni's, which hold for all candidates together. Where 0 lies outside, the
-            verdict says so too; Holm's steps may decide more.
+        arm: name of the candidate.
+        verdict: better, not distinguishable or worse.
+        direction: of the metric, minimize or maximize.
+        value: the candidate's mean over the replicates.
+        baseline: the baseline's mean over the replicates.
+        difference: of the means.
+        low: lower end of the 90 % interval of this difference, which excludes 0 if and only if the unadjusted one-sided
+            test at 5 % rejects. None with fewer than 2 pairs or differences without spread.
+        high: upper end of that interval.
+        simultaneous_low: lower end of Bonferroni's interval, valid for all candidates together. If it excludes 0, so does
+            the verdict; Holm's procedure may decide more.
+        simultaneous_high: upper end of that interval.
         sd: standard deviation of the differences.
-        p_value, p_adjusted: that it is no better, alone and after Holm; p_worse, p_worse_adjusted: that it is no worse.
-        seeds_needed: pairs with which one test at 5 % finds a true difference of this size with probability 80 %; None where
+        pairs: N.
+        p_value: of "no better", unadjusted.
+        p_adjusted: of "no better", after Holm.
+        p_worse: of "no worse", unadjusted.
+        p_worse_adjusted: of "no worse", after Holm.
+        seeds_needed: pairs with which one test at 5 % detects a true difference of this size with probability 80 %; None if
             the difference is not in the candidate's favour.
-        optimism: by how much the search had flattered it, positive = the search's value was the better one.
-        candidates: how many were judged together.
-        note: why there is no more to say; empty where there is a test.
+        selection_bias: the winner's curse: by how much the search value is better than the mean over fresh seeds; None
+            without a search value.
+        candidates: number of candidates tested together.
+        confidence: of the interval.
+        note: why there is no test; "" if there is one.
     """
 
     arm: str
@@ -80,25 +94,30 @@ class Verdict:
     p_worse: float | None
     p_worse_adjusted: float | None
     seeds_needed: int | None
-    optimism: float | None
+    selection_bias: float | None
     candidates: int
     confidence: float = CONFIDENCE
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; ``Verdict(**tree)`` is the inverse."""
+        """Plain data for JSON; ``Verdict(**tree)`` restores it."""
         return dataclasses.asdict(self)
 
 
-def judge(baseline: Arm, candidates: Sequence[Arm], *, direction: str) -> list[Verdict]:
-    """One verdict a candidate, in their order.
+def compare_with_baseline(baseline: Arm, candidates: Sequence[Arm], *, direction: str) -> list[Verdict]:
+    """Test every candidate against the baseline.
 
     Args:
+        baseline: its scores.
+        candidates: their scores on the same replicates.
         direction: of the metric, minimize or maximize.
 
+    Returns:
+        One verdict a candidate, in their order.
+
     Raises:
-        ConfigError: no candidate or no pair, a name twice, arms of unequal replicates or protocols, or a score that is not
-            finite (all named).
+        ConfigError: no candidate or no pair, a duplicate name, arms of unequal replicates or protocols, or a score that is
+            not finite; the message names it.
     """
     sign = {"minimize": -1.0, "maximize": 1.0}[choose(direction, ("minimize", "maximize"), "direction")]
     replicates = _check(baseline, candidates)
@@ -123,11 +142,11 @@ def paired_tests(gains_MN: np.ndarray, resolution: float = 0.0) -> dict[str, np.
 
     Args:
         gains_MN: (…, M, N ≥ 2) paired gains over the baseline, positive = better.
-        resolution: spreads up to this count as none. The t test is then undefined, and the exact sign test takes its place
-            (N equal signs have probability 2⁻ᴺ), so that a few equal differences prove nothing.
+        resolution: a spread up to this counts as zero. The t test is then undefined and replaced by the exact sign test
+            (N equal signs have probability 2⁻ᴺ).
 
     Returns:
-        mean and sd of the gains; better and worse (p alone); better_adjusted and worse_adjusted (Holm over M).
+        mean and sd of the gains; better and worse (unadjusted p); better_adjusted and worse_adjusted (Holm over M).
     """
     pairs = gains_MN.shape[-1]
     mean, sd = gains_MN.mean(-1), gains_MN.std(-1, ddof=1)
@@ -154,7 +173,7 @@ def holm(p_M: np.ndarray) -> np.ndarray:
 
 
 def decide(better_adjusted: float, worse_adjusted: float, pairs: int) -> str:
-    """The word for two adjusted p-values."""
+    """The verdict that follows from two adjusted p-values."""
     if pairs < MIN_PAIRS:
         return UNDECIDED
     return BETTER if better_adjusted <= ALPHA else WORSE if worse_adjusted <= ALPHA else UNDECIDED
@@ -165,14 +184,14 @@ def _verdict(
 ) -> Verdict:
     difference = value - baseline
     spread = test["sd"] if test else None
-    alone = _interval(difference, spread, pairs, ALPHA)
-    together = _interval(difference, spread, pairs, ALPHA / candidates)
+    unadjusted = _interval(difference, spread, pairs, ALPHA)
+    simultaneous = _interval(difference, spread, pairs, ALPHA / candidates)
     p = test or dict.fromkeys(("better", "better_adjusted", "worse", "worse_adjusted"))
     note = ""
     if pairs < MIN_PAIRS:
         note = f"{pairs} pair{'s' * (pairs > 1)}: a verdict needs at least {MIN_PAIRS}"
     elif not spread:
-        note = "differences without spread: the sign test takes the place of the t test"
+        note = "differences without spread: sign test instead of t test"
     return Verdict(
         arm=arm.name,
         verdict=decide(p["better_adjusted"], p["worse_adjusted"], pairs),
@@ -180,10 +199,10 @@ def _verdict(
         baseline=baseline,
         direction="maximize" if sign > 0 else "minimize",
         difference=difference,
-        low=alone[0],
-        high=alone[1],
-        simultaneous_low=together[0],
-        simultaneous_high=together[1],
+        low=unadjusted[0],
+        high=unadjusted[1],
+        simultaneous_low=simultaneous[0],
+        simultaneous_high=simultaneous[1],
         sd=spread,
         pairs=pairs,
         p_value=p["better"],
@@ -193,24 +212,30 @@ def _verdict(
         seeds_needed=seeds_needed(sign * difference, spread) if spread else None,
         candidates=candidates,
         note=note,
-        optimism=None if arm.search_value is None else sign * (arm.search_value - value),
+        selection_bias=None if arm.search_value is None else sign * (arm.search_value - value),
     )
 
 
 def _interval(centre: float, sd: float | None, pairs: int, tail: float) -> tuple[float | None, float | None]:
     if not sd:
         return None, None
-    half = reach(sd, pairs, tail)
+    half = half_width(sd, pairs, tail)
     return centre - half, centre + half
 
 
-def reach(sd: float, count: int, tail: float) -> float:
-    """Half the interval around a mean of ``count`` values of that standard deviation; ``tail``: what lies beyond each end."""
+def half_width(sd: float, count: int, tail: float) -> float:
+    """Half the width of Student's interval around a mean.
+
+    Args:
+        sd: standard deviation of the values.
+        count: number of values.
+        tail: probability beyond each end.
+    """
     return float(scipy.stats.t.isf(tail, count - 1)) * sd / math.sqrt(count)
 
 
 def _check(baseline: Arm, candidates: Sequence[Arm]) -> list[int]:
-    """The replicates, in order, after everything that forbids a comparison."""
+    """The common replicates in order; ConfigError if the arms cannot be compared."""
     if not candidates:
         raise ConfigError("no candidate to compare with the baseline", where="confirm")
     names = [arm.name for arm in (baseline, *candidates)]

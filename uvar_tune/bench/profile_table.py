@@ -85,7 +85,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
         "study": study,
         "space": {name: entry.model_dump(mode="json") for name, entry in config.space.items()},
         "protocol": results.protocol,
-        "made_by": trials[0].made_by,
+        "made_by": trials[0].provenance,
     }
     try:
         Path(path).write_text(_text(about, rows))
@@ -102,12 +102,12 @@ def _row(config, trial, assets: dict[str, Any], cache: Path) -> dict[str, Any]:
     var, vqvae, _ = restore(trial.directory)
     draw = Sampler(config, var, vqvae, samples=config.evaluation.samples, seeds=trial.seeds)
     judge = SampleScorer(config, assets, cache=cache, seed=trial.seeds["sampling-b"])
-    stored_a = {point["cfg_scale"]: point["fid"] for point in trial.profile if point["seeds"] == "selection"}
+    stored_a = {point["cfg_scale"]: point["fid"] for point in trial.inference_points if point["seeds"] == "selection"}
     scores = [
         [scale, stored_a[scale], judge(draw({"cfg_scale": scale}, "sampling-b"))["fid"]]
         for scale in config.inference.search_cfg_scales
     ]
-    told = next(point for point in trial.profile if point["seeds"] == "evaluation")
+    told = next(point for point in trial.inference_points if point["seeds"] == "evaluation")
     again = next((fid_b for scale, _, fid_b in scores if scale == told["cfg_scale"]), None)
     if again is not None and not math.isclose(again, told["fid"], rel_tol=_AGREE):
         raise ConfigError(

@@ -155,7 +155,7 @@ def export(
     """Write YAML files for `uvar-tune train`. They carry their provenance."""
     if sum(choice is not None for choice in (top, trial, run)) > 1:
         raise ConfigError("takes one of --top, --trial and --run", where="command line")
-    from uvar_tune.commands.export import export_trial, select
+    from uvar_tune.analysis.export import export_trial, select_trials
     from uvar_tune.search.load import load_results
     from uvar_tune.study_dir import StudyDirectory, resolve_root
     from uvar_tune.tracking import known_runs
@@ -169,9 +169,9 @@ def export(
         if trial is None:
             raise ConfigError(f"no trial of study {study!r} is MLflow run {run!r}", where="--run")
     directory = Path(out) if out else files.export
-    for result in select(results, top=top, number=trial):
+    for result in select_trials(results, top=top, number=trial):
         run_id = runs.get(result.number)
-        echo(export_trial(results, result, config, directory, mlflow_run=run_id, unconfirmed=unconfirmed))
+        echo(export_trial(results, result, directory, mlflow_run=run_id, unconfirmed=unconfirmed))
 
 
 def sync(

@@ -42,44 +42,9 @@ def check_place(config: Config, files: StudyDirectory) -> None:
         check_directory(wanted, "run.root")
     files.require_same(config)
     if os.environ.get("UVAR_STORAGE") or config.run.storage:
-        _check_storage(files.storage_url(config))
+        from uvar_tune.search.storage import check_storage
 
-
-def _check_storage(url: str) -> None:
-    """ConfigError where the storage cannot be opened; a file that is not there yet is not made."""
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-    kind, _, file = url.partition(":")
-    try:
-        if kind != "journal":
-            engine = create_engine(url)
-            file = engine.url.database if engine.dialect.name == "sqlite" else None
-        if kind == "journal" and Path(file).is_dir():
-            raise ConfigError(f"{file} is a directory, and a journal is a file", where="run.storage")
-        if file and file != ":memory:" and not Path(file).exists():
-            if not Path(file).absolute().parent.is_dir():
-                raise ConfigError(f"{Path(file).absolute().parent} is no directory", where="run.storage")
-        elif kind != "journal":
-            with engine.connect() as connection:
-                connection.exec_driver_sql("select count(*) from sqlite_master" if file else "select 1")
-    except ImportError as error:
-        raise ConfigError(
-            f"storage of kind {kind!r} needs a driver that is not installed ({error}); for PostgreSQL install "
-            "uvar-tune[postgresql]",
-            where="run.storage",
-        ) from None
-    except ConfigError:
-        raise
-    except ArgumentError:  # no URL, or a kind that nobody knows
-        raise ConfigError(
-            f"storage of kind {kind!r} is not known: give journal:PATH or a URL such as sqlite:////PATH",
-            where="run.storage",
-        ) from None
-    except (OSError, RuntimeError, ValueError, SQLAlchemyError) as error:
-        raise ConfigError(
-            f"storage of kind {kind!r} cannot be opened: {type(error).__name__}", where="run.storage"
-        ) from None
+        check_storage(files.storage_url(config))
 
 
 def check_folder(config: Config) -> None:

@@ -153,7 +153,7 @@ def _results(config: Config, files: StudyDirectory) -> StudyResults | None:
     if not files.config.exists():
         return None
     from uvar_tune.search.load import load_results
-    from uvar_tune.search.ownership import require_existing_study
+    from uvar_tune.search.storage import require_existing_study
 
     return (
         load_results(config, files)

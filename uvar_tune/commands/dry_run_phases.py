@@ -80,10 +80,10 @@ def _ended(
     """How many replicates of a phase have ended; of one with other arms, which begins anew, none."""
     if results is None:
         return 0
-    from uvar_tune.search.replicates import cells_of
+    from uvar_tune.search.replicates import load_replicates
     from uvar_tune.search.storage import open_storage
 
-    cells = cells_of(open_storage(files.storage_url(config)), files.name, phase)
+    cells = load_replicates(open_storage(files.storage_url(config)), files.name, phase)
     if arms is not None and not {cell.arm for cell in cells} <= arms:
         return 0
     return sum(cell.state in ENDED for cell in cells)

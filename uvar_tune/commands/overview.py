@@ -11,7 +11,7 @@ from typing import Any
 from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.errors import ConfigError, UvarError, nearest
 from uvar_tune.search.load import load_results
-from uvar_tune.search.ownership import is_of_a_study
+from uvar_tune.search.storage import is_study_directory
 from uvar_tune.study_dir import StudyDirectory
 
 _FINISHED = ("COMPLETE", "PRUNED", "FAIL")
@@ -51,7 +51,7 @@ class StudySummary:
 def summarize_studies(root: Path) -> list[StudySummary]:
     """The studies below ``root``, the newest first. Final runs and tokenizers are not studies."""
     directories = [StudyDirectory(root, path.parent.name) for path in root.glob("*/study.yaml")]
-    summaries = [_summarize(files) for files in directories if is_of_a_study(files.directory)]
+    summaries = [_summarize(files) for files in directories if is_study_directory(files.directory)]
     return sorted(summaries, key=lambda summary: (summary.age_sec, summary.name))
 
 
@@ -62,7 +62,7 @@ def describe_study(results: StudyResults) -> dict[str, Any]:
     rest = [trial for trial in results.trials if trial.number not in numbers]
     return {
         "study": results.name,
-        "metric": results.objective,
+        "metric": results.metric,
         "direction": results.direction,
         "trials": [
             {"rank": rank, **describe_trial(results, trial.number)}
@@ -133,7 +133,7 @@ def _summarize(files: StudyDirectory) -> StudySummary:
         state="running" if _is_locked(files.directory / ".lock") else state,
         finished=finished,
         trials=config.study.trials,
-        metric=results.objective,
+        metric=results.metric,
         best=best.value if best else None,
         best_trial=best.number if best else None,
         age_sec=age_sec,

@@ -10,7 +10,7 @@ import json
 import logging
 from typing import Any
 
-from uvar_tune.analysis.confirmation import BASELINE, arm_of, confirm_arms, noise_of, trained_values, verdicts
+from uvar_tune.analysis.confirmation import BASELINE, arm_of, baseline_noise, confirm_arms, trained_values, verdicts
 from uvar_tune.commands.checks import SEARCH
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import BASELINE as PLAIN
@@ -95,7 +95,7 @@ class Phases:
     def _noise(self, runner: TuneRunner, concurrent: int) -> None:
         work = self.noise()
         runner.run(work, concurrent)
-        found = noise_of(work.cells(), self.config.study.metric, self.config.study.noise_samplings)
+        found = baseline_noise(work.replicates(), self.config.study.metric, self.config.study.noise_samplings)
         if found is not None:
             tree = found.as_dict()
             (self.files.directory / "noise.json").write_text(json.dumps(tree, indent=1))
@@ -180,11 +180,13 @@ class Phases:
         return {name: value for name, value in best.user_attrs["values"].items() if name in nuisance}
 
     def say_verdicts(self, work: Replicates, results) -> None:
-        found, lost = verdicts(self.config, work.cells(), results)
+        found, lost = verdicts(self.config, work.replicates(), results)
         (self.files.directory / "verdicts.json").write_text(json.dumps([one.as_dict() for one in found], indent=1))
         for one in found:
             interval = f"[{one.low:.3g}, {one.high:.3g}]" if one.low is not None else "no interval"
-            flattered = f", the search had flattered it by {one.optimism:.3g}" if one.optimism is not None else ""
+            flattered = (
+                f", the search had flattered it by {one.selection_bias:.3g}" if one.selection_bias is not None else ""
+            )
             needed = (
                 f", would take {one.seeds_needed} pairs"
                 if one.seeds_needed and one.verdict == "not distinguishable"

@@ -17,8 +17,7 @@ from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.io.safe_load import parse_yaml, read_text
 from uvar_tune.search.load import load_results
-from uvar_tune.search.ownership import is_of_a_study, require_existing_study
-from uvar_tune.search.storage import trials_by_phase
+from uvar_tune.search.storage import is_study_directory, require_existing_study, trials_by_phase
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import BufferedRunLogger, Outbox
 from uvar_tune.tracking.metrics_log import read_records
@@ -65,7 +64,7 @@ def rebuild_tracking(files: StudyDirectory) -> None:
 def _tell(told: BufferedRunLogger, config: Config, files: StudyDirectory, known: set[str], begins: bool) -> None:
     """Tell what is not ``known``; nothing where all is, unless the study has nothing of its own (``begins``)."""
     begun = trials_by_phase(files.storage_url(config), files.name)
-    final = not begun and not is_of_a_study(files.directory) and (files.trial(0) / "config.yaml").exists()
+    final = not begun and not is_study_directory(files.directory) and (files.trial(0) / "config.yaml").exists()
     if not begun:
         require_existing_study(files.storage_url(config), files.name, files.directory)
     trials = [

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from uvar_tune import provenance
+from uvar_tune.analysis.results import require_same_protocol
 from uvar_tune.commands.checks import check_folder
 from uvar_tune.commands.phases import Phases
 from uvar_tune.commands.summary import finish
@@ -15,8 +16,8 @@ from uvar_tune.console import CpuTimeMeter, LogFollower
 from uvar_tune.errors import FAILED, INTERRUPTED, InfrastructureError
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.tuner import TuneRunner
-from uvar_tune.search.ownership import require_existing_study, verify_directory_owner
-from uvar_tune.search.protocol import require_same_protocol, stored_protocol
+from uvar_tune.search.load import stored_protocol
+from uvar_tune.search.storage import require_existing_study, verify_directory_owner
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
 from uvar_tune.tracking.parameters import origin_tags, study_parameters

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from uvar_tune.analysis.results import StudyResults
-from uvar_tune.commands.export import UNCONFIRMED, export_trial
+from uvar_tune.analysis.export import UNCONFIRMED, export_trial
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import FAILED
 from uvar_tune.io.uri import redact_url
@@ -36,7 +36,7 @@ def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, cp
             sink.finish_study("FAILED")
         return FAILED
     run_id = sink.run_id(results.best.number) if sink else None
-    export = export_trial(results, results.best, config, files.export, mlflow_run=run_id, unconfirmed=True)
+    export = export_trial(results, results.best, files.export, mlflow_run=run_id, unconfirmed=True)
     _note_costs(files, cpu_sec)
     pages = write_report(results, files.report)
     if sink:
@@ -44,9 +44,7 @@ def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, cp
     _log_costs(results, cpu_sec)
     best, verdict = results.best, results.verdict(results.best)
     word = verdict["verdict"] if verdict else UNCONFIRMED
-    logger.info(
-        f"best: trial {best.number}, {results.objective} {best.value:.4g}, exported to {export} (verdict: {word})"
-    )
+    logger.info(f"best: trial {best.number}, {results.metric} {best.value:.4g}, exported to {export} (verdict: {word})")
     logger.info(f"report: {pages['html']}\npicture: {pages['png']}")
     uri = files.tracking_uri()
     local = uri.startswith("sqlite") and f"{_python()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"

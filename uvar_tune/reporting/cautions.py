@@ -103,7 +103,7 @@ def feasibility_warnings(results: StudyResults) -> list[str]:
     best = results.best
     if best is None or best.feasible:
         return []
-    return [f"no trial keeps every constraint; the best one oversteps {', '.join(map(constraint, best.broken))}"]
+    return [f"no trial keeps every constraint; the best one oversteps {', '.join(map(constraint, best.violated))}"]
 
 
 def constraint(name: str) -> str:

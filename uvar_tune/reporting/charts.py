@@ -36,7 +36,7 @@ def verdict_chart(results: StudyResults, path: Path) -> Path | None:
         axes.set_yticks(range(len(verdicts)), [one["arm"] for one in reversed(verdicts)])
         axes.set_ylim(-0.6, len(verdicts) - 0.4)
         axes.grid(visible=False, axis="y")
-        name, side = facts.short(results.objective), "left" if results.direction == "minimize" else "right"
+        name, side = facts.short(results.metric), "left" if results.direction == "minimize" else "right"
         axes.set_xlabel(f"{name}, difference from the baseline (dashed); {side} of it is better")
         return save(figure, path)
 
@@ -83,13 +83,13 @@ def importance_chart(results: StudyResults, path: Path) -> Path | None:
 
 def pareto_chart(results: StudyResults, path: Path) -> Path | None:
     """The first objective against each further one, the front marked; None with one objective."""
-    ranked = [trial for trial in results.ranked() if trial.objectives]
-    if not results.further or not ranked:
+    ranked = [trial for trial in results.ranked() if trial.metric_values]
+    if not results.further_metrics or not ranked:
         return None
     with styled():
-        figure = canvas(min(12.0, 6.2 * len(results.further) + 1.2), 4.6)
-        panels = figure.subplots(1, len(results.further), squeeze=False)[0]
-        for axes, other in zip(panels, results.further, strict=True):
+        figure = canvas(min(12.0, 6.2 * len(results.further_metrics) + 1.2), 4.6)
+        panels = figure.subplots(1, len(results.further_metrics), squeeze=False)[0]
+        for axes, other in zip(panels, results.further_metrics, strict=True):
             _panel(axes, results, ranked, other)
         handles, names = panels[0].get_legend_handles_labels()
         legend = figure.legend(handles, names, loc="outside upper right", ncols=4, fontsize=9)
@@ -105,7 +105,7 @@ def _panel(axes, results: StudyResults, ranked: list[TrialResult], other: str) -
 
     def draw(trials, **style) -> None:
         if trials:
-            axes.plot(*zip(*((trial.value, trial.objectives[other]) for trial in trials), strict=True), **style)
+            axes.plot(*zip(*((trial.value, trial.metric_values[other]) for trial in trials), strict=True), **style)
 
     broken = [trial for trial in ranked if not trial.feasible]
     draw(broken, ls="", marker="x", ms=5, color=FAINT, alpha=alpha, label="oversteps a constraint")
@@ -117,20 +117,20 @@ def _panel(axes, results: StudyResults, ranked: list[TrialResult], other: str) -
         ms=7,
         color=BEST,
         label="front: beaten by none",
-        **(steps if len(results.further) == 1 else {"ls": ""}),
+        **(steps if len(results.further_metrics) == 1 else {"ls": ""}),
     )
     baseline = results.baseline
-    if baseline is not None and baseline.objectives:
+    if baseline is not None and baseline.metric_values:
         draw([baseline], ls="", marker="D", ms=8, mfc="white", mec=BASELINE, mew=1.8, label="baseline", zorder=5)
     for name, told, limit in (
-        (results.objective, [trial.value for trial in ranked], axes.set_xlim),
-        (other, [trial.objectives[other] for trial in ranked], axes.set_ylim),
+        (results.metric, [trial.value for trial in ranked], axes.set_xlim),
+        (other, [trial.metric_values[other] for trial in ranked], axes.set_ylim),
     ):
         scale = Values(told, facts.objectives(results)[name])
-        own = [baseline.objectives[name]] if baseline is not None and baseline.objectives else []
+        own = [baseline.metric_values[name]] if baseline is not None and baseline.metric_values else []
         low, high = min([scale.low, *own]), max([scale.high, *own])
         limit(low - 0.06 * (high - low), high + 0.06 * (high - low))
-    axes.set(xlabel=_axis_name(results.objective), ylabel=_axis_name(other))
+    axes.set(xlabel=_axis_name(results.metric), ylabel=_axis_name(other))
 
 
 def _axis_name(name: str) -> str:

@@ -23,7 +23,7 @@ def headline(results: StudyResults) -> str:
     best, compared = results.best, facts.against_baseline(results)
     verdict = results.verdict(best)
     if verdict is None:
-        why = results.unjudged.get(f"trial {best.number}")
+        why = results.untested.get(f"trial {best.number}")
         no = f"It was taken into the confirmation and has no verdict ({escape(why)}). " if why else ""
         return _note(
             "",
@@ -33,12 +33,12 @@ def headline(results: StudyResults) -> str:
         )
     word = verdict["verdict"]
     said = [
-        f"{facts.short(results.objective)} {facts.text(verdict['value'])} against {facts.text(verdict['baseline'])}, "
+        f"{facts.short(results.metric)} {facts.text(verdict['value'])} against {facts.text(verdict['baseline'])}, "
         f"difference {_signed(verdict['difference'])}{_interval(verdict)} over {verdict['pairs']} pairs of fresh seeds."
     ]
-    if verdict["optimism"]:
-        flattered = "flattered" if verdict["optimism"] > 0 else "understated"
-        said.append(f"The search had {flattered} it by {facts.text(abs(verdict['optimism']), 3)}.")
+    if verdict["selection_bias"]:
+        flattered = "flattered" if verdict["selection_bias"] > 0 else "understated"
+        said.append(f"The search had {flattered} it by {facts.text(abs(verdict['selection_bias']), 3)}.")
     if word == "not distinguishable" and verdict["seeds_needed"]:
         said.append(f"About {verdict['seeds_needed']:,} pairs would show a true difference of this size.")
     if verdict["note"]:
@@ -76,18 +76,18 @@ def verdicts(results: StudyResults) -> str:
                 one["pairs"],
                 f"{min(p):.2g}" if p else None,
                 one["seeds_needed"],
-                None if one["optimism"] is None else _signed(one["optimism"]),
+                None if one["selection_bias"] is None else _signed(one["selection_bias"]),
                 _points(results, one["arm"]),
             ]
         )
         marks.append({"better": "better", "worse": "worse"}.get(one["verdict"], ""))
-    if not rows and not results.unjudged:
+    if not rows and not results.untested:
         return ""
     base = results.confirmed.get(_BASELINE)
     if base:
         rows.append([_BASELINE, None, base["mean"], None, None, None, None, None, _points(results, _BASELINE)])
         marks.append("base")
-    name = facts.short(results.objective)
+    name = facts.short(results.metric)
     heads = [
         "arm",
         "verdict",
@@ -96,12 +96,12 @@ def verdicts(results: StudyResults) -> str:
         "pairs",
         "p (Holm)",
         "pairs needed",
-        "optimism",
+        "selection bias",
         "sampled at",
     ]
     lost = "".join(
         f'<p class="note warn"><b>{escape(arm)}</b> has no verdict: {escape(why)}.</p>'
-        for arm, why in results.unjudged.items()
+        for arm, why in results.untested.items()
     )
     return f'<div class="verdicts">{grid(heads, rows, words=(0, 1, 8), marks=marks)}</div>' + lost + _VERDICTS
 
@@ -138,7 +138,7 @@ def factorial(results: StudyResults) -> str:
         under = f"{_signed(one['difference'])}{_interval(one)}<br>{escape(one['verdict'])}" if one else "the baseline"
         return Raw(f"<b>{facts.text(means[arms[key]])}</b><br><span>{under}</span>")
 
-    name = facts.short(results.objective)
+    name = facts.short(results.metric)
     table = grid(
         [name, "without semantic entropy (λ₂ = 0)", "with semantic entropy"],
         [
@@ -178,7 +178,7 @@ def noise(results: StudyResults) -> str:
         [f"{gap['pairs']} pairs", gap["gap"], "–" if gap["relative"] is None else f"{gap['relative']:.1%}"]
         for gap in found["detectable"]
     ]
-    name = facts.short(results.objective)
+    name = facts.short(results.metric)
     seeds = f"{found['training_seeds']} training × {found['sampling_seeds']} sampling seeds"
     return (
         f'<p>The baseline, {seeds}, {name} {facts.text(mean)} in the mean.{_ahead(results)}</p><div class="tables">'

@@ -44,7 +44,7 @@ def label(results: StudyResults, name: str) -> str:
 
 def objectives(results: StudyResults) -> dict[str, str]:
     """Objective → direction, the first first."""
-    return {results.objective: results.direction, **results.further}
+    return {results.metric: results.direction, **results.further_metrics}
 
 
 def parameters(results: StudyResults) -> list[str]:
@@ -114,7 +114,7 @@ def against_baseline(results: StudyResults) -> str | None:
     if best is None or baseline is None or baseline.value is None or best is baseline:
         return None
     change = f" ({best.value / baseline.value - 1:+.1%})" if baseline.value else ""
-    return f"{short(results.objective)} {text(best.value)} against {text(baseline.value)} of the baseline{change}"
+    return f"{short(results.metric)} {text(best.value)} against {text(baseline.value)} of the baseline{change}"
 
 
 def judged(results: StudyResults) -> list[dict[str, Any]]:

@@ -120,12 +120,14 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
                     label=name,
                 )
             told = [
-                point for point in trial.profile if point.get("seeds") == "evaluation" and results.objective in point
+                point
+                for point in trial.inference_points
+                if point.get("seeds") == "evaluation" and results.metric in point
             ]
             if told:
                 axes.plot(
                     told[-1]["cfg_scale"],
-                    told[-1][results.objective],
+                    told[-1][results.metric],
                     marker="D",
                     ms=8,
                     mfc="white",
@@ -137,7 +139,7 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
         scale = Values([value for points in curves.values() for _, value in points], results.direction)
         margin = 0.06 * (scale.high - scale.low)
         axes.set_ylim(scale.low - margin, scale.high + margin)
-        name = f"{facts.short(results.objective)} ({facts.direction_word(results.objective)})"
+        name = f"{facts.short(results.metric)} ({facts.direction_word(results.metric)})"
         axes.set(xlabel="CFG scale (0 = off)", ylabel=name)
         axes.legend(loc="best", fontsize=9)
         return save(figure, path)
@@ -145,15 +147,15 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
 
 def several_axes(results: StudyResults) -> bool:
     """Whether points differ in more than the CFG scale, so that a line through them would be no curve."""
-    return any(point.keys() & AXES for trial in results.trials for point in trial.profile)
+    return any(point.keys() & AXES for trial in results.trials for point in trial.inference_points)
 
 
 def _profile(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:
     """(CFG scale, its best score on selection seeds)."""
     better = min if results.direction == "minimize" else max
     points: dict[float, float] = {}
-    for point in trial.profile:
-        value = float(point.get(results.objective, math.nan))
+    for point in trial.inference_points:
+        value = float(point.get(results.metric, math.nan))
         if point.get("seeds") == "selection" and math.isfinite(value):
             points[point["cfg_scale"]] = better(value, points.get(point["cfg_scale"], value))
     return sorted(points.items())

@@ -74,7 +74,7 @@ def _written(results: StudyResults, directory: Path) -> dict[str, Path]:
 
 
 def _page(results: StudyResults, figures: dict[str, Path]) -> str:
-    name, objective = escape(results.name), facts.short(results.objective)
+    name, objective = escape(results.name), facts.short(results.metric)
     profile = _PROFILE.format(drawn=_DOTS if several_axes(results) else _LINES)
     captions = {
         "png": _STUDY.format(objective=objective),
@@ -118,7 +118,7 @@ def _section(title: str, body: str) -> str:
 
 
 def _head(results: StudyResults) -> str:
-    best, baseline, objective = results.best, results.baseline, facts.short(results.objective)
+    best, baseline, objective = results.best, results.baseline, facts.short(results.metric)
     names = [
         name for name in (*facts.parameters(results), *facts.chosen(results)) if facts.applies(results, best, name)
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from uvar_tune.analysis.pooled import Pooled, mean_and_reach
+from uvar_tune.analysis.pooled import Pooled, mean_with_half_width
 from uvar_tune.analysis.results import BASELINE, TrialResult
 from uvar_tune.reporting import facts
 from uvar_tune.reporting.charts import VERDICT_COLOURS
@@ -45,7 +45,7 @@ def pooled_rows(pooled: Pooled, shown: tuple[str, ...] = SHOWN) -> tuple[list[st
         for name in shown
         if any(_told(trials, name) for trials in pooled.arms.values()) and not name.startswith(idle)
     ]
-    objective = facts.short(pooled.first.objective)
+    objective = facts.short(pooled.first.metric)
     heads = [
         "arm",
         objective,
@@ -57,7 +57,9 @@ def pooled_rows(pooled: Pooled, shown: tuple[str, ...] = SHOWN) -> tuple[list[st
     ]
     rows = []
     for arm, trials in pooled.arms.items():
-        weights = [_mean([(trial.ran or trial.params).get(name) for trial in trials.values()]) for name in ran]
+        weights = [
+            _mean([(trial.effective_parameters or trial.params).get(name) for trial in trials.values()]) for name in ran
+        ]
         scores = [_mean(_told(trials, name)) for name in names]
         rows.append([arm, _mean([trial.value for trial in trials.values()]), *_said(pooled, arm), *weights, *scores])
     return heads, rows
@@ -67,8 +69,8 @@ def pooled_table(pooled: Pooled) -> Table:
     """The rows for the terminal."""
     heads, rows = pooled_rows(pooled, AT_TERMINAL)
     table = Table(
-        title=f"{len(pooled.studies)} studies: {facts.short(pooled.first.objective)}, "
-        f"{facts.direction_word(pooled.first.objective)}",
+        title=f"{len(pooled.studies)} studies: {facts.short(pooled.first.metric)}, "
+        f"{facts.direction_word(pooled.first.metric)}",
         caption=_legend(pooled),
     )
     for head in heads:
@@ -96,17 +98,15 @@ def pooled_chart(pooled: Pooled, path: Path) -> Path:
     with styled():
         figure = canvas(3.0 + 2.9 * (1 + len(drawn)), 1.3 + 0.32 * len(pooled.arms))
         panels = figure.subplots(1, 1 + len(drawn), squeeze=False, sharey=True)[0]
-        for axes, name in zip(panels, [pooled.first.objective, *drawn], strict=True):
+        for axes, name in zip(panels, [pooled.first.metric, *drawn], strict=True):
             every = []
             for height, (arm, trials) in enumerate(reversed(pooled.arms.items())):
                 values = (
-                    [trial.value for trial in trials.values()]
-                    if name == pooled.first.objective
-                    else _told(trials, name)
+                    [trial.value for trial in trials.values()] if name == pooled.first.metric else _told(trials, name)
                 )
                 word = pooled.verdicts[arm].verdict if arm in pooled.verdicts else None
                 colour = BASELINE_COLOUR if word is None else VERDICT_COLOURS[word]
-                mean, reach = mean_and_reach(values)
+                mean, reach = mean_with_half_width(values)
                 every += values
                 axes.plot([mean - reach, mean + reach], [height, height], color=colour, lw=1.2, alpha=0.5)
                 axes.plot(values, [height] * len(values), ls="", marker="|", ms=10, color=FAINT)
@@ -123,7 +123,11 @@ def pooled_chart(pooled: Pooled, path: Path) -> Path:
 
 def _weighted(pooled: Pooled, name: str) -> bool:
     """Whether a λ is above 0 in any trial: as it ran, or as it was asked for where that is the same."""
-    return any((trial.ran or trial.params).get(name) for trials in pooled.arms.values() for trial in trials.values())
+    return any(
+        (trial.effective_parameters or trial.params).get(name)
+        for trials in pooled.arms.values()
+        for trial in trials.values()
+    )
 
 
 def _told(trials: dict[int, TrialResult], name: str) -> list[float]:
@@ -135,7 +139,7 @@ def _told(trials: dict[int, TrialResult], name: str) -> list[float]:
 def _mean(values: list[float | None]) -> str:
     if not values or None in values:
         return "–"
-    mean, reach = mean_and_reach(values)
+    mean, reach = mean_with_half_width(values)
     return facts.text(mean) if reach == 0 else f"{facts.text(mean, 3)} ± {facts.text(reach, 2)}"
 
 
@@ -153,7 +157,7 @@ def _legend(pooled: Pooled) -> str:
     seeds = ", ".join(f"{name} (seed {seed})" for name, seed in pooled.studies.items())
     notes = sorted({one.note for one in pooled.verdicts.values() if one.note})
     told = "".join(f" Note: {note}." for note in notes)
-    told += "".join(f" No verdict on {arm}: {why}." for arm, why in pooled.lost.items())
+    told += "".join(f" No verdict on {arm}: {why}." for arm, why in pooled.untested.items())
     return (
         f"Studies: {seeds}. ±: half a 95 % interval of the mean over seeds (Student's t). Difference: from the baseline of the "
         f"same seed; p: one-sided, on the side of the difference, Holm's over the arms.{told}"
@@ -163,7 +167,7 @@ def _legend(pooled: Pooled) -> str:
 def _write_trials(pooled: Pooled, path: Path) -> None:
     trials = [(arm, seed, trial) for arm, found in pooled.arms.items() for seed, trial in found.items()]
     params = list(dict.fromkeys(name for _, _, trial in trials for name in trial.params))
-    ran = list(dict.fromkeys(name for _, _, trial in trials for name in trial.ran))
+    ran = list(dict.fromkeys(name for _, _, trial in trials for name in trial.effective_parameters))
     scores = list(dict.fromkeys(name for _, _, trial in trials for name in trial.scores))
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -175,7 +179,7 @@ def _write_trials(pooled: Pooled, path: Path) -> None:
                     seed,
                     trial.number,
                     *(trial.params.get(name) for name in params),
-                    *(trial.ran.get(name) for name in ran),
+                    *(trial.effective_parameters.get(name) for name in ran),
                     *(trial.scores.get(name) for name in scores),
                 ]
             )

@@ -17,7 +17,7 @@ def front(results: StudyResults) -> str:
     rows = [
         [
             str(trial.number),
-            *(trial.objectives[name] for name in names),
+            *(trial.metric_values[name] for name in names),
             *(trial.params[name] if facts.applies(results, trial, name) else None for name in parameters),
         ]
         for trial in shown

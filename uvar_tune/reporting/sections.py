@@ -51,7 +51,7 @@ def table(results: StudyResults) -> str:
             if trial.feasible
             else "broken"
         )
-        why = f' title="{escape(_why(trial), quote=True)}"' if trial.broken else ""
+        why = f' title="{escape(_why(trial), quote=True)}"' if trial.violated else ""
         cells = "".join(_cell(cell(results, trial, rank, name), name in words) for name in names)
         rows.append((f'<tr class="{marked}"{why}>' if marked else f"<tr{why}>") + f"{cells}</tr>")
     notes = "A click on a head sorts." + (
@@ -66,7 +66,7 @@ def table(results: StudyResults) -> str:
 
 
 def _why(trial: TrialResult) -> str:
-    return f"oversteps {', '.join(map(cautions.constraint, trial.broken))}"
+    return f"oversteps {', '.join(map(cautions.constraint, trial.violated))}"
 
 
 def grid(heads: list[str], rows: list[list[Any]], words: Container[int] = (0,), marks: list[str] | None = None) -> str:
@@ -112,7 +112,7 @@ def samples(results: StudyResults) -> str:
     shown = [("Best", best), *([("Baseline", baseline)] if baseline is not None and baseline is not best else [])]
     figures = [
         f'<figure><img src="{_picture(path)}" alt="samples of trial {trial.number}"><figcaption>{name}: trial '
-        f"{trial.number}, {facts.short(results.objective)} {facts.text(trial.value)}</figcaption></figure>"
+        f"{trial.number}, {facts.short(results.metric)} {facts.text(trial.value)}</figcaption></figure>"
         for name, trial in shown
         if (path := _last_picture(trial)) is not None
     ]
@@ -180,7 +180,7 @@ def provenance(results: StudyResults) -> str:
     best = results.best
     made_by = {
         name: ", ".join(f"{key} {version}" for key, version in value.items()) if isinstance(value, dict) else value
-        for name, value in best.made_by.items()
+        for name, value in best.provenance.items()
     }
     seeds = ", ".join(f"{purpose} {seed}" for purpose, seed in best.seeds.items())
     config, space = (

@@ -144,10 +144,8 @@ def _draw_objective(axes, x: float, results: StudyResults, values: Values) -> No
     ends = np.linspace(values.high, values.low, 128) if values.minimize else np.linspace(values.low, values.high, 128)
     strip = np.array([[values.colour(value)] for value in ends])
     axes.imshow(strip, extent=(x, x + 0.09, 0, 1), origin="lower", aspect="auto", zorder=4)
-    axes.text(x + 0.045, 1.07, facts.short(results.objective), ha="center", va="bottom", fontsize=12, fontweight="bold")
-    axes.text(
-        x + 0.045, 1.02, facts.direction_word(results.objective), ha="center", va="bottom", fontsize=8, color=FAINT
-    )
+    axes.text(x + 0.045, 1.07, facts.short(results.metric), ha="center", va="bottom", fontsize=12, fontweight="bold")
+    axes.text(x + 0.045, 1.02, facts.direction_word(results.metric), ha="center", va="bottom", fontsize=8, color=FAINT)
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         worst, best = (values.high, values.low) if values.minimize else (values.low, values.high)
         value = worst + share * (best - worst)
@@ -156,7 +154,7 @@ def _draw_objective(axes, x: float, results: StudyResults, values: Values) -> No
 
 
 def _legend(results: StudyResults, ranked: list[TrialResult]) -> list[Line2D]:
-    best, baseline, name = results.best, results.baseline, facts.short(results.objective)
+    best, baseline, name = results.best, results.baseline, facts.short(results.metric)
     lines = [Line2D([], [], color=BEST, lw=3, label=f"best: trial {best.number}, {name} {best.value:.4g}")]
     if baseline is not None and baseline.value is not None:
         lines.append(

@@ -31,8 +31,8 @@ def columns(results: StudyResults) -> list[str]:
 
 
 def _ran(results: StudyResults) -> list[str]:
-    names = dict.fromkeys(name for trial in results.trials for name in trial.ran)
-    return [name + facts.RAN for name in names if any(trial.ran.get(name) for trial in results.trials)]
+    names = dict.fromkeys(name for trial in results.trials for name in trial.effective_parameters)
+    return [name + facts.RAN for name in names if any(trial.effective_parameters.get(name) for trial in results.trials)]
 
 
 def worded(results: StudyResults, name: str) -> bool:
@@ -46,16 +46,16 @@ def cell(results: StudyResults, trial: TrialResult, rank: int | None, name: str)
         return {"rank": rank, "trial": trial.number, "kind": trial.kind}[name]
     if name in _LAST:
         return {"outcome": facts.outcome(trial), "attempts": trial.attempts, "seconds": trial.seconds}[name]
-    if name == results.objective:
+    if name == results.metric:
         return trial.value
-    if name in results.further:
-        return trial.objectives.get(name)
+    if name in results.further_metrics:
+        return trial.metric_values.get(name)
     if name == "verdict":
         return (results.verdict(trial) or {}).get("verdict")
     if name == "feasible":
         return None if not trial.violations else "yes" if trial.feasible else "no"
     if name.endswith(facts.RAN):
-        return trial.ran.get(name.removesuffix(facts.RAN))
+        return trial.effective_parameters.get(name.removesuffix(facts.RAN))
     if name.startswith("inference.") and facts.profiled(results) and trial.state != "COMPLETE":
         return None  # not decided yet
     if "." in name:
@@ -78,7 +78,7 @@ def ranked_table(results: StudyResults) -> Table:
     left = len(rows) - len(shown)
     caption = f"{facts.outcomes(results)}. " + (f"{left:,} more trials are in the report. " if left else "")
     table = Table(
-        title=f"{results.name}: {facts.short(results.objective)}, {facts.direction_word(results.objective)}",
+        title=f"{results.name}: {facts.short(results.metric)}, {facts.direction_word(results.metric)}",
         caption=caption + _moral(results),
     )
     for name in names:

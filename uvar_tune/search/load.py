@@ -1,26 +1,26 @@
-"""What a study found, read back from its one truth, the Optuna storage."""
+"""The results of a study, read from the Optuna storage."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from uvar_tune.analysis.confirmation import BASELINE, SECOND_ALONE, SEMANTIC_ALONE, noise_of, verdicts
-from uvar_tune.analysis.results import StudyResults, TrialResult
+from uvar_tune.analysis.confirmation import SECOND_ALONE, SEMANTIC_ALONE, baseline_noise, verdicts
+from uvar_tune.analysis.results import BASELINE, Replicate, StudyResults, TrialResult, require_same_protocol
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.search.budget import spent
 from uvar_tune.search.importance import importances
 from uvar_tune.search.objectives import directions, pareto_front
-from uvar_tune.search.ownership import require_existing_study
-from uvar_tune.search.protocol import require_same_protocol
 from uvar_tune.search.pruning import rung_correlation, rung_values
-from uvar_tune.search.replicates import Cell, cells_of
+from uvar_tune.search.replicates import load_replicates
+from uvar_tune.search.storage import require_existing_study, study_trials
 from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
 
@@ -28,89 +28,110 @@ _LAMBDA_2 = "loss.lambda_2"
 
 
 def load_results(config: Config, files: StudyDirectory, search: Search | None = None) -> StudyResults:
-    """All trials of the study, finished or not, with what the phases `noise` and `confirm` say.
+    """All trials of the study, finished or not, and the results of the phases `noise` and `confirm`.
+
+    Parameter importances are computed when `StudyResults.importances` is first read.
+
+    Args:
+        config: of the study.
+        files: its directory.
+        search: the open search of a running study; without it the storage is opened.
 
     Raises:
-        ConfigError: the protocol changed midway; the study has not begun; its storage is not the one that holds it.
+        ConfigError: trials have different protocols; the study does not exist; it belongs to another storage.
     """
     if search is None and not require_existing_study(files.storage_url(config), files.name, files.directory):
-        raise ConfigError(f"study {files.name!r} has not begun", where="--study")
+        raise ConfigError(f"study {files.name!r} has no trial yet", where="--study")
     search = search or Search(config, files.storage_url(config))
-    begun = [trial for trial in search.study.get_trials(deepcopy=False) if "values" in trial.user_attrs]
-    protocols = {trial.number: trial.user_attrs["protocol"] for trial in begun if "protocol" in trial.user_attrs}
-    first = next(iter(protocols), None)
-    for number, protocol in protocols.items():
-        require_same_protocol(
-            protocol, protocols[first], where=f"study {files.name!r}, trial {number}", of=f"trial {first}"
-        )
-    ways, rungs = dict(zip(config.study.metrics, directions(config), strict=True)), rung_values(begun)
-    trials = tuple(_trial(config, files, trial, rungs.get(trial.number, {})) for trial in begun)
-    final = {trial.number: trial.objectives[config.study.rung_metric] for trial in trials if trial.objectives}
+    proposed = [trial for trial in search.study.get_trials(deepcopy=False) if "values" in trial.user_attrs]
+    protocol = _common_protocol(proposed, files.name)
+    direction_of, rungs = dict(zip(config.study.metrics, directions(config), strict=True)), rung_values(proposed)
+    trials = tuple(_trial_result(config, files, trial, rungs.get(trial.number, {})) for trial in proposed)
+    final = {trial.number: trial.metric_values[config.study.rung_metric] for trial in trials if trial.metric_values}
     results = StudyResults(
         name=files.name,
-        objective=config.study.metric,
-        direction=ways[config.study.metric],
+        metric=config.study.metric,
+        direction=direction_of[config.study.metric],
         trials=trials,
         space={name: entry.model_dump(mode="json") for name, entry in config.space.items()},
-        protocol=protocols.get(first, {}),
+        protocol=protocol,
         seed=config.study.seed,
-        root=files.directory,
+        directory=files.directory,
         config=config.tree(exclude=("space",)),
-        further={name: ways[name] for name in config.study.further_metrics},
+        further_metrics={name: direction_of[name] for name in config.study.further_metrics},
         rung_correlation=tuple(rung_correlation(rungs, final)),
-        idle_sec=_idle_sec(begun),
-        importances=importances(begun, ways[config.study.metric]),
+        idle_sec=_idle_sec(proposed),
+        compute_importances=functools.partial(importances, proposed, direction_of[config.study.metric]),
     )
-    return dataclasses.replace(results, pareto=_front(results, ways), **_phases(config, search.storage, results))
+    pareto = _pareto(results, direction_of)
+    return dataclasses.replace(results, pareto=pareto, **_phase_results(config, search.storage, results))
 
 
-def _front(results: StudyResults, ways: dict[str, str]) -> tuple[int, ...]:
-    if len(ways) < 2:
+def stored_protocol(storage, study: str) -> dict[str, Any]:
+    """The protocol of the first trial of a search that has a score; {} if there is none yet."""
+    trials = study_trials(storage, study)
+    return next((dict(trial.user_attrs["protocol"]) for trial in trials if trial.user_attrs.get("protocol")), {})
+
+
+def _common_protocol(trials: Iterable[FrozenTrial], study: str) -> dict[str, Any]:
+    """The protocol of all trials, {} before the first score; ConfigError names the first trial with another one."""
+    protocols = {trial.number: trial.user_attrs["protocol"] for trial in trials if "protocol" in trial.user_attrs}
+    first = next(iter(protocols), None)
+    for number, protocol in protocols.items():
+        require_same_protocol(protocol, protocols[first], where=f"study {study!r}, trial {number}", of=f"trial {first}")
+    return protocols.get(first, {})
+
+
+def _pareto(results: StudyResults, direction_of: dict[str, str]) -> tuple[int, ...]:
+    if len(direction_of) < 2:
         return ()
     feasible = [trial for trial in results.ranked() if trial.feasible]
-    points = [[trial.objectives[name] for name in ways] for trial in feasible]
-    return tuple(feasible[index].number for index in pareto_front(points, list(ways.values())))
+    points = [[trial.metric_values[name] for name in direction_of] for trial in feasible]
+    return tuple(feasible[index].number for index in pareto_front(points, list(direction_of.values())))
 
 
-def _phases(config: Config, storage, results: StudyResults) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    noise = noise_of(cells_of(storage, results.name, "noise"), config.study.metric, config.study.noise_samplings)
+def _phase_results(config: Config, storage, results: StudyResults) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    replicates = load_replicates(storage, results.name, "noise")
+    noise = baseline_noise(replicates, config.study.metric, config.study.noise_samplings)
     if noise is not None:
-        found["noise"] = noise.as_dict()
-    cells = cells_of(storage, results.name, "confirm")
-    if any(cell.arm == BASELINE and cell.value is not None for cell in cells):
-        found |= {"confirmed": _confirmed(cells), "factorial": _factorial(cells)}
+        fields["noise"] = noise.as_dict()
+    replicates = load_replicates(storage, results.name, "confirm")
+    if any(replicate.arm == BASELINE and replicate.value is not None for replicate in replicates):
+        fields |= {"confirmed": _confirmed(replicates), "factorial": _factorial(replicates)}
         try:
-            judged, found["unjudged"] = verdicts(config, cells, results)
-            found["verdicts"] = {one.arm: one.as_dict() for one in judged}
+            tested, fields["untested"] = verdicts(config, replicates, results)
+            fields["verdicts"] = {verdict.arm: verdict.as_dict() for verdict in tested}
         except ConfigError as error:  # the phase is under way, or its arms cannot be compared
-            found["unjudged"] = {
-                arm: str(error) for arm in dict.fromkeys(cell.arm for cell in cells) if arm != BASELINE
-            }
-    return found
+            arms = dict.fromkeys(replicate.arm for replicate in replicates)
+            fields["untested"] = {arm: str(error) for arm in arms if arm != BASELINE}
+    return fields
 
 
-def _confirmed(cells: list[Cell]) -> dict[str, dict[str, Any]]:
+def _confirmed(replicates: Sequence[Replicate]) -> dict[str, dict[str, Any]]:
     arms: dict[str, dict[str, Any]] = {}
-    for arm in dict.fromkeys(cell.arm for cell in cells):
+    for arm in dict.fromkeys(replicate.arm for replicate in replicates):
         scored = sorted(
-            (cell for cell in cells if cell.arm == arm and cell.value is not None), key=lambda cell: cell.replicate
+            (replicate for replicate in replicates if replicate.arm == arm and replicate.value is not None),
+            key=lambda replicate: replicate.index,
         )
         if not scored:
             continue
-        chosen = [cell.details.get("params", {}) for cell in scored]
-        names = dict.fromkeys(name for params in chosen for name in params if name.startswith("inference."))
+        selected = [replicate.attributes.get("params", {}) for replicate in scored]
+        names = dict.fromkeys(name for params in selected for name in params if name.startswith("inference."))
         arms[arm] = {
-            "values": {cell.replicate: cell.value for cell in scored},
-            "mean": statistics.fmean(cell.value for cell in scored),
-            "points": {name: statistics.median(params[name] for params in chosen if name in params) for name in names},
+            "values": {replicate.index: replicate.value for replicate in scored},
+            "mean": statistics.fmean(replicate.value for replicate in scored),
+            "points": {
+                name: statistics.median(params[name] for params in selected if name in params) for name in names
+            },
         }
     return arms
 
 
-def _factorial(cells: list[Cell]) -> dict[str, str]:
-    """Cell of the 2×2 → arm. Both terms together are the trial from which the arms of one term were made."""
-    values = {cell.arm: cell.details["values"] for cell in cells}
+def _factorial(replicates: Sequence[Replicate]) -> dict[str, str]:
+    """Cell of the 2×2 design → arm. Both terms together are the trial from which the one-term arms were derived."""
+    values = {replicate.arm: replicate.attributes["values"] for replicate in replicates}
     if SECOND_ALONE not in values or SEMANTIC_ALONE not in values:
         return {}
     both = next(
@@ -124,32 +145,31 @@ def _factorial(cells: list[Cell]) -> dict[str, str]:
     return {"none": BASELINE, "second": SECOND_ALONE, "semantic": SEMANTIC_ALONE, "both": both} if both else {}
 
 
-def _trial(config: Config, files: StudyDirectory, trial: FrozenTrial, rungs: dict[int, float]) -> TrialResult:
+def _trial_result(config: Config, files: StudyDirectory, trial: FrozenTrial, rungs: dict[int, float]) -> TrialResult:
     attributes: dict[str, Any] = trial.user_attrs
-    values = {
-        **{name: config.get(name) for name in config.space},
-        **attributes["values"],
-        **attributes.get("params", {}),
-    }
-    told = trial.values if trial.state == TrialState.COMPLETE else None
+    values = trial.values if trial.state == TrialState.COMPLETE else None
     return TrialResult(
         number=trial.number,
         kind=attributes["kind"],
         state=trial.state.name,
         outcome=attributes.get("outcome"),
-        params=values,
-        value=told[0] if told else None,
+        params={
+            **{name: config.get(name) for name in config.space},
+            **attributes["values"],
+            **attributes.get("params", {}),
+        },
+        value=values[0] if values else None,
         scores=attributes.get("scores", {}),
-        profile=attributes.get("profile", []),
+        inference_points=attributes.get("profile", []),
         attempts=len(attributes["attempts"]),
         seconds=attributes.get("seconds"),
         cpu_sec=attributes.get("cpu_sec", {}),
         directory=files.trial(trial.number),
         seeds=attributes["seeds"],
-        made_by=attributes.get("made_by", {}),
-        ran=attributes.get("ran", {}),
+        provenance=attributes.get("made_by", {}),
+        effective_parameters=attributes.get("ran", {}),
         rungs=rungs,
-        objectives=dict(zip(config.study.metrics, told, strict=True)) if told else {},
+        metric_values=dict(zip(config.study.metrics, values, strict=True)) if values else {},
         violations=dict(trial.constraints),
         wall_sec=_wall_sec(attributes),
     )
@@ -160,17 +180,17 @@ def _spans(attributes: dict[str, Any]) -> list[tuple[float, float]]:
 
 
 def _wall_sec(attributes: dict[str, Any]) -> dict[str, float]:
-    lasted = [end - start for start, end in _spans(attributes)]
-    if not lasted:
+    durations = [end - start for start, end in _spans(attributes)]
+    if not durations:
         return {}
-    start_up = min(attributes.get("start_up_seconds", 0.0), lasted[-1])
-    return {"start-up": start_up, "work": lasted[-1] - start_up, "earlier": sum(lasted[:-1])}
+    start_up = min(attributes.get("start_up_seconds", 0.0), durations[-1])
+    return {"start-up": start_up, "work": durations[-1] - start_up, "earlier": sum(durations[:-1])}
 
 
 def _idle_sec(trials: Iterable[FrozenTrial]) -> float:
-    """Places (as many as trials were ever at work at once) × time that any was at work, less the work of all."""
+    """Places (as many as trials ever ran at once) × time that any trial ran, less the time of all trials."""
     spans = [span for trial in trials for span in _spans(trial.user_attrs)]
-    steps = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
-    places = max(itertools.accumulate(step for _, step in steps), default=0)
+    changes = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    places = max(itertools.accumulate(change for _, change in changes), default=0)
     cost = spent(spans, gpus=1.0)
     return max(0.0, 3600 * (places * cost.wall_hours - cost.gpu_hours))

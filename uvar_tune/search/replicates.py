@@ -12,36 +12,19 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
 from uvar_tune import seeds
+from uvar_tune.analysis.results import Replicate
 from uvar_tune.config.schema import Config
 from uvar_tune.search.objectives import directions
 from uvar_tune.search.storage import open_storage, open_study
 from uvar_tune.search.study import EARLY_ENDS, Proposal
 
 PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One replicate of one arm, finished or not.
-
-    Attributes:
-        value: of the objective; None where it has none (``state`` and ``outcome`` say why).
-        details: scores, profile, protocol, seconds, … as the scorer told them.
-    """
-
-    number: int
-    arm: str
-    replicate: int
-    state: str
-    value: float | None
-    details: dict[str, Any]
 
 
 class Replicates:
@@ -122,9 +105,9 @@ class Replicates:
     def unfinished(self) -> list[int]:
         return [trial.number for trial in self.study.get_trials(deepcopy=False) if not trial.state.is_finished()]
 
-    def cells(self) -> list[Cell]:
+    def replicates(self) -> list[Replicate]:
         """Every replicate begun, by number."""
-        return _cells(self.storage, f"{self.config.study.name}/{self.phase}")
+        return _load(self.storage, f"{self.config.study.name}/{self.phase}")
 
     def configuration(self, proposal: Proposal) -> Config:
         return self.config.with_values(proposal.values)
@@ -199,19 +182,19 @@ def _phase_of(storage, name: str, phase: str, arms: Mapping[str, Any]) -> str:
     return last if same else f"{phase}-{len(begun) + 1}"
 
 
-def cells_of(storage, name: str, phase: str) -> list[Cell]:
+def load_replicates(storage, name: str, phase: str) -> list[Replicate]:
     """Every replicate begun of a phase, the last time that it was begun, by number; [] where it has not been."""
     begun = [own for own, _ in _begun(storage, name, phase)]
-    return _cells(storage, f"{name}/{begun[-1]}") if begun else []
+    return _load(storage, f"{name}/{begun[-1]}") if begun else []
 
 
-def _cells(storage, study: str) -> list[Cell]:
+def _load(storage, study: str) -> list[Replicate]:
     study_id, found = storage.get_study_id_from_name(study), []
     for trial in storage.get_all_trials(study_id, deepcopy=False):
         if "values" in trial.user_attrs:
             value = trial.values[0] if trial.state == TrialState.COMPLETE else None
             found.append(
-                Cell(
+                Replicate(
                     trial.number,
                     trial.user_attrs["arm"],
                     trial.user_attrs["replicate"],
