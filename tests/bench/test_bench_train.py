@@ -11,6 +11,7 @@ import torch
 from uvar_tune.bench.__main__ import main
 from uvar_tune.bench.model import SMALL
 from uvar_tune.bench.train import EPOCH_IMAGES, SIDES, TOKENS, configuration, random_images, run
+from uvar_tune.config.schema import ModelConfig
 from uvar_tune.model import VAR
 
 CHECKOUT = os.environ.get("UVAR_OFFICIAL_VAR")
@@ -39,7 +40,8 @@ def test_the_small_bench_of_our_sides(capsys):
     check(rows, official=False)
     assert torch.get_num_threads() == before
     sizes = {key: SMALL[key] for key in ("scales", "vocab_size", "code_dim", "depth", "width", "heads", "num_classes")}
-    count = sum(p.numel() for p in VAR(**sizes).parameters())
+    model = ModelConfig(**{key: sizes.pop(key) for key in ("depth", "width", "heads")})
+    count = sum(p.numel() for p in VAR(model, **sizes).parameters())
     for row in rows:
         assert row["parameters_m"] == pytest.approx(count / 1e6, abs=1e-3) and row["batch_size"] == SMALL["batch"]
         assert (

@@ -19,6 +19,7 @@ from PIL import Image
 from uvar_tune.commands.final_run import run_final
 from uvar_tune.commands.train_tokenizer import run_tokenizer
 from uvar_tune.config.loading import read_config
+from uvar_tune.config.schema import ModelConfig, TokenizerConfig
 from uvar_tune.data import load_images
 from uvar_tune.data.folder import read_image
 from uvar_tune.data.scan import UNREADABLE
@@ -66,8 +67,10 @@ def canary(tmp_path):
 
 
 def networks():
-    vqvae = VQVAE(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=(1, 2, 4))
-    return vqvae, VAR(depth=2, width=32, heads=2, scales=(1, 2, 4), vocab_size=24, code_dim=8, num_classes=4)
+    vqvae = VQVAE(TokenizerConfig(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=(1, 2, 4)))
+    return vqvae, VAR(
+        ModelConfig(depth=2, width=32, heads=2), scales=(1, 2, 4), vocab_size=24, code_dim=8, num_classes=4
+    )
 
 
 @pytest.fixture

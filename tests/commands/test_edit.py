@@ -11,9 +11,9 @@ from PIL import Image
 
 from uvar_tune.commands.edit import Request, fitted, read_request, run_edit
 from uvar_tune.commands.edit_picture import Row, save_picture
-from uvar_tune.config.schema import Config
+from uvar_tune.config.schema import Config, TokenizerConfig
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import VAR, VQVAE, inpaint, save_official
+from uvar_tune.model import VAR, VQVAE, SamplingSettings, inpaint, save_official
 from uvar_tune.pipeline import open_networks, restore
 from uvar_tune.training import load_tokenizer, save_checkpoint, save_tokenizer
 from uvar_tune.trial.factory import new_var
@@ -28,7 +28,7 @@ def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("edit")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vqvae = VQVAE(**TOKENIZER).eval()
+        vqvae = VQVAE(TokenizerConfig(**TOKENIZER)).eval()
     save_tokenizer(directory / "tokenizer", vqvae)
     config = Config.model_validate({"model": MODEL, "tokenizer": {"vocab_size": 32, "code_dim": 8, "channels": 16}})
     for i, name in enumerate(("ours", "baseline")):
@@ -100,11 +100,10 @@ def test_the_picture_holds_original_known_part_and_both_rows(place, log_lines):
             vqvae,
             torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255,
             ~torch.from_numpy(hidden),
-            1,
-            cfg_scale=1.5,
-            count=2,
+            [1, 1],
+            SamplingSettings(cfg_scale=1.5),
             seeds=[5, 6],
-        )
+        ).images
         wanted = (wanted * 255).round().permute(0, 2, 3, 1).numpy()
         assert (np.stack(found) == wanted).all()
     assert (
@@ -178,7 +177,7 @@ def test_training_starts_from_what_is_named(place, tmp_path):
 
 
 def test_another_tokenizer_is_refused(place, tmp_path):
-    save_tokenizer(tmp_path / "other", VQVAE(**{**TOKENIZER, "vocab_size": 48}))
+    save_tokenizer(tmp_path / "other", VQVAE(TokenizerConfig(**{**TOKENIZER, "vocab_size": 48})))
     with pytest.raises(ConfigError, match="other is not the tokenizer that this checkpoint was trained with"):
         restore(place / "ours", tokenizer=str(tmp_path / "other"))
 
@@ -254,7 +253,7 @@ def test_bad_files_are_refused(place):
     config = Config.model_validate(
         {"model": MODEL, "data": {"image_size": 8}, "tokenizer": {**TOKENIZER, "channel_multipliers": (1, 2)}}
     )
-    vqvae = VQVAE(**{**TOKENIZER, "channel_multipliers": (1, 2)})
+    vqvae = VQVAE(TokenizerConfig(**{**TOKENIZER, "channel_multipliers": (1, 2)}))
     save_tokenizer(place / "other", vqvae)
     save_checkpoint(
         place / "eight" / "000000000064",

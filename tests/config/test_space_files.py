@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.search_cases import details
 from uvar_tune.config.loading import read_config
-from uvar_tune.config.schema import REFERENCES
+from uvar_tune.config.schema import REFERENCES, ModelConfig
 from uvar_tune.config.space import searched
 from uvar_tune.model import VAR
 from uvar_tune.search.objectives import check_objective, named_scores
@@ -65,9 +65,7 @@ def test_every_proposal_of_a_space_file_makes_a_trial(path, journal):
         model, tokenizer = trial.model, trial.tokenizer
         with torch.device("meta"):
             var = VAR(
-                depth=model.depth,
-                width=model.width or 64 * model.depth,
-                heads=model.heads or model.depth,
+                ModelConfig(depth=model.depth, width=model.width or 64 * model.depth, heads=model.heads or model.depth),
                 scales=tokenizer.scales,
                 vocab_size=tokenizer.vocab_size,
                 code_dim=tokenizer.code_dim,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from uvar_tune.config.schema import TokenizerConfig
 from uvar_tune.model import VQVAE
 
 
@@ -19,7 +20,9 @@ def own_cache_home(monkeypatch, tmp_path):
 def vqvae():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return VQVAE(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=(1, 2, 4))
+        return VQVAE(
+            TokenizerConfig(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=(1, 2, 4))
+        )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from uvar_tune.config.schema import ModelConfig, TokenizerConfig
 from uvar_tune.data import load_images
 from uvar_tune.evaluation import save_classifier, train_classifier
 from uvar_tune.model import VAR, VQVAE
@@ -35,8 +36,10 @@ def networks():
     """(VAR of 4 classes, VQ-VAE of 24 codes) with random weights whose logits vary, for 8x8 images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        vqvae = VQVAE(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=(1, 2, 4))
-        var = VAR(depth=2, width=32, heads=2, scales=(1, 2, 4), vocab_size=24, code_dim=8, num_classes=4)
+        vqvae = VQVAE(
+            TokenizerConfig(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=(1, 2, 4))
+        )
+        var = VAR(ModelConfig(depth=2, width=32, heads=2), scales=(1, 2, 4), vocab_size=24, code_dim=8, num_classes=4)
         for parameter in var.parameters():
             parameter.data.add_(torch.randn(parameter.shape) * 0.15)
     return var, vqvae

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from uvar_tune.config.schema import TokenizerConfig, TrainingConfig
+from uvar_tune.config.schema import ModelConfig, TokenizerConfig, TrainingConfig
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged
 from uvar_tune.model import VAR, VQVAE
@@ -52,17 +52,15 @@ def settings(**changes) -> tuple[TrainingConfig, RunContext]:
 def networks() -> tuple[VAR, VQVAE]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        vqvae = VQVAE(vocab_size=CODES, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=SCALES)
+        vqvae = VQVAE(
+            TokenizerConfig(vocab_size=CODES, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=SCALES)
+        )
         var = VAR(
-            depth=2,
-            width=32,
-            heads=2,
+            ModelConfig(depth=2, width=32, heads=2, label_dropout=0.2, drop_path=0.3),
             scales=SCALES,
             vocab_size=CODES,
             code_dim=8,
             num_classes=CLASSES,
-            label_dropout=0.2,
-            drop_path=0.3,
         )
     return var, vqvae.eval().requires_grad_(False)
 
@@ -199,7 +197,7 @@ def run_tokenizer_rank(directory: Path, rank: int, world_size: int, *, meeting: 
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        vqvae = VQVAE(vocab_size=32, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=SCALES)
+        vqvae = VQVAE(TokenizerConfig(vocab_size=32, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=SCALES))
     model = torch.nn.parallel.DistributedDataParallel(vqvae) if world_size > 1 else vqvae
     images = load_images("digits", split="train", image_size=8)
     config = TokenizerConfig(images=640, batch_size=32, learning_rate=2e-3)

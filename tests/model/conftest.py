@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uvar_tune.model import VAR, VQVAE, preset
+from uvar_tune.model import preset
 
 
 def lively(module: torch.nn.Module, size: float = 0.15) -> torch.nn.Module:
@@ -18,14 +18,14 @@ def lively(module: torch.nn.Module, size: float = 0.15) -> torch.nn.Module:
 def vqvae():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return lively(VQVAE(**preset("digits")[0]), 0.1).eval()
+        return lively(preset("digits").build_vqvae(), 0.1).eval()
 
 
 @pytest.fixture(scope="module")
 def var():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return lively(VAR(**preset("digits")[1])).eval()
+        return lively(preset("digits").build_var()).eval()
 
 
 @pytest.fixture

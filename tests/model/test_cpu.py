@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from uvar_tune.config.schema import ModelConfig
 from uvar_tune.model import VAR
-from uvar_tune.model.cpu import plus_scaled, use_fused_cpu_kernels
+from uvar_tune.model.cpu import addcmul, use_fused_cpu_kernels
 from uvar_tune.model.transformer import MLP
 
 
@@ -51,7 +52,7 @@ def test_scaling_and_adding_is_the_plain_one(base):
     tensors = [torch.randn(shape, requires_grad=True) for shape in (base, (3, 7, 5), (3, 1, 5))]
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     upstream = torch.randn(3, 7, 5)
-    out, out64 = plus_scaled(*tensors), exact[0] + exact[1] * exact[2]
+    out, out64 = addcmul(*tensors), exact[0] + exact[1] * exact[2]
     assert_close([out], [out64])
     assert_close(torch.autograd.grad(out, tensors, upstream), torch.autograd.grad(out64, exact, upstream.double()))
 
@@ -62,15 +63,11 @@ def test_a_network_has_the_gradients_of_the_plain_chain(shared_aln, checkpointin
     """Dropped paths and labels among them."""
     torch.manual_seed(0)
     var = VAR(
-        depth=3,
-        width=32,
-        heads=2,
+        ModelConfig(depth=3, width=32, heads=2, shared_aln=shared_aln, drop_path=0.4),
         scales=(1, 2, 3),
         vocab_size=48,
         code_dim=8,
         num_classes=4,
-        shared_aln=shared_aln,
-        drop_path=0.4,
     ).train()
     var.activation_checkpointing = checkpointing
     noise = var.draw_noise([torch.Generator().manual_seed(i) for i in range(6)])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import box_mask, generate, inpaint
+from uvar_tune.model import SamplingSettings, box_mask, generate, inpaint
 from uvar_tune.model.scales import concat
 
-SETTING = {"cfg_scale": 1.5, "top_k": 50, "count": 4, "seeds": [5, 6, 7, 8], "return_tokens": True}
+SETTINGS, SEEDS = SamplingSettings(cfg_scale=1.5, top_k=50), [5, 6, 7, 8]
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def reconstruction(vqvae, image):
 @pytest.mark.parametrize("known", ["inside", "outside"])
 def test_known_pixels_come_back_as_the_tokenizer_has_them(var, vqvae, image, known):
     mask = box_mask((4, 4, 12, 12), 16, known=known)
-    images, tokens = inpaint(var, vqvae, image, mask, 3, **SETTING)
+    images, tokens = inpaint(var, vqvae, image, mask, [3] * 4, SETTINGS, seeds=SEEDS)
     assert torch.allclose(images[:, :, mask], reconstruction(vqvae, image)[:, mask].expand(4, -1, -1), atol=1e-6)
     original = vqvae.encode(image[None] * 2 - 1)
     cells = mask.view(4, 4, 4, 4).permute(0, 2, 1, 3).flatten(2).all(-1).flatten()  # of the finest scale, 4 pixels wide
@@ -36,9 +36,7 @@ def test_known_pixels_come_back_as_the_tokenizer_has_them(var, vqvae, image, kno
 def test_only_whole_cells_are_known(var, vqvae, image):
     """Of the 2x2 scale, a mask that leaves the left half and one more column gives the left cells, no others."""
     mask = box_mask((0, 0, 9, 16), 16, known="inside")
-    _, tokens = inpaint(
-        var, vqvae, image, mask, 3, **{**SETTING, "count": 40, "seeds": range(40), "cfg_scale": 0, "top_k": 0}
-    )
+    _, tokens = inpaint(var, vqvae, image, mask, [3] * 40, SamplingSettings(cfg_scale=0), seeds=range(40))
     original = vqvae.encode(image[None] * 2 - 1)
     assert (tokens[1][:, [0, 2]] == original[1][:, [0, 2]]).all()
     assert len(tokens[1][:, 1].unique()) > 1 and len(tokens[1][:, 3].unique()) > 1 and len(tokens[0].unique()) > 1
@@ -46,12 +44,10 @@ def test_only_whole_cells_are_known(var, vqvae, image):
 
 def test_the_rest_depends_on_seed_label_and_on_what_is_known(var, vqvae, image):
     mask = box_mask((4, 4, 12, 12), 16, known="outside")
-    tokens = concat(inpaint(var, vqvae, image, mask, 3, **SETTING)[1])
-    assert torch.equal(
-        concat(inpaint(var, vqvae, image, mask, 3, **{**SETTING, "count": 1, "seeds": [5]})[1]), tokens[:1]
-    )
-    assert not torch.equal(concat(inpaint(var, vqvae, image, mask, 4, **SETTING)[1]), tokens)
-    free = concat(generate(var, vqvae, [3] * 4, cfg_scale=1.5, top_k=50, seeds=SETTING["seeds"], return_tokens=True)[1])
+    tokens = concat(inpaint(var, vqvae, image, mask, [3] * 4, SETTINGS, seeds=SEEDS)[1])
+    assert torch.equal(concat(inpaint(var, vqvae, image, mask, [3], SETTINGS, seeds=[5])[1]), tokens[:1])
+    assert not torch.equal(concat(inpaint(var, vqvae, image, mask, [4] * 4, SETTINGS, seeds=SEEDS)[1]), tokens)
+    free = concat(generate(var, vqvae, [3] * 4, SamplingSettings(cfg_scale=1.5, top_k=50), seeds=SEEDS)[1])
     assert torch.equal(tokens[:, 0], free[:, 0]) and not torch.equal(tokens, free)
 
 
@@ -66,13 +62,14 @@ def test_bad_requests_are_refused(var, vqvae, image):
         ({"image_3SS": image[:, :8]}, "image of shape"),
         ({"image_3SS": image * 2}, "not in .0, 1."),
         ({"image_3SS": image * torch.nan}, "not in .0, 1."),
-        ({"label": 12}, "label 12"),
-        ({"cfg_scale": -1.0}, "cfg_scale"),
-        ({"count": 0, "seeds": []}, "count 0"),
+        ({"labels_N": [12] * 4}, "label 12"),
+        ({"settings": SamplingSettings(cfg_scale=-1.0)}, "cfg_scale"),
+        ({"labels_N": [], "seeds": []}, "labels of shape"),
     ]
     for wrong, message in cases:
         with pytest.raises(ConfigError, match=message):
-            inpaint(var, vqvae, **{"image_3SS": image, "known_SS": good, "label": 3, **SETTING, **wrong})
+            request = {"image_3SS": image, "known_SS": good, "labels_N": [3] * 4, "settings": SETTINGS, "seeds": SEEDS}
+            inpaint(var, vqvae, **{**request, **wrong})
     for box in ((4, 4, 4, 8), (-1, 0, 4, 4), (0, 0, 17, 4)):
         with pytest.raises(ConfigError, match="box"):
             box_mask(box, 16, known="inside")

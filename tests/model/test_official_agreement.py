@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.helpers import golden_cases as golden
-from uvar_tune.model import VAR, VQVAE, filter_logits, generate, load_official, save_official
+from uvar_tune.config.schema import ModelConfig, TokenizerConfig
+from uvar_tune.model import VAR, VQVAE, SamplingSettings, filter_logits, generate, load_official, save_official
 
 RECORDED = json.loads(golden.GOLDEN.read_text())
 CHECKOUT = os.environ.get("UVAR_OFFICIAL_VAR")
@@ -21,11 +22,14 @@ PIXELS, LOGITS = 1e-4, 5e-5
 
 def our_vqvae(share: int, seed: str = "vae") -> VQVAE:
     vqvae = VQVAE(
-        vocab_size=golden.VOCABULARY,
-        code_dim=golden.CODE_DIM,
-        channels=golden.CHANNELS,
-        scales=golden.SCALES,
-        share_quant_resi=share,
+        TokenizerConfig(
+            vocab_size=golden.VOCABULARY,
+            code_dim=golden.CODE_DIM,
+            channels=golden.CHANNELS,
+            channel_multipliers=(1, 1, 2, 2, 4),
+            scales=golden.SCALES,
+            share_quant_resi=share,
+        )
     )
     shapes = {key: value.shape for key, value in vqvae.state_dict().items() if "ema_vocab" not in key}
     vqvae.load_state_dict({**vqvae.state_dict(), **golden.weights(shapes, seed)})
@@ -34,14 +38,11 @@ def our_vqvae(share: int, seed: str = "vae") -> VQVAE:
 
 def our_var(name: str, seed: str = "var") -> VAR:
     var = VAR(
-        depth=golden.DEPTH,
-        width=golden.WIDTH,
-        heads=golden.HEADS,
+        ModelConfig(depth=golden.DEPTH, width=golden.WIDTH, heads=golden.HEADS, **golden.VAR_CASES[name]),
         scales=golden.SCALES,
         vocab_size=golden.VOCABULARY,
         code_dim=golden.CODE_DIM,
         num_classes=golden.CLASSES,
-        **golden.VAR_CASES[name],
     )
     var.load_state_dict(golden.weights({key: value.shape for key, value in var.state_dict().items()}, seed))
     return var.eval().requires_grad_(False)
@@ -79,10 +80,8 @@ def test_transformer_gives_the_recorded_numbers(name, shared_vqvae):
             var,
             shared_vqvae,
             golden.LABELS,
-            cfg_scale=float(cfg_scale),
-            top_k=1,
+            SamplingSettings(cfg_scale=float(cfg_scale), top_k=1),
             chunk=len(golden.LABELS),
-            return_tokens=True,
         )
         assert torch.cat(tokens, 1).tolist() == greedy["tokens"], cfg_scale
         assert near(images, greedy["pixels"], PIXELS), cfg_scale
@@ -121,7 +120,7 @@ def test_transformer_agrees_live(name, seed, tmp_path):
     assert difference < LOGITS
     for cfg_scale in golden.CFG_SCALES:
         pictures, tokens = golden.official_greedy(theirs, their_vqvae, golden.LABELS, cfg_scale)
-        images, found = generate(var, vqvae, labels, cfg_scale=cfg_scale, top_k=1, chunk=3, return_tokens=True)
+        images, found = generate(var, vqvae, labels, SamplingSettings(cfg_scale=cfg_scale, top_k=1), chunk=3)
         assert all(torch.equal(a, b) for a, b in zip(found, tokens, strict=True)), cfg_scale
         assert torch.allclose(images, pictures, rtol=0, atol=PIXELS)
     vae_state, var_state = save_official(vqvae, var)

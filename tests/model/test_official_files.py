@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from uvar_tune.config.schema import ModelConfig, TokenizerConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VAR, VQVAE, load_official, save_official, start_from
 
@@ -14,26 +15,28 @@ SCALES = (1, 2, 4)
 def networks(*, scales=SCALES, share=4, shared_aln=False, l2=True, heads=2, width=32, blocks=2, multipliers=(1, 2)):
     torch.manual_seed(0)
     vqvae = VQVAE(
-        vocab_size=24,
-        code_dim=8,
-        channels=16,
-        channel_multipliers=multipliers,
-        scales=scales,
-        share_quant_resi=share,
+        TokenizerConfig(
+            vocab_size=24,
+            code_dim=8,
+            channels=16,
+            channel_multipliers=multipliers,
+            scales=scales,
+            share_quant_resi=share,
+        ),
         blocks=blocks,
     )
     var = VAR(
-        depth=3,
-        width=width,
-        heads=heads,
+        ModelConfig(depth=3, width=width, heads=heads, shared_aln=shared_aln, attn_l2_norm=l2),
         scales=scales,
         vocab_size=24,
         code_dim=8,
         num_classes=4,
-        shared_aln=shared_aln,
-        attn_l2_norm=l2,
     )
     return vqvae.eval(), var.eval()
+
+
+def sizes(var: VAR) -> dict:
+    return {name: getattr(var, name) for name in ("vocab_size", "code_dim", "scales", "num_classes", "mlp_ratio")}
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -61,9 +64,9 @@ def test_round_trip_finds_every_size(options, tmp_path):
     again_vqvae, again_var = load_official(tmp_path / "vae.pth", tmp_path / "var.pth", num_heads=heads)
     assert again_vqvae.settings() == vqvae.settings()
     kept = {"label_dropout", "drop_path"}  # of training, not in the file
-    assert {k: v for k, v in again_var.settings().items() if k not in kept} == {
-        k: v for k, v in var.settings().items() if k not in kept
-    }
+    assert sizes(again_var) == sizes(var) and again_var.config.model_dump(exclude=kept) == var.config.model_dump(
+        exclude=kept
+    )
     assert same(again_vqvae, vqvae) and same(again_var, var) and not again_var.training
 
 
@@ -116,11 +119,11 @@ def test_heads_without_l2_norm():
     states = save_official(*networks(l2=False, width=40, heads=5))
     with pytest.raises(ConfigError, match="depth 3 and width 40 .* give num_heads"):
         load_official(*states)
-    assert load_official(*states, num_heads=5)[1].settings()["heads"] == 5
+    assert load_official(*states, num_heads=5)[1].config.heads == 5
     with pytest.raises(ConfigError, match="num_heads 4 was given, but the VAR has 2"):
         load_official(*save_official(*networks()), num_heads=4)
     official = save_official(*networks(l2=False, width=192, heads=3))
-    assert load_official(*official)[1].settings()["heads"] == 3
+    assert load_official(*official)[1].config.heads == 3
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,9 @@ def test_a_wrong_file_names_the_first_key_that_differs(which, change, message):
 def other_var(var, **changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return VAR(**{**var.settings(), **changes})
+        own = {name: value for name, value in changes.items() if name in ModelConfig.model_fields}
+        rest = {name: value for name, value in changes.items() if name not in own}
+        return VAR(var.config.model_copy(update=own), **{**sizes(var), **rest})
 
 
 @pytest.mark.parametrize("options", [{}, {"shared_aln": True}, {"l2": False}])

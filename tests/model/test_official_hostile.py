@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
+from uvar_tune.config.schema import ModelConfig, TokenizerConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.fidelity import _check_state_dict
 from uvar_tune.io.safe_load import read_tensors
@@ -25,9 +26,11 @@ BOOK, LEVELS, MASK = "quantize.embedding.weight", "lvl_1L", "attn_bias_for_maski
 def states():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vqvae = VQVAE(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=SCALES)
+        vqvae = VQVAE(
+            TokenizerConfig(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=SCALES)
+        )
         return save_official(
-            vqvae, VAR(depth=2, width=32, heads=2, scales=SCALES, vocab_size=24, code_dim=8, num_classes=4)
+            vqvae, VAR(ModelConfig(depth=2, width=32, heads=2), scales=SCALES, vocab_size=24, code_dim=8, num_classes=4)
         )
 
 
@@ -174,9 +177,9 @@ def test_an_archive_that_was_repacked_as_it_is(tmp_path, states):
         (1, {LEVELS: torch.tensor([[0, 1, 2]])}, "does not count"),
         (1, {LEVELS: torch.zeros(1, 10**6, dtype=torch.uint8)}, f"{MASK} is not what the scales .1000. make"),
         (1, {"word_embed.weight": torch.zeros(0, 8)}, "none of them 0"),
-        (1, {"word_embed.weight": torch.zeros(33, 8)}, "can be made"),
+        (1, {"word_embed.weight": torch.zeros(33, 8)}, "width 33 is not a multiple"),
         (0, {"encoder.conv_in.weight": torch.zeros(0, 3, 3, 3)}, "none of them 0"),
-        (0, {"encoder.conv_in.weight": torch.zeros(17, 3, 3, 3)}, "conv_in.bias has shape"),
+        (0, {"encoder.conv_in.weight": torch.zeros(17, 3, 3, 3)}, "no network has the sizes"),
         (0, {"quantize.ema_vocab_hit_SV": torch.tensor(1.0)}, "expected 2 dimensions"),
         (0, {7: torch.zeros(1)}, "no state dict"),
     ],

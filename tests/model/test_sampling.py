@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from uvar_tune.cli import options
+from uvar_tune.config.schema import SAMPLING_BOUNDS
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import CFG_CONVENTION, filter_logits, generate
+from uvar_tune.model import CFG_CONVENTION, SamplingSettings, filter_logits, generate
 from uvar_tune.model.filtering import draw, guidance
-from uvar_tune.model.sampling import BOUNDS, Inference, as_option, uniforms
+from uvar_tune.model.sampling import as_option, uniform_noise
 from uvar_tune.model.scales import boundaries, concat, split
 
-SETTING = {"cfg_scale": 1.5, "top_k": 50, "top_p": 0.9, "return_tokens": True}
+SETTINGS = SamplingSettings(cfg_scale=1.5, top_k=50, top_p=0.9)
 
 
 def naive_filter(logits, top_k, top_p):
@@ -80,9 +82,9 @@ def test_tokens_follow_the_models_distribution(var, vqvae):
     count = 4000
     logits = var(torch.tensor([3]), torch.zeros(1, 29, 16))[:, :1].detach()
     first = draw(
-        logits.expand(1, count, -1), torch.stack([uniforms(seed, var.scales)[0] for seed in range(count)])[None]
+        logits.expand(1, count, -1), torch.stack([uniform_noise(seed, var.scales)[0] for seed in range(count)])[None]
     )[0]
-    _, tokens = generate(var, vqvae, [3] * 20, cfg_scale=0, seeds=range(20), return_tokens=True)
+    _, tokens = generate(var, vqvae, [3] * 20, SamplingSettings(cfg_scale=0), seeds=range(20))
     assert torch.equal(tokens[0][:, 0], first[:20])
     expected = logits[0, 0].softmax(-1) * count
     often = expected > 5
@@ -93,19 +95,19 @@ def test_tokens_follow_the_models_distribution(var, vqvae):
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
 def test_tokens_do_not_depend_on_count_order_or_rank(var, vqvae, cfg_scale):
-    setting = {**SETTING, "cfg_scale": cfg_scale}
+    settings = dataclasses.replace(SETTINGS, cfg_scale=cfg_scale)
     labels, seeds = [i % 10 for i in range(32)], [1000 + i for i in range(32)]
-    images, tokens = generate(var, vqvae, labels, seeds=seeds, **setting)
+    images, tokens = generate(var, vqvae, labels, settings, seeds=seeds)
     for count in (1, 7):
-        some_images, some = generate(var, vqvae, labels[:count], seeds=seeds[:count], **setting)
+        some_images, some = generate(var, vqvae, labels[:count], settings, seeds=seeds[:count])
         assert torch.equal(concat(some), concat(tokens)[:count]) and torch.equal(some_images, images[:count])
-    shares = [generate(var, vqvae, labels[rank::2], seeds=seeds[rank::2], **setting)[1] for rank in (0, 1)]
+    shares = [generate(var, vqvae, labels[rank::2], settings, seeds=seeds[rank::2])[1] for rank in (0, 1)]
     assert all(torch.equal(concat(shares[rank]), concat(tokens)[rank::2]) for rank in (0, 1))
     assert len(torch.unique(concat(tokens), dim=0)) == 32
 
 
 def test_without_guidance_greedy_sampling_takes_the_likeliest_token(var, vqvae):
-    images, tokens = generate(var, vqvae, range(10), cfg_scale=0, top_k=1, return_tokens=True)
+    images, tokens = generate(var, vqvae, range(10), SamplingSettings(cfg_scale=0, top_k=1))
     logits = var(torch.arange(10), vqvae.teacher_input(tokens))
     assert torch.equal(logits.argmax(-1), concat(tokens))
     assert torch.allclose(images, vqvae.decode(tokens) / 2 + 0.5, atol=1e-4)
@@ -117,7 +119,7 @@ def test_without_guidance_greedy_sampling_takes_the_likeliest_token(var, vqvae):
 def test_guidance_is_that_of_the_logits(var, vqvae, ramp, strengths):
     """Guided on the states in front of the head; the same tokens as guided on logits, teacher-forced with both labels."""
     labels = torch.arange(10)
-    _, tokens = generate(var, vqvae, labels, cfg_scale=3.0, cfg_ramp=ramp, top_k=1, return_tokens=True)
+    _, tokens = generate(var, vqvae, labels, SamplingSettings(cfg_scale=3.0, cfg_ramp=ramp, top_k=1))
     teacher_input = vqvae.teacher_input(tokens)
     conditional, unconditional = var(labels, teacher_input), var(torch.full_like(labels, 10), teacher_input)
     for k, ((start, end), t) in enumerate(zip(boundaries(var.scales), strengths, strict=True)):
@@ -130,31 +132,33 @@ def test_the_convention_of_guidance_is_named(var, vqvae):
     assert "t_k = cfg*(k/(K-1))^ramp" in CFG_CONVENTION
     assert guidance(2.0, 0, 1) == guidance(2.0, 0, 1, 0.5) == 2.0
     as_var, given = (
-        generate(var, vqvae, [3] * 4, seeds=range(4), cfg_scale=2.0, **ramp) for ramp in ({}, {"cfg_ramp": 1.0})
+        generate(var, vqvae, [3] * 4, SamplingSettings(cfg_scale=2.0, **ramp), seeds=range(4)).images
+        for ramp in ({}, {"cfg_ramp": 1.0})
     )
     assert torch.equal(as_var, given)
-    assert not torch.equal(as_var, generate(var, vqvae, [3] * 4, seeds=range(4), cfg_scale=2.0, cfg_ramp=0.0))
+    assert not torch.equal(
+        as_var, generate(var, vqvae, [3] * 4, SamplingSettings(cfg_scale=2.0, cfg_ramp=0.0), seeds=range(4)).images
+    )
 
 
 def test_temperature_divides_the_logits(var, vqvae):
-    cold = generate(var, vqvae, range(10), cfg_scale=0, temperature=1e-4, seeds=range(10), return_tokens=True)[1]
-    greedy = generate(var, vqvae, range(10), cfg_scale=0, top_k=1, return_tokens=True)[1]
+    cold = generate(var, vqvae, range(10), SamplingSettings(cfg_scale=0, temperature=1e-4), seeds=range(10))[1]
+    greedy = generate(var, vqvae, range(10), SamplingSettings(cfg_scale=0, top_k=1))[1]
     assert torch.equal(concat(cold), concat(greedy))
 
 
 def test_at_its_bounds_sampling_still_works(var, vqvae):
-    for corner in itertools.product(*([(name, end) for end in ends[:2]] for name, ends in BOUNDS.items())):
-        images = generate(var, vqvae, [3, 4], seeds=[0, 1], **dict(corner))
+    for corner in itertools.product(*([(name, end) for end in ends] for name, ends in SAMPLING_BOUNDS.items())):
+        images, _ = generate(var, vqvae, [3, 4], SamplingSettings(**dict(corner)), seeds=[0, 1])
         assert torch.isfinite(images).all()
 
 
 def test_options_take_what_the_model_takes():
     shared = {"cfg_scale": options.CfgScale, "cfg_ramp": options.CfgRamp, "temperature": options.Temperature}
-    assert {name: (one.__metadata__[0].min, one.__metadata__[0].max) for name, one in shared.items()} == {
-        name: ends[:2] for name, ends in BOUNDS.items()
-    }
+    bounds = {name: (one.__metadata__[0].min, one.__metadata__[0].max) for name, one in shared.items()}
+    assert bounds == SAMPLING_BOUNDS
     with pytest.raises(ConfigError, match="^--top-k: 9 is not in 0 … 8"):
-        Inference(1.0, top_k=9).check(8, as_option)
+        SamplingSettings(1.0, top_k=9).validate(8, as_option)
 
 
 class Interrupted(Exception):
@@ -172,7 +176,7 @@ def test_an_exception_on_the_way_leaves_the_model_as_it_was(var, vqvae):
 
     hooks = [block.ffn.register_forward_pre_hook(stop) for block in var.blocks]
     with pytest.raises(Interrupted):
-        generate(var, vqvae, [1, 2], **SETTING)
+        generate(var, vqvae, [1, 2], SETTINGS)
     for hook in hooks:
         hook.remove()
     assert torch.equal(var(torch.tensor([1, 2]), teacher_input), before)
@@ -180,7 +184,14 @@ def test_an_exception_on_the_way_leaves_the_model_as_it_was(var, vqvae):
 
 def test_progress_counts_images(var, vqvae):
     seen = []
-    generate(var, vqvae, [0] * 7, cfg_scale=0, chunk=3, progress=lambda done, total: seen.append((done, total)))
+    generate(
+        var,
+        vqvae,
+        [0] * 7,
+        SamplingSettings(cfg_scale=0),
+        chunk=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(3, 7), (6, 7), (7, 7)]
 
 
@@ -208,4 +219,6 @@ def test_progress_counts_images(var, vqvae):
 )
 def test_bad_requests_are_refused(var, vqvae, wrong, message):
     with pytest.raises(ConfigError, match=message):
-        generate(var, vqvae, **{"labels_B": [0, 1, 2], "cfg_scale": 1.0, **wrong})
+        request = {"labels_B": [0, 1, 2], "cfg_scale": 1.0, **wrong}
+        settings = {name: request.pop(name) for name in list(request) if hasattr(SETTINGS, name)}
+        generate(var, vqvae, settings=SamplingSettings(**settings), **request)

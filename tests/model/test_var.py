@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from uvar_tune.config.schema import ModelConfig
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import PRESETS, VAR, VQVAE, preset
+from uvar_tune.model import PRESETS, VAR, preset
 from uvar_tune.model.attention import MASKED_POSITIONS, PrefixAttention, UnitHeads, prefix_mask
 from uvar_tune.model.scales import OFFICIAL_SCALES, SCALES_512, boundaries, positions
 
@@ -19,6 +20,11 @@ PARAMETERS = {
     "d30": 2_010_020_356,
     "d36-s": 2_353_893_904,
 }
+
+
+def like(var: VAR, **changes) -> VAR:
+    config = var.config.model_copy(update=changes)
+    return VAR(config, vocab_size=var.vocab_size, code_dim=var.code_dim, scales=var.scales, num_classes=var.num_classes)
 
 
 def given(var, batch=3, seed=0):
@@ -71,7 +77,7 @@ def test_evaluation_mode_drops_nothing_and_training_follows_the_given_masks(var)
     var.train()
     try:
         noise = {"label_drop_B": torch.tensor([True, False, False]), "path_keep": torch.ones(4, 3, dtype=torch.bool)}
-        dropped = VAR(**{**var.settings(), "drop_path": 0.0})
+        dropped = like(var, drop_path=0.0)
         dropped.load_state_dict(var.state_dict())
         unconditional = labels_B.clone()
         unconditional[0] = var.num_classes
@@ -87,7 +93,9 @@ def test_evaluation_mode_drops_nothing_and_training_follows_the_given_masks(var)
 
 
 def test_noise_belongs_to_the_image_and_has_the_right_rates():
-    var = VAR(depth=4, width=8, heads=2, scales=(1, 2), vocab_size=4, code_dim=2, num_classes=3, drop_path=0.3)
+    var = VAR(
+        ModelConfig(depth=4, width=8, heads=2, drop_path=0.3), scales=(1, 2), vocab_size=4, code_dim=2, num_classes=3
+    )
     together = var.draw_noise([torch.Generator().manual_seed(i) for i in range(4000)])
     alone = var.draw_noise([torch.Generator().manual_seed(17)])
     assert together["label_drop_B"][17] == alone["label_drop_B"][0]
@@ -99,7 +107,9 @@ def test_noise_belongs_to_the_image_and_has_the_right_rates():
 
 def test_drop_path_keeps_the_mean():
     """A branch that is kept counts 1/(1-p): the block's output averaged over the masks is that without drop path."""
-    var = VAR(depth=2, width=8, heads=2, scales=(1,), vocab_size=4, code_dim=2, num_classes=1, drop_path=0.25)
+    var = VAR(
+        ModelConfig(depth=2, width=8, heads=2, drop_path=0.25), scales=(1,), vocab_size=4, code_dim=2, num_classes=1
+    )
     _, gates = var._drop(
         torch.zeros(4, dtype=torch.long),
         torch.zeros(4, dtype=torch.bool),
@@ -134,14 +144,11 @@ def test_initialisation(shared):
     """Standard deviations in units of sqrt(1/(3·width)); gates near zero, but not the shared projection."""
     torch.manual_seed(0)
     var = VAR(
-        depth=6,
-        width=256,
-        heads=4,
+        ModelConfig(depth=6, width=256, heads=4, shared_aln=shared),
         scales=(1, 2, 3, 4, 5),
         vocab_size=512,
         code_dim=32,
         num_classes=200,
-        shared_aln=shared,
     )
     unit, width = math.sqrt(1 / (3 * 256)), 256
     branch = 1 / math.sqrt(2 * 6)
@@ -176,17 +183,16 @@ def test_initialisation(shared):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_official_sizes(name):
-    vqvae, var = preset(name)
     with torch.device("meta"):
-        tokenizer, transformer = VQVAE(**vqvae), VAR(**var)
+        tokenizer, transformer = preset(name).build_vqvae(), preset(name).build_var()
     counts = [sum(parameter.numel() for parameter in module.parameters()) for module in (tokenizer, transformer)]
     if name in PARAMETERS:
         assert counts == [108_948_355, PARAMETERS[name]]
         assert tokenizer.image_size == (512 if name == "d36-s" else 256)
         assert transformer.scales == (SCALES_512 if name == "d36-s" else OFFICIAL_SCALES[10])
-        assert transformer.path_drop[-1] == pytest.approx(0.1 * var["depth"] / 24)
+        assert transformer.path_drop[-1] == pytest.approx(0.1 * transformer.depth / 24)
     with torch.device("meta"):
-        small = VAR(**preset(name, vocab_size=2048, num_classes=7)[1])
+        small = preset(name, vocab_size=2048, num_classes=7).build_var()
     assert small.head.weight.shape[0] == 2048 and small.class_emb.weight.shape[0] == 8
 
 
@@ -196,7 +202,7 @@ def test_unknown_preset_names_the_nearest():
 
 
 def test_settings_make_the_same_transformer_again(var):
-    again = VAR(**var.settings()).eval()
+    again = like(var).eval()
     again.load_state_dict(var.state_dict())
     assert torch.equal(again(*given(var)), var(*given(var)))
 
@@ -208,5 +214,3 @@ def test_bad_labels_and_inputs_are_refused(var):
             var(torch.tensor([0, wrong, 2]), teacher_input)
     with pytest.raises(ConfigError, match="teacher input of shape"):
         var(labels_B, teacher_input[:, 1:])
-    with pytest.raises(ConfigError, match="width 30 is not a multiple of heads 4"):
-        VAR(**{**var.settings(), "width": 30})

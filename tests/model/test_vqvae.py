@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from uvar_tune.config.schema import TokenizerConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE, autoencoder
-from uvar_tune.model.autoencoder import Upsample, in_parts
+from uvar_tune.model.autoencoder import Upsample, in_chunks
 from uvar_tune.model.scales import phi_index
 
 
@@ -25,7 +26,7 @@ def naive_quantise(vqvae, features):
         tokens.append(distance.argmin(-1).flatten(1))
         h = codes[tokens[-1]].transpose(1, 2).unflatten(2, (side, side))
         h = F.interpolate(h, size=(full, full), mode="bicubic") if side != full else h
-        phi = quantizer.quant_resi.of(phi_index(k, len(scales), 4))
+        phi = quantizer.quant_resi.at(phi_index(k, len(scales), 4))
         h = 0.5 * h + 0.5 * F.conv2d(h, phi.weight.double(), phi.bias.double(), padding=1)
         explained, rest = explained + h, rest - h
         if k + 1 < len(scales):
@@ -51,7 +52,7 @@ def test_training_forward_follows_the_definition(vqvae, images):
     assert torch.allclose(reconstruction.detach().clamp(-1, 1), vqvae.decode(tokens), atol=1e-5)
     features, running, wanted = vqvae.quant_conv(vqvae.encoder(images)).detach(), 0, 0
     for k, part in enumerate(tokens):
-        running = running + vqvae.quantize.explain(part, k).detach()
+        running = running + vqvae.quantize.decode_scale(part, k).detach()
         wanted = wanted + 1.25 * F.mse_loss(running, features) / len(tokens)
     assert float(loss.detach()) == pytest.approx(float(wanted), rel=1e-5)
     (reconstruction.square().mean() + loss).backward()
@@ -75,7 +76,7 @@ def test_upsampling_is_nearest_and_a_convolution():
 
 @torch.no_grad()
 @pytest.mark.parametrize("layout_from", [0, 2**17])
-def test_networks_in_parts_give_what_they_give_whole(vqvae, images, monkeypatch, layout_from):
+def test_networks_in_chunks_give_what_they_give_whole(vqvae, images, monkeypatch, layout_from):
     """5 images in parts of 1, 2 and 4 at the three resolutions, with the channels last and not."""
     monkeypatch.setattr(autoencoder, "CACHED_NUMBERS", 2**14)
     monkeypatch.setattr(autoencoder, "CHANNELS_LAST_NUMBERS", layout_from)
@@ -85,7 +86,7 @@ def test_networks_in_parts_give_what_they_give_whole(vqvae, images, monkeypatch,
         (vqvae.encoder, images, features),
         (vqvae.decoder, features, vqvae.decoder(features)),
     ):
-        found = in_parts(network, given, 16)
+        found = in_chunks(network, given, 16)
         assert torch.allclose(found, wanted, rtol=0, atol=1e-10) and found.is_contiguous()
 
 
@@ -99,9 +100,16 @@ def test_phi_of_the_official_schedules(count, wanted):
 @pytest.mark.parametrize("share", [0, 1, 2, 4])
 def test_settings_make_the_same_tokenizer_again(share, images):
     vqvae = VQVAE(
-        vocab_size=20, code_dim=8, channels=16, scales=(1, 2, 4), channel_multipliers=(1, 1, 2), share_quant_resi=share
+        TokenizerConfig(
+            vocab_size=20,
+            code_dim=8,
+            channels=16,
+            scales=(1, 2, 4),
+            channel_multipliers=(1, 1, 2),
+            share_quant_resi=share,
+        )
     )
-    again = VQVAE(**vqvae.settings())
+    again = VQVAE.from_settings(vqvae.settings())
     again.load_state_dict(vqvae.state_dict())
     assert again.image_size == 16 and again.settings() == vqvae.settings()
     assert torch.equal(torch.cat(again.encode(images), 1), torch.cat(vqvae.encode(images), 1))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.trainee import networks
+from uvar_tune.config.schema import TokenizerConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE
 from uvar_tune.training import (
@@ -235,7 +236,7 @@ def test_tokenizer_comes_back_and_damage_is_told(tokenizer, tmp_path):
 
 
 def test_leftovers_of_a_killed_training_of_a_tokenizer_go(tmp_path):
-    vqvae = VQVAE(vocab_size=8, code_dim=4, channels=8, scales=(1, 2), channel_multipliers=(1,))
+    vqvae = VQVAE(TokenizerConfig(vocab_size=8, code_dim=4, channels=8, scales=(1, 2), channel_multipliers=(1,)))
     left = tmp_path / "checkpoints" / f".000000000064.{'0' * 32}.tmp"
     left.mkdir(parents=True)
     save_tokenizer(tmp_path / "checkpoints" / "000000000128", vqvae, training_state={"images": 128})

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.trainee import IMAGES, loss_with, networks, settings, tokens
+from uvar_tune.config.schema import ModelConfig
 from uvar_tune.errors import ConfigError, Diverged
 from uvar_tune.training import CheckpointEvent, Progress, resolve_precision, train
 
@@ -185,9 +186,9 @@ def test_resume_under_another_configuration_shows_the_difference():
 def test_model_and_cache_must_fit():
     from uvar_tune.model import VAR
 
-    other = VAR(depth=1, width=16, heads=2, scales=(1, 2), vocab_size=24, code_dim=8, num_classes=4)
+    other = VAR(ModelConfig(depth=1, width=16, heads=2), scales=(1, 2), vocab_size=24, code_dim=8, num_classes=4)
     with pytest.raises(ConfigError, match=r"scales \[1, 2, 4\]"):
         training(other)
-    few = VAR(depth=1, width=16, heads=2, scales=(1, 2, 4), vocab_size=24, code_dim=8, num_classes=2)
+    few = VAR(ModelConfig(depth=1, width=16, heads=2), scales=(1, 2, 4), vocab_size=24, code_dim=8, num_classes=2)
     with pytest.raises(ConfigError, match="label 3 for a model of 2 classes"):
         training(few)

@@ -25,7 +25,9 @@ def config_of(weight: float = 0.0, network: str = "vgg") -> TokenizerConfig:
 def small() -> VQVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return VQVAE(vocab_size=16, code_dim=8, channels=8, channel_multipliers=(1, 2, 2), scales=(1, 2, 5))
+        return VQVAE(
+            TokenizerConfig(vocab_size=16, code_dim=8, channels=8, channel_multipliers=(1, 2, 2), scales=(1, 2, 5))
+        )
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from uvar_tune.config.schema import TrainingConfig
-from uvar_tune.model import VAR, preset
+from uvar_tune.model import preset
 from uvar_tune.training import SCHEDULES, parameter_groups, rate_factor
 from uvar_tune.training.optim import Average, adamw
 
@@ -55,8 +56,10 @@ def test_a_single_step_after_the_warm_up_has_the_peak():
     ],
 )
 def test_groups_have_the_official_sizes(name, shared, tensors, numbers):
+    sizes = preset(name)
+    sizes = dataclasses.replace(sizes, model=sizes.model.model_copy(update={"shared_aln": shared}))
     with torch.device("meta"):
-        model = VAR(**{**preset(name)[1], "shared_aln": shared})
+        model = sizes.build_var()
     undecayed, decayed = parameter_groups(model, 0.05)
     assert (undecayed["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
     assert len(undecayed["params"]) == tensors

@@ -21,7 +21,9 @@ from uvar_tune.training.tokenizer_stage import CodeUsage, kmeans_plus_plus, resi
 def small(vocab_size: int = 32) -> VQVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return VQVAE(vocab_size=vocab_size, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=(1, 2, 4))
+        return VQVAE(
+            TokenizerConfig(vocab_size=vocab_size, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=(1, 2, 4))
+        )
 
 
 @pytest.fixture(scope="module")

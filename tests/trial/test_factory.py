@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from uvar_tune.config.schema import Config
+from uvar_tune.config.schema import Config, TokenizerConfig
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE, save_official
@@ -27,7 +27,9 @@ def places(tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("tokenizers"), {}
     for scales, levels in (((1, 2, 3, 4), 3), (OFFICIAL_SCALES[10], 2)):
         torch.manual_seed(len(scales))
-        vqvae = VQVAE(vocab_size=16, code_dim=8, channels=8, scales=scales, channel_multipliers=(1,) * levels).eval()
+        vqvae = VQVAE(
+            TokenizerConfig(vocab_size=16, code_dim=8, channels=8, scales=scales, channel_multipliers=(1,) * levels)
+        ).eval()
         file, directory = folder / f"{len(scales)}.pth", folder / str(len(scales))
         save_official(vqvae, vae_path=file)
         save_tokenizer(directory, vqvae)
@@ -48,12 +50,14 @@ def test_a_file_and_a_directory_are_the_same_tokenizer(places, count, size, scal
 def test_a_file_with_weights_of_each_scale_has_the_official_list(tmp_path):
     """phi of its own for each of 10 scales: with the 4 that are the default it has too many."""
     vqvae = VQVAE(
-        vocab_size=16,
-        code_dim=8,
-        channels=8,
-        scales=OFFICIAL_SCALES[10],
-        channel_multipliers=(1, 1),
-        share_quant_resi=0,
+        TokenizerConfig(
+            vocab_size=16,
+            code_dim=8,
+            channels=8,
+            scales=OFFICIAL_SCALES[10],
+            channel_multipliers=(1, 1),
+            share_quant_resi=0,
+        )
     )
     save_official(vqvae, vae_path=tmp_path / "own.pth")
     assert open_tokenizer(tmp_path / "own.pth", wanting(32)).scales == OFFICIAL_SCALES[10]
@@ -62,8 +66,10 @@ def test_a_file_with_weights_of_each_scale_has_the_official_list(tmp_path):
 
 
 def test_a_share_of_phi_that_no_official_file_tells_is_not_written(tmp_path):
-    vqvae = VQVAE(vocab_size=16, code_dim=8, channels=8, scales=(1, 2), channel_multipliers=(1,), quant_resi=0.9)
-    with pytest.raises(ConfigError, match="quant_resi 0.9 is not in an official file"):
+    vqvae = VQVAE(
+        TokenizerConfig(vocab_size=16, code_dim=8, channels=8, scales=(1, 2), channel_multipliers=(1,), quant_resi=0.9)
+    )
+    with pytest.raises(ConfigError, match="quant_resi 0.9 is not stored in an official file"):
         save_official(vqvae, vae_path=tmp_path / "other.pth")
     assert not (tmp_path / "other.pth").exists()
 

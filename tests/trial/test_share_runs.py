@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from uvar_tune.config.loading import validate
+from uvar_tune.config.schema import TokenizerConfig
 from uvar_tune.data import TokenCache, build_token_cache, load_images
 from uvar_tune.errors import ConfigError
 from uvar_tune.metrics import metric
@@ -33,7 +34,7 @@ def place(tmp_path_factory):
     """(tokenizer, the job of a trial) of a study whose baseline is a network of random weights."""
     root = tmp_path_factory.mktemp("shares")
     torch.manual_seed(0)
-    save_tokenizer(root / "tokenizer", VQVAE(**SETTINGS))
+    save_tokenizer(root / "tokenizer", VQVAE(TokenizerConfig(**SETTINGS)))
     vqvae = load_tokenizer(root / "tokenizer").eval().requires_grad_(False)
     splits = {name: load_images("digits", split=name, image_size=16) for name in ("train", "validation")}
     for name, images in splits.items():

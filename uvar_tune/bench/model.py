@@ -27,8 +27,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from uvar_tune.config.schema import ModelConfig, TokenizerConfig
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import VAR, VQVAE, generate, load_official
+from uvar_tune.model import VAR, VQVAE, SamplingSettings, generate, load_official
 
 FULL = {
     "batch": 8,
@@ -126,9 +127,8 @@ class Ours(Side):
     def sample(self, decoded):
         self.vqvae.decode_features = decoded(type(self.vqvae).decode_features.__get__(self.vqvae))
         try:
-            return generate(
-                self.var, self.vqvae, self.labels_B, **{**INFERENCE, "top_k": self.top_k}, chunk=len(self.labels_B)
-            )
+            settings = SamplingSettings(**{**INFERENCE, "top_k": self.top_k})
+            return generate(self.var, self.vqvae, self.labels_B, settings, chunk=len(self.labels_B)).images
         finally:
             del self.vqvae.decode_features
 
@@ -225,19 +225,14 @@ def _sides(names: list[str], shape: dict[str, Any], checkout: str | None) -> dic
     torch.manual_seed(0)
     if "official" not in names:
         sizes = {key: shape[key] for key in ("scales", "vocab_size", "code_dim")}
-        return {
-            "ours": Ours(
-                VQVAE(channels=shape["channels"], **sizes),
-                VAR(**{key: shape[key] for key in ("depth", "width", "heads", "num_classes")}, **sizes),
-                shape,
-            )
-        }
+        tokenizer = TokenizerConfig(channels=shape["channels"], channel_multipliers=(1, 1, 2, 2, 4), **sizes)
+        model = ModelConfig(**{key: shape[key] for key in ("depth", "width", "heads")})
+        return {"ours": Ours(VQVAE(tokenizer), VAR(model, num_classes=shape["num_classes"], **sizes), shape)}
     theirs = _official_networks(shape, checkout)
     sides: dict[str, Side] = {"official": Official(*theirs, shape)}
     if "ours" in names:
         vqvae, var = load_official(*(network.state_dict() for network in theirs), scales=shape["scales"])
-        sides["ours"] = Ours(vqvae, VAR(**{**var.settings(), "drop_path": None}), shape)
-        sides["ours"].var.load_state_dict(var.state_dict())
+        sides["ours"] = Ours(vqvae, var.train(), shape)
     return sides
 
 

@@ -43,8 +43,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 def loop(config):
     from ray.train.torch import prepare_model
 
+    from uvar_tune.config.schema import ModelConfig
     from uvar_tune.model import VAR
-    model = prepare_model(VAR(depth=1, width=32, heads=2, scales=(1, 2, 3, 4), vocab_size=64, code_dim=16, num_classes=10))
+    config = ModelConfig(depth=1, width=32, heads=2)
+    model = prepare_model(VAR(config, vocab_size=64, code_dim=16, scales=(1, 2, 3, 4), num_classes=10))
     ray.train.report({"reached": time.time()})
     time.sleep(15)
 

@@ -47,28 +47,28 @@ def generate(
 
     from uvar_tune.console import progress_callback
     from uvar_tune.evaluation.image_grid import save_grid
-    from uvar_tune.model.sampling import Inference, as_option, sample
+    from uvar_tune.model.sampling import SamplingSettings, as_option
+    from uvar_tune.model.sampling import generate as sample_images
     from uvar_tune.pipeline import open_networks, resolve_device
 
     device = resolve_device(device)
     transformer, vqvae, description = open_networks(checkpoint, vae=vae, var=var, tokenizer=tokenizer, device=device)
-    inference = Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp)
-    inference.check(transformer.vocab_size, as_option)
+    settings = SamplingSettings(cfg_scale, top_k, top_p, temperature, cfg_ramp)
+    settings.validate(transformer.vocab_size, as_option)
     labels = label or list(range(transformer.num_classes))
     check_labels(labels, transformer.num_classes)
     check_grid(len(labels), count, vqvae.image_size)
     labels_B = torch.tensor(labels).repeat_interleave(count)
-    images, _ = sample(
+    images, _ = sample_images(
         transformer,
         vqvae,
         labels_B.to(device),
-        inference,
+        settings,
         seeds=[seed + i for i in range(len(labels_B))],
-        chunk=None,
         progress=progress_callback("images", len(labels_B)),
     )
     save_grid(images.cpu(), out, columns=count)
-    echo(f"{out}: {len(labels_B)} images, labels {labels}, {inference.about()}, checkpoint {description}")
+    echo(f"{out}: {len(labels_B)} images, labels {labels}, {settings.describe_guidance()}, checkpoint {description}")
 
 
 def edit(

@@ -22,8 +22,8 @@ from uvar_tune.data.folder import read_image, shrink
 from uvar_tune.data.scan import UNREADABLE
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.model import box_mask, inpaint
-from uvar_tune.model.editing import check_known
-from uvar_tune.model.sampling import Inference, as_option
+from uvar_tune.model.editing import check_mask
+from uvar_tune.model.sampling import SamplingSettings, as_option
 from uvar_tune.pipeline import open_networks
 
 logger = logging.getLogger(__name__)
@@ -67,17 +67,17 @@ def run_edit(request: Request) -> None:
             raise ConfigError(
                 f"makes images of {opened[1][2].image_size} px, the checkpoint of {size} px", where="--baseline"
             )
-    inference = Inference(**request.sampling)
+    settings = SamplingSettings(**request.sampling)
     for name, var, vqvae, _ in opened:
-        inference.check(var.vocab_size, as_option)
-        check_known(vqvae, known_SS, f"--box {request.box}" if request.box is not None else f"--mask {request.mask}")
+        settings.validate(var.vocab_size, as_option)
+        check_mask(vqvae, known_SS, f"--box {request.box}" if request.box is not None else f"--mask {request.mask}")
         if request.label is not None and not 0 <= request.label < var.num_classes:
             raise ConfigError(
                 f"label {request.label} is not one of the {name}'s 0 … {var.num_classes - 1}", where="--label"
             )
     rows = [_completed(request, one, image_3SS, known_SS) for one in opened]
     label = "no label" if request.label is None else f"label {request.label}"
-    about = f"{request.task}, {label}, {inference.about()}"
+    about = f"{request.task}, {label}, {settings.describe_guidance()}"
     save_picture(request.out, image_3SS, known_SS, rows, first_seed=request.seed, title=f"{about}, image {seen}")
     logger.info(
         f"{request.out}: {request.count} completions of {request.image}, {about}; "
@@ -103,15 +103,15 @@ def check(request: Request) -> None:
 
 def _completed(request: Request, opened: tuple, image_3SS: torch.Tensor, known_SS: torch.Tensor) -> Row:
     name, var, vqvae, about = opened
-    images_N3SS = inpaint(
+    label = var.num_classes if request.label is None else request.label
+    images_N3SS, _ = inpaint(
         var,
         vqvae,
         image_3SS,
         known_SS,
-        var.num_classes if request.label is None else request.label,
-        count=request.count,
+        [label] * request.count,
+        SamplingSettings(**request.sampling),
         seeds=[request.seed + i for i in range(request.count)],
-        **request.sampling,
         progress=progress_callback(f"{name}, completions", request.count),
     )
     return Row(name, about, images_N3SS.cpu())

@@ -24,7 +24,17 @@ PROFILE_AXES = ("cfg_scale", "temperature", "cfg_ramp")
 PRUNERS = ("none", "median", "successive_halving")
 LAMBDAS = ("loss.lambda_1", "loss.lambda_2")
 SHARES = (1e-3, 0.3)  # what a searched share of the gradient may be: below it is nothing, above it rivals the CE
+# Least and greatest values of the sampling settings; beyond them samples do not change, or float32 overflows.
+SAMPLING_BOUNDS = {"cfg_scale": (0.0, 100.0), "cfg_ramp": (0.0, 100.0), "temperature": (1e-4, 100.0)}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def _bounded(name: str) -> Any:
+    low, high = SAMPLING_BOUNDS[name]
+    return Annotated[float, Field(ge=low, le=high)]
+
+
+CfgScale, CfgRamp, Temperature = map(_bounded, SAMPLING_BOUNDS)
 
 
 class Section(BaseModel):
@@ -161,6 +171,16 @@ class ModelConfig(Section):
             raise ValueError(f"model.width {width} is not a multiple of model.heads {heads}")
         return self
 
+    def resolved(self) -> ModelConfig:
+        """This section with the official values in place of None."""
+        return self.model_copy(
+            update={
+                "width": self.width or 64 * self.depth,
+                "heads": self.heads or self.depth,
+                "drop_path": 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path,
+            }
+        )
+
 
 class LossConfig(Section):
     lambda_1: Annotated[float, Field(ge=0)] = 0.0
@@ -230,14 +250,12 @@ class TrainingConfig(Section):
 
 class InferenceConfig(Section):
     search: Literal["per_checkpoint", "joint"] = "per_checkpoint"
-    cfg_scale: Annotated[float, Field(ge=0, le=100)] = 1.5
-    search_cfg_scales: tuple[Annotated[float, Field(ge=0, le=100)], ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    cfg_scale: CfgScale = 1.5
+    search_cfg_scales: tuple[CfgScale, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     search_axes: tuple[Literal[PROFILE_AXES], ...] = ("cfg_scale",)  # and what else the space names in role inference
     search_refinements: Annotated[int, Field(ge=0, le=16)] = 2  # golden-section scores between the best of these
-    temperature: Annotated[float, Field(ge=1e-4, le=100)] = 1.0
-    cfg_ramp: Annotated[float, Field(ge=0, le=100)] = (
-        1.0  # power with which guidance grows over the scales; 0: the same at each
-    )
+    temperature: Temperature = 1.0
+    cfg_ramp: CfgRamp = 1.0  # power with which guidance grows over the scales; 0: the same at each
     top_k: Annotated[int, Field(ge=0, le=2**16)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 0.0
 

@@ -61,7 +61,7 @@ def teacher_forced(
     """
     labels_N = torch.as_tensor(labels_N).long()
     for tokens_BL, index_B, count in _chunks(var, tokens_NL, chunk, device):
-        teacher_input = vqvae.teacher_input(split(tokens_BL, _scales(var)))
+        teacher_input = vqvae.teacher_input(split(tokens_BL, var.scales))
         logits_BLV = var(labels_N[index_B].to(device), teacher_input)[:count].float()
         if not torch.isfinite(logits_BLV).all():
             raise Diverged("the VAR's logits on held-out tokens are not finite")
@@ -109,11 +109,11 @@ def class_log_likelihoods(
     var, vqvae, tokens_NL, *, chunk: int = 64, device="cpu", progress: Progress | None = None
 ) -> Tensor:
     """log p(R | y) in nats of each image under each of the Y classes: (N, Y), float64, on the CPU."""
-    classes = var.settings()["num_classes"]
+    classes = var.num_classes
     parts: list[Tensor] = []
     with evaluating(var, vqvae):
         for tokens_BL, index_B, count in _chunks(var, tokens_NL, chunk, device):
-            teacher_input = vqvae.teacher_input(split(tokens_BL, _scales(var)))
+            teacher_input = vqvae.teacher_input(split(tokens_BL, var.scales))
             columns = []
             for label in range(classes):
                 logits_BLV = var(torch.full((len(tokens_BL),), label, device=device), teacher_input).float()
@@ -154,7 +154,7 @@ def likelihood(
         progress: called with (images done, images) during the class read-out, the longest part.
     """
     setting = {"chunk": chunk, "device": device}
-    scales = _scales(var)
+    scales = var.scales
     labels_N = torch.as_tensor(labels_N).long()
     found = token_metrics(token_scores(var, vqvae, tokens_NL, labels_N, **setting), scales)
     grid_T = temperature_grid()
@@ -169,17 +169,13 @@ def likelihood(
     return found | class_calibration(log_likelihood_NY, labels_N)
 
 
-def _scales(var) -> tuple[int, ...]:
-    return tuple(var.settings()["scales"])
-
-
 def _chunks(var, tokens_NL, chunk: int, device) -> Iterator[tuple[Tensor, Tensor, int]]:
     """(tokens_BL, index_B, count) with B = ``chunk`` always; rows from ``count`` on repeat the first image."""
-    length, vocabulary = positions(_scales(var)), var.settings()["vocab_size"]
+    length, vocabulary = positions(var.scales), var.vocab_size
     if len(tokens_NL) == 0 or tokens_NL.shape[1] != length:
         raise ConfigError(
             f"tokens of shape {tuple(tokens_NL.shape)} do not fit a VAR of {length} positions "
-            f"(scales {list(_scales(var))})",
+            f"(scales {list(var.scales)})",
             where="tokens",
         )
     for start in range(0, len(tokens_NL), chunk):

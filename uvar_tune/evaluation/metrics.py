@@ -95,8 +95,7 @@ def _ssim(c: Context) -> dict[str, float]:
 
 
 def _codes(c: Context) -> dict[str, float]:
-    settings = c.var.settings()
-    return code_statistics(c.generated_tokens_NL, scales=settings["scales"], vocab_size=settings["vocab_size"])
+    return code_statistics(c.generated_tokens_NL, scales=c.var.scales, vocab_size=c.var.vocab_size)
 
 
 def _classes(c: Context) -> dict[str, float]:

@@ -45,7 +45,7 @@ def scorecard(
         classes_V: semantic class of each code.
         reference_variance_K: σ²⋆ of each scale, before normalisation, as `composite_loss` takes it.
     """
-    scales = tuple(var.settings()["scales"])
+    scales = var.scales
     setting = {
         "scales": scales,
         "codebook": vqvae.codebook_VC.detach().to(device),

@@ -1,9 +1,9 @@
-"""Self-attention of the VAR: projections, and what a query may see.
+"""Self-attention of the VAR: projections and block-causal attention over scales.
 
-A position sees its own scale and all coarser ones. So the queries of a scale see exactly a prefix of the keys, and
-attention without a mask over that prefix is exact: nothing is computed and thrown away, and no L x L mask exists.
-Measured on one CPU thread, forward and backward, 64 channels a head: 680 positions 27.9 ms against 34.0 ms under one
-mask; 155 positions 13.4 ms under one mask against 17.4 ms with a call for each scale, hence `MASKED_POSITIONS`.
+A position attends to its own scale and all coarser ones, so the queries of one scale see exactly a prefix of the keys.
+Attention over that prefix needs no mask: nothing is computed and discarded, and no L x L mask exists. Measured on one CPU
+thread, forward and backward, 64 channels a head: 680 positions 27.9 ms against 34.0 ms under one mask; 155 positions 13.4
+ms under one mask against 17.4 ms with one call per scale, hence `MASKED_POSITIONS`.
 
 Legend: B batch, H heads, L positions, d head dimension, C = H·d.
 """
@@ -22,12 +22,12 @@ from torch.autograd.function import once_differentiable
 from uvar_tune.model.scales import boundaries, level_L
 
 MAX_LOG_SCALE = math.log(100)
-MASKED_POSITIONS = 160  # scales that end up to here are attended together, under a mask
+MASKED_POSITIONS = 160  # scales that end before this position share one call under a mask
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]  # (q, k, v, scale) → (B, H, L, d)
 
 
 class SelfAttention(nn.Module):
-    """Fused projection (no bias on the keys), attention through ``attend``, output projection."""
+    """Fused projection without key bias, attention by ``attend``, output projection."""
 
     def __init__(self, width: int, heads: int, l2_norm: bool):
         super().__init__()
@@ -41,6 +41,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BLC: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """(B, L, C) → the same."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv_BL3Hd = F.linear(x_BLC, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
         if self.l2_norm:
@@ -53,14 +54,15 @@ class SelfAttention(nn.Module):
 
 
 class UnitHeads(torch.autograd.Function):
-    """(q, k, v), each (B, H, L, d), from their projection: q of length ``sharpness_H``, k of length 1.
+    """L2 normalization of queries and keys: |q| = ``sharpness_H``, |k| = 1.
 
-    One function, because autograd's own chain walks over queries and keys twice as often, back and forth, and gathers
-    the three gradients by a copy. Norms and scalar products are float32 at least.
+    One autograd function, because the chain of PyTorch's own passes over queries and keys twice as often and gathers the
+    three gradients by a copy. Norms and scalar products are at least float32.
     """
 
     @staticmethod
     def forward(ctx, qkv_BL3Hd: torch.Tensor, sharpness_H: torch.Tensor):
+        """(q, k, v), each (B, H, L, d), from their joint projection."""
         qk_BL2Hd, exact = qkv_BL3Hd[:, :, :2], torch.promote_types(qkv_BL3Hd.dtype, torch.float32)
         factor_BL2H1 = torch.linalg.vector_norm(qk_BL2Hd, dim=-1, keepdim=True, dtype=exact).clamp_min(1e-12)
         factor_BL2H1.reciprocal_()[:, :, 0].mul_(sharpness_H[:, None])
@@ -72,7 +74,7 @@ class UnitHeads(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients_BHLd: torch.Tensor):
-        """x ↦ y = s·x/|x| has the gradient s/|x|·(g - y·(y·g)/s²), and s itself Σ y·g/s."""
+        """Gradients of y = s·x/|x|: s/|x|·(g - y·(y·g)/s²) for x, Σ y·g/s for s."""
         unit_BL2Hd, factor_BL2H1, sharpness_H = ctx.saved_tensors
         out = unit_BL2Hd.new_empty(*unit_BL2Hd.shape[:2], 3, *unit_BL2Hd.shape[3:])
         for i, length_H in enumerate((sharpness_H, torch.ones_like(sharpness_H))):
@@ -87,9 +89,9 @@ class UnitHeads(torch.autograd.Function):
 
 
 class PrefixAttention:
-    """Attention over all positions at once: the queries of each scale on the keys up to its end.
+    """Attention over all positions: the queries of each scale attend to the keys up to its end.
 
-    The small scales at the beginning share one call with a small mask, which is faster than a call for each.
+    The first, small scales share one call with a small mask, which is faster than one call each.
     """
 
     def __init__(self, scales: Sequence[int]):
@@ -99,6 +101,7 @@ class PrefixAttention:
         self.bounds = [(0, bounds[self.together - 1][1]), *bounds[self.together :]]
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """(q, k, v), each (B, H, L, d) → (B, H, L, d)."""
         mask = _mask_on(self.first, q.device, q.dtype) if self.together > 1 else None
         parts: list[torch.Tensor] = []
         for start, end in self.bounds:
@@ -111,19 +114,19 @@ class PrefixAttention:
 
 
 def prefix_mask(scales: Sequence[int]) -> torch.Tensor:
-    """(L, L) float32: 0 where position i sees j, level(j) <= level(i); else -inf."""
+    """(L, L) float32: 0 if level(j) <= level(i), so that position i sees j; else -inf."""
     level = level_L(scales)
     return torch.zeros(len(level), len(level)).masked_fill_(level[:, None] < level, -torch.inf)
 
 
 @lru_cache(maxsize=32)
 def _mask_on(scales: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    with torch.inference_mode(False):  # it outlives the call, and a gradient may be taken through it later
+    with torch.inference_mode(False):  # cached beyond the call, also for calls with gradients
         return prefix_mask(scales).to(device, dtype)
 
 
 class LayerCache:
-    """Keys and values of one layer while sampling, for ``length`` positions; scale after scale attends and is kept."""
+    """Key-value cache of one layer while sampling, for the ``length`` positions of all scales but the last."""
 
     def __init__(self, length: int):
         self.length, self.filled = length, 0
@@ -131,6 +134,7 @@ class LayerCache:
         self.v: torch.Tensor | None = None
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """(q, k, v), each (B, H, L, d) → (B, H, L, d)."""
         end = self.filled + k.shape[2]
         if end <= self.length:
             if self.k is None:
@@ -139,6 +143,6 @@ class LayerCache:
             self.k[:, :, self.filled : end], self.v[:, :, self.filled : end] = k, v
             self.filled = end
             k, v = self.k[:, :, :end], self.v[:, :, :end]
-        elif self.k is not None:  # the last scale: nothing comes after it, so it is not kept
+        elif self.k is not None:  # the last scale is not cached: nothing follows
             k, v = torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the VQ-VAE: the latent-diffusion layout, with attention at the lowest resolution only.
+"""Encoder and decoder of the VQ-VAE: the layout of latent diffusion (Rombach et al. 2022), attention at the lowest resolution.
 
 Legend: B batch, C channels, H, W size, N = H·W positions.
 """
@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CACHED_NUMBERS = 2**20  # float32: 4 MiB
-CHANNELS_LAST_NUMBERS = 2**17  # of an image, from which convolutions are faster with the channels last
-LevelOf = tuple[Callable[[torch.Tensor], torch.Tensor], int, int]  # what runs, its channels, halvings of the size there
+CACHED_NUMBERS = 2**20  # float32 activations that stay in the cache: 4 MiB
+CHANNELS_LAST_NUMBERS = 2**17  # activations per image from which channels-last convolutions are faster
+Stage = tuple[Callable[[torch.Tensor], torch.Tensor], int, int]  # (function, channels, halvings of the image size)
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, or of as many as divide ``channels`` where 32 do not."""
+    """GroupNorm of 32 groups, or of gcd(32, channels) if 32 do not divide ``channels``."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); a 1x1 convolution on the way around where the channels change."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on the shortcut if the channels change."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -38,15 +38,16 @@ class ResBlock(nn.Module):
             self.nin_shortcut = nn.Identity()
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) → features of the next layer."""
         h = self.conv1(F.silu(self.norm1(x_BCHW), inplace=True))
         h = self.conv2(F.silu(self.norm2(h), inplace=True))
         return self.nin_shortcut(x_BCHW) + h
 
 
 class Attention(nn.Module):
-    """Attention of one head over all positions, around which x is passed.
+    """Single-head self-attention over all positions, with a residual connection.
 
-    Written as two matrix products: a fused kernel rounds otherwise, and a rounding can change a token.
+    Two explicit matrix products: a fused kernel rounds differently, and rounding can change a token.
     """
 
     def __init__(self, channels: int):
@@ -56,6 +57,7 @@ class Attention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) → features of the next layer."""
         q_BCN, k_BCN, v_BCN = self.qkv(self.norm(x_BCHW)).flatten(2).chunk(3, dim=1)
         scores_BNN = torch.bmm(q_BCN.transpose(1, 2), k_BCN) * x_BCHW.shape[1] ** -0.5
         mixed_BCN = torch.bmm(v_BCN, scores_BNN.softmax(-1).transpose(1, 2))
@@ -63,18 +65,21 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
+    """3x3 convolution with stride 2, padded at the right and the bottom."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) → features of the next layer."""
         return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Nearest x2, then a 3x3 convolution; as one transposed convolution, which needs 4/9 of the products.
+    """Nearest-neighbour x2, then a 3x3 convolution, as one transposed convolution with 4/9 of the multiplications.
 
-    Of the nine weights that fall on an output pixel several meet the same input pixel; their sums are a 4x4 kernel.
+    Several of the nine weights of an output pixel meet the same input pixel; their sums form a 4x4 kernel.
     """
 
     def __init__(self, channels: int):
@@ -82,6 +87,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) → features of the next layer."""
         kernel_IO44 = _doubled(_doubled(self.conv.weight, 2), 3).transpose(0, 1)
         fast_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)  # the fast layout of this kernel on a CPU
         doubled = F.conv_transpose2d(fast_BCHW, kernel_IO44, self.conv.bias, stride=2, padding=1)
@@ -89,13 +95,13 @@ class Upsample(nn.Module):
 
 
 def _doubled(weight: torch.Tensor, dim: int) -> torch.Tensor:
-    """Three taps on the doubled signal as four taps of a transposed convolution with stride 2 on the signal itself."""
+    """Three taps on the upsampled signal as four taps of a transposed convolution with stride 2 on the signal itself."""
     first, middle, last = weight.unbind(dim)
     return torch.stack((last, middle + last, first + middle, first), dim)
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention where ``attentive``."""
+    """Residual blocks of one resolution, each followed by attention if ``attentive``."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, attentive: bool):
         super().__init__()
@@ -104,6 +110,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(Attention(channels_out) for _ in range(blocks if attentive else 0))
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) → features of the next layer."""
         for i, block in enumerate(self.block):
             x_BCHW = block(x_BCHW)
             if self.attn:
@@ -112,6 +119,8 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
+    """Residual block, attention, residual block."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.block_1 = ResBlock(channels, channels)
@@ -119,11 +128,12 @@ class Middle(nn.Module):
         self.block_2 = ResBlock(channels, channels)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) → features of the next layer."""
         return self.block_2(self.attn_1(self.block_1(x_BCHW)))
 
 
 class Encoder(nn.Module):
-    """images (B, 3, S, S) → features (B, code_dim, S / 2^(levels-1), same)."""
+    """Images (B, 3, S, S) → features (B, code_dim, S / 2^(levels-1), same)."""
 
     def __init__(self, channels: int, multipliers: Sequence[int], code_dim: int, blocks: int):
         super().__init__()
@@ -141,10 +151,11 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], code_dim, 3, padding=1)
 
     def forward(self, images_B3HW: torch.Tensor) -> torch.Tensor:
-        return _through(self, images_B3HW)
+        """Features of the images."""
+        return _run_stages(self, images_B3HW)
 
-    def levels(self) -> Iterator[LevelOf]:
-        """What forward does, a resolution after the other, from the highest."""
+    def stages(self) -> Iterator[Stage]:
+        """The stages of `forward`, from the highest resolution."""
         for i in range(len(self.down)):
             yield partial(self._level, i), max(self.widths[i : i + 2]), i
 
@@ -156,7 +167,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """features → images; ``up[0]`` is the highest resolution and runs last."""
+    """Features (B, code_dim, h, w) → images; ``up[0]`` is the highest resolution and runs last."""
 
     def __init__(self, channels: int, multipliers: Sequence[int], code_dim: int, blocks: int):
         super().__init__()
@@ -174,10 +185,11 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, features_BCHW: torch.Tensor) -> torch.Tensor:
-        return _through(self, features_BCHW)
+        """Images of the features, not clamped."""
+        return _run_stages(self, features_BCHW)
 
-    def levels(self) -> Iterator[LevelOf]:
-        """What forward does, a resolution after the other, to the highest."""
+    def stages(self) -> Iterator[Stage]:
+        """The stages of `forward`, from the lowest resolution."""
         for i in reversed(range(len(self.up))):
             yield partial(self._level, i), max(self.widths[i : i + 2]), i
 
@@ -187,23 +199,25 @@ class Decoder(nn.Module):
         return h if i else self.conv_out(F.silu(self.norm_out(h), inplace=True))
 
 
-def _through(network: Encoder | Decoder, x_BCHW: torch.Tensor) -> torch.Tensor:
-    for run, _, _ in network.levels():
+def _run_stages(network: Encoder | Decoder, x_BCHW: torch.Tensor) -> torch.Tensor:
+    for run, _, _ in network.stages():
         x_BCHW = run(x_BCHW)
     return x_BCHW
 
 
-def in_parts(network: Encoder | Decoder, x_BCHW: torch.Tensor, size: int) -> torch.Tensor:
-    """``network(x)`` without gradients; on a CPU each level on so few images that its activations stay in the cache.
+def in_chunks(network: Encoder | Decoder, x_BCHW: torch.Tensor, size: int) -> torch.Tensor:
+    """``network(x)`` without gradients; on a CPU each stage runs on few enough images for its activations to stay in the cache.
 
     Args:
-        size: of the images, in pixels.
+        network: encoder or decoder.
+        x_BCHW: its input.
+        size: side of the images, in pixels.
     """
     if x_BCHW.device.type != "cpu":
         return network(x_BCHW)
-    for run, channels, halvings in network.levels():
+    for run, channels, halvings in network.stages():
         numbers = channels * (size >> halvings) ** 2
         fast = torch.channels_last if numbers >= CHANNELS_LAST_NUMBERS else torch.contiguous_format
-        parts = [run(part.contiguous(memory_format=fast)) for part in x_BCHW.split(max(1, CACHED_NUMBERS // numbers))]
-        x_BCHW = torch.cat(parts) if len(parts) > 1 else parts[0]
+        chunks = [run(part.contiguous(memory_format=fast)) for part in x_BCHW.split(max(1, CACHED_NUMBERS // numbers))]
+        x_BCHW = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
     return x_BCHW.contiguous()

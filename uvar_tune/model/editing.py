@@ -1,6 +1,6 @@
-"""In-painting with a VAR: a part of an image is known, the rest is sampled under a label, scale by scale.
+"""Inpainting with a VAR: a part of an image is known, the rest is sampled under a label, scale by scale (VAR, Section 5).
 
-Out-painting is the same with the known part inside; class editing is in-painting under another label.
+In outpainting the known part is inside the box; class-conditional editing is inpainting under another label.
 
 Legend: S image size, L positions, C code dimension, H, W the finest token map, N completions.
 """
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.model.sampling import Inference, Known, sample
-from uvar_tune.model.scales import concat, split
+from uvar_tune.model.sampling import InpaintingConstraint, Samples, SamplingSettings, generate
+from uvar_tune.model.scales import concat
 from uvar_tune.model.var import VAR
 from uvar_tune.model.vqvae import VQVAE
 
@@ -24,56 +24,47 @@ def inpaint(
     vqvae: VQVAE,
     image_3SS: torch.Tensor,
     known_SS: torch.Tensor,
-    label: int,
+    labels_N: torch.Tensor | Sequence[int],
+    settings: SamplingSettings,
     *,
-    cfg_scale: float,
-    count: int = 1,
-    top_k: int = 0,
-    top_p: float = 0.0,
-    temperature: float = 1.0,
-    cfg_ramp: float = 1.0,
     seeds: Sequence[int] | None = None,
-    chunk: int | None = None,
-    return_tokens: bool = False,
     progress: Callable[[int, int], None] | None = None,
-):
-    """``count`` completions (N, 3, S, S) in [0, 1] of the image's known part.
+) -> Samples:
+    """Complete an image, once per label.
 
-    A token is known where its cell lies in the known part altogether; known tokens are kept at every scale. In the known
-    cells of the finest scale the transformer is shown the features of the image itself, and the known pixels come back
-    as the tokenizer reconstructs them.
+    A token is known if its cell lies entirely in the known part; known tokens are kept at every scale. In the known cells
+    of the finest scale the transformer sees the features of the image itself. Known pixels are returned as the tokenizer
+    reconstructs them.
 
     Args:
+        var: the transformer, in evaluation mode.
+        vqvae: its tokenizer.
         image_3SS: in [0, 1], of the tokenizer's size.
         known_SS: bool, true where the pixel is known.
-        label: 0 … num_classes-1, or num_classes (unconditional).
-        cfg_scale, top_k, top_p, temperature, cfg_ramp, seeds, chunk, return_tokens, progress: as `generate`.
+        labels_N: 0 … num_classes-1, or num_classes (unconditional), one per completion.
+        settings: guidance, filters, temperature.
+        seeds: as `generate`.
+        progress: as `generate`.
 
     Raises:
         ConfigError: an image or a mask of another size, pixels outside [0, 1] or not finite, a mask that hides everything
             or nothing, or what `generate` refuses.
     """
     _check(vqvae, image_3SS, known_SS)
-    if count < 1:
-        raise ConfigError(f"count {count} is below 1", where="count", nearest="1")
     device = vqvae.codebook_VC.device
     image_3SS, known_SS = image_3SS.to(device), known_SS.to(device)
     original = vqvae.encode(image_3SS[None].float() * 2 - 1)
-    known = _known(vqvae, original, known_SS)
-    inference = Inference(cfg_scale, top_k, top_p, temperature, cfg_ramp)
-    images, tokens_NL = sample(
-        var, vqvae, torch.full((count,), label), inference, seeds=seeds, chunk=chunk, known=known, progress=progress
-    )
+    constraint = _constraint(vqvae, original, known_SS)
+    images, tokens = generate(var, vqvae, labels_N, settings, seeds=seeds, constraint=constraint, progress=progress)
     reconstruction = vqvae.decode(original).add(1).mul(0.5)
-    images = torch.where(known_SS, reconstruction, images)
-    return (images, split(tokens_NL, var.scales)) if return_tokens else images
+    return Samples(torch.where(known_SS, reconstruction, images), tokens)
 
 
 def box_mask(box: tuple[int, int, int, int], size: int, *, known: str) -> torch.Tensor:
     """(S, S) bool, true ``inside`` or ``outside`` (``known``) of the box (x0, y0, x1, y1), x1 and y1 exclusive.
 
     Raises:
-        ConfigError: a box that is empty or reaches beyond the image.
+        ConfigError: a box that is empty or extends beyond the image.
     """
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= size and 0 <= y0 < y1 <= size):
@@ -83,33 +74,32 @@ def box_mask(box: tuple[int, int, int, int], size: int, *, known: str) -> torch.
     return inside_SS if known == "inside" else ~inside_SS
 
 
-def check_known(vqvae: VQVAE, known_SS: torch.Tensor, where: str = "mask") -> None:
-    """ConfigError for a mask that hides everything or nothing, or leaves no token known."""
+def check_mask(vqvae: VQVAE, known_SS: torch.Tensor, where: str = "mask") -> None:
+    """Raise ConfigError for a mask that hides everything or nothing, or leaves no token known."""
     if not known_SS.any():
         raise ConfigError("the mask hides everything: nothing of the image is known", where=where)
     if known_SS.all():
         raise ConfigError("the mask hides nothing: there is nothing to sample", where=where)
-    if not _whole_cells(known_SS, vqvae.scales[-1]).any():
+    if not _fully_known_cells(known_SS, vqvae.scales[-1]).any():
+        cell = vqvae.image_size // vqvae.scales[-1]
         raise ConfigError(
-            f"the mask leaves no whole cell of {vqvae.image_size // vqvae.scales[-1]} pixels known, the "
-            "finest that a token stands for",
-            where=where,
+            f"the mask leaves no whole cell of {cell} pixels known, the smallest area of a token", where=where
         )
 
 
 @torch.no_grad()
-def _known(vqvae: VQVAE, tokens: list[torch.Tensor], known_SS: torch.Tensor) -> Known:
-    maps = [_whole_cells(known_SS, side) for side in vqvae.scales]
-    explained, features = vqvae.quantize.empty(1), []
+def _constraint(vqvae: VQVAE, tokens: list[torch.Tensor], known_SS: torch.Tensor) -> InpaintingConstraint:
+    maps = [_fully_known_cells(known_SS, side) for side in vqvae.scales]
+    accumulated, features = vqvae.quantize.zeros(1), []
     for k, part in enumerate(tokens):
-        explained = explained + vqvae.quantize.explain(part, k)
-        features.append(explained)
+        accumulated = accumulated + vqvae.quantize.decode_scale(part, k)
+        features.append(accumulated)
     known_1L = torch.cat([cells.flatten()[None] for cells in maps], dim=1)
-    return Known(concat(tokens), known_1L, features, maps[-1][None, None])
+    return InpaintingConstraint(concat(tokens), known_1L, features, maps[-1][None, None])
 
 
-def _whole_cells(known_SS: torch.Tensor, side: int) -> torch.Tensor:
-    """(side, side) bool: the cells of which every pixel, even one shared with the next cell, is known."""
+def _fully_known_cells(known_SS: torch.Tensor, side: int) -> torch.Tensor:
+    """(side, side) bool: true where every pixel of the cell is known, also one shared with the next cell."""
     hidden = F.adaptive_max_pool2d((~known_SS)[None, None].float(), side)[0, 0]
     return hidden == 0
 
@@ -128,4 +118,4 @@ def _check(vqvae: VQVAE, image_3SS: torch.Tensor, known_SS: torch.Tensor) -> Non
             "true where the image is known",
             where="mask",
         )
-    check_known(vqvae, known_SS)
+    check_mask(vqvae, known_SS)

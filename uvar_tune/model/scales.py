@@ -1,4 +1,4 @@
-"""The list of scales, around which everything turns: positions, levels, splitting and joining of token maps.
+"""Positions and levels of the token maps, coarse to fine.
 
 Legend: B batch, L = Σ p_k² positions, K scales, p_k the patch size (side) of scale k.
 """
@@ -39,16 +39,16 @@ def concat(tokens: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def split(tokens_BL: torch.Tensor, scales: Sequence[int]) -> list[torch.Tensor]:
-    """The list of (B, p_k²) out of tokens_BL."""
+    """The list of (B, p_k²), coarse to fine, from tokens_BL."""
     return list(tokens_BL.split([p * p for p in scales], dim=1))
 
 
 def phi_index(k: int, K: int, share: int) -> int:
-    """Which of ``share`` residual convolutions serves scale ``k`` of ``K``: the nearest tick, the first on a tie.
+    """Index of the residual convolution φ of scale ``k`` of ``K``: the nearest of ``share`` ticks, the first on a tie.
 
-    The arithmetic is float64 on purpose: with 4 ticks and 10 scales two positions are tied, and its rounding decides.
+    Must be float64: with 4 ticks and 10 scales two positions are tied mathematically, and rounding decides.
     """
     margin = 1 / (3 * share) if share == 4 else 1 / (2 * share)
     ticks = np.linspace(margin, 1 - margin, share)
-    place = k / (K - 1) if K > 1 else 0.0
-    return int(np.argmin(np.abs(ticks - place)))
+    tick = k / (K - 1) if K > 1 else 0.0
+    return int(np.argmin(np.abs(ticks - tick)))

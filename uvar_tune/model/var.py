@@ -1,4 +1,4 @@
-"""The VAR transformer: p(tokens of scale k | tokens of coarser scales, class). Parameter names are the official ones.
+"""The VAR transformer: p(tokens of scale k | tokens of coarser scales, class). Its state dict has the official names.
 
 Legend: B batch, L = Σ p_k² positions, C width, V codes, K scales.
 """
@@ -7,69 +7,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from uvar_tune.config.schema import ModelConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.model.attention import PrefixAttention
 from uvar_tune.model.scales import positions
 from uvar_tune.model.transformer import Block, HeadNorm, SharedAdaLinear
 
+OFFICIAL_MLP_RATIO = 4
+
 
 class VAR(nn.Module):
-    """Args:
-        depth, width, heads: of the transformer; the official models have width 64·depth and heads = depth.
-        scales, vocab_size, code_dim: those of the tokenizer.
+    """Transformer of visual autoregressive modelling.
+
+    Args:
+        config: size, AdaLN, attention and dropout; unset fields take their official values.
+        vocab_size: V, of the tokenizer.
+        code_dim: of the tokenizer.
+        scales: (p_1, …, p_K), of the tokenizer.
         num_classes: labels are 0 … num_classes-1; num_classes itself is the unconditional label.
-        shared_aln: one AdaLN projection for all blocks.
-        attn_l2_norm: queries and keys of length 1 with a learned sharpness per head; else a softmax scale of 0.25/√d.
-        label_dropout: share of the labels made unconditional, in training mode only.
-        drop_path: of the last block, growing linearly from 0 at the first; None is the official 0.1·depth/24.
+        mlp_ratio: hidden units of the MLP per unit of width.
 
     Attributes:
+        config: with every field set.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
     def __init__(
         self,
+        config: ModelConfig,
         *,
-        depth: int,
-        width: int,
-        heads: int,
-        scales: Sequence[int],
         vocab_size: int,
         code_dim: int,
+        scales: Sequence[int],
         num_classes: int,
-        shared_aln: bool = False,
-        attn_l2_norm: bool = True,
-        label_dropout: float = 0.1,
-        drop_path: float | None = None,
-        mlp_ratio: float = 4,
+        mlp_ratio: float = OFFICIAL_MLP_RATIO,
     ):
         super().__init__()
-        if width % heads:
-            raise ConfigError(f"width {width} is not a multiple of heads {heads}", where="model.width")
-        drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
-        self._settings = {
-            "depth": int(depth),
-            "width": int(width),
-            "heads": int(heads),
-            "scales": list(scales),
-            "vocab_size": int(vocab_size),
-            "code_dim": int(code_dim),
-            "num_classes": int(num_classes),
-            "shared_aln": bool(shared_aln),
-            "attn_l2_norm": bool(attn_l2_norm),
-            "label_dropout": float(label_dropout),
-            "drop_path": float(drop_path),
-            "mlp_ratio": mlp_ratio,
-        }
-        self.depth, self.width, self.scales = depth, width, tuple(scales)
-        self.vocab_size, self.num_classes, self.label_dropout = vocab_size, num_classes, label_dropout
-        self.path_drop = [drop_path * i / max(1, depth - 1) for i in range(depth) for _ in range(2)]
+        self.config = config = config.resolved()
+        depth, width = config.depth, config.width
+        self.depth, self.width, self.scales, self.code_dim = depth, width, tuple(scales), code_dim
+        self.vocab_size, self.num_classes, self.label_dropout = vocab_size, num_classes, config.label_dropout
+        self.mlp_ratio = mlp_ratio
+        self.path_drop = [config.drop_path * i / max(1, depth - 1) for i in range(depth) for _ in range(2)]
         self.activation_checkpointing = False
         self.first = self.scales[0] ** 2
         self.pos_start = nn.Parameter(torch.empty(1, self.first, width))
@@ -77,23 +61,21 @@ class VAR(nn.Module):
         self.word_embed = nn.Linear(code_dim, width)
         self.class_emb = nn.Embedding(num_classes + 1, width)
         self.lvl_embed = nn.Embedding(len(self.scales), width)
-        self.shared_ada_lin = nn.Sequential(nn.SiLU(), SharedAdaLinear(width)) if shared_aln else nn.Identity()
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, shared_aln, attn_l2_norm) for _ in range(depth))
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), SharedAdaLinear(width)) if config.shared_aln else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, mlp_ratio, config.shared_aln, config.attn_l2_norm) for _ in range(depth)
+        )
         self.head_nm = HeadNorm(width)
         self.head = nn.Linear(width, vocab_size)
         self.attend = PrefixAttention(self.scales)
         self.init_weights()
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments that make this VAR again, as JSON holds them."""
-        return dict(self._settings)
-
     @torch.no_grad()
     def init_weights(self, gate: float = 1e-3) -> None:
-        """Draw all parameters anew from the global random state; biases become 0.
+        """Draw all parameters from the global random state; biases become 0.
 
         Args:
-            gate: ratio of the standard deviation of what makes the gates; small, every block starts near the identity.
+            gate: factor on the standard deviation of the gates; if it is small, every block starts near the identity.
         """
         std = math.sqrt(1 / (3 * self.width))
         for module in self.modules():
@@ -117,11 +99,14 @@ class VAR(nn.Module):
                 block.ada_lin[-1].weight[2 * self.width :].mul_(0.5)
 
     def draw_noise(self, generators: Sequence[torch.Generator]) -> dict[str, torch.Tensor]:
-        """The random decisions of a training step, each image's from its own generator (CPU).
+        """Label dropout and drop path of a training step, as keyword arguments of `forward`.
+
+        Args:
+            generators: one per image, on the CPU.
 
         Returns:
             ``label_drop_B`` (B,) bool, true where the label is dropped; ``path_keep`` (2·depth, B) bool, false where a
-            branch is dropped, the two of a block one after the other. Keyword arguments of `forward`.
+            branch is dropped, the two branches of a block in consecutive rows.
         """
         draws = torch.stack([torch.rand(1 + 2 * self.depth, generator=generator) for generator in generators], dim=1)
         return {
@@ -143,15 +128,15 @@ class VAR(nn.Module):
         Args:
             labels_B: (B,) int64, 0 … num_classes.
             teacher_input: (B, L - p_1², code_dim), from `VQVAE.teacher_input`.
-            label_drop_B, path_keep: from `draw_noise`, for training mode; drawn from the global random state where not
-                given. In evaluation mode nothing is dropped, whatever is given.
-            hidden: return (B, L, C), to which ``head`` is still to be applied (losses that never hold all logits).
+            label_drop_B: from `draw_noise`; None draws from the global random state. Unused in evaluation mode.
+            path_keep: from `draw_noise`; None draws from the global random state. Unused in evaluation mode.
+            hidden: return the input (B, L, C) of ``head``, for losses that never hold all logits.
 
         Returns:
             logits_BLV, float32.
 
         Raises:
-            ConfigError: a label out of range (not looked for on a GPU), or a teacher input of another shape.
+            ConfigError: a label out of range (not checked on a GPU), or a teacher input of another shape.
         """
         self._check(labels_B, teacher_input)
         gates: torch.Tensor | None = None
@@ -159,8 +144,8 @@ class VAR(nn.Module):
             labels_B, gates = self._drop(labels_B, label_drop_B, path_keep)
         with torch.autocast(labels_B.device.type, enabled=False):
             class_BC = self.class_emb(labels_B)
-            x_BLC = torch.cat((self.start(class_BC), self.word_embed(teacher_input.float())), dim=1)
-            x_BLC = x_BLC + self.places()
+            x_BLC = torch.cat((self.start_tokens(class_BC), self.word_embed(teacher_input.float())), dim=1)
+            x_BLC = x_BLC + self.position_embedding()
         condition = self.shared_ada_lin(class_BC)
         for i, block in enumerate(self.blocks):
             gate_2B = None if gates is None else gates[2 * i : 2 * i + 2]
@@ -171,17 +156,17 @@ class VAR(nn.Module):
         states_BLC = self.head_nm(x_BLC.float(), class_BC).float()
         return states_BLC if hidden else self.head(states_BLC).float()
 
-    def start(self, class_BC: torch.Tensor) -> torch.Tensor:
-        """The first p_1² inputs, before their places are added: (B, p_1², C)."""
+    def start_tokens(self, class_BC: torch.Tensor) -> torch.Tensor:
+        """The first p_1² inputs without position embedding, (B, p_1², C)."""
         return class_BC[:, None] + self.pos_start
 
-    def places(self) -> torch.Tensor:
-        """Position and level embedding of every position, (1, L, C)."""
+    def position_embedding(self) -> torch.Tensor:
+        """Position plus level embedding of every position, (1, L, C)."""
         levels = [self.lvl_embed.weight[k].expand(p * p, -1) for k, p in enumerate(self.scales)]
         return self.pos_1LC + torch.cat(levels)
 
     def _drop(self, labels_B, label_drop_B, path_keep) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(labels after dropout, factor of each branch (2·depth, B), or None where no path is ever dropped)."""
+        """Labels after dropout, and the factor of each branch (2·depth, B), None without drop path."""
         device = labels_B.device
         if label_drop_B is None:
             label_drop_B = torch.rand(len(labels_B), device=device) < self.label_dropout
@@ -194,10 +179,10 @@ class VAR(nn.Module):
         return labels_B, path_keep.to(device) / (1 - drop)
 
     def _check(self, labels_B: torch.Tensor, teacher_input: torch.Tensor) -> None:
-        wanted = (len(labels_B), positions(self.scales) - self.first, self.word_embed.in_features)
-        if tuple(teacher_input.shape) != wanted:
+        shape = (len(labels_B), positions(self.scales) - self.first, self.code_dim)
+        if tuple(teacher_input.shape) != shape:
             raise ConfigError(
-                f"teacher input of shape {tuple(teacher_input.shape)}, expected {wanted}", where="teacher_input"
+                f"teacher input of shape {tuple(teacher_input.shape)}, expected {shape}", where="teacher_input"
             )
         if not labels_B.is_cuda:
             self.check_labels(labels_B)

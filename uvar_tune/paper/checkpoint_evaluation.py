@@ -31,7 +31,7 @@ from uvar_tune.evaluation import (
     to_uint8,
 )
 from uvar_tune.io.hashing import content_hash
-from uvar_tune.model import CFG_CONVENTION, generate
+from uvar_tune.model import CFG_CONVENTION, SamplingSettings, generate
 from uvar_tune.paper.tables import Number
 from uvar_tune.pipeline import find_checkpoint, restore, stored_config
 from uvar_tune.training import load_checkpoint, tokenizer_hash
@@ -122,20 +122,15 @@ class CheckpointEvaluation:
         )
 
     def _draw(self, cfg_scale: float, which: str) -> Context:
-        inference, base = self.config.inference, self.plan.seeds[which] % 2**62
+        base = self.plan.seeds[which] % 2**62
         labels_N = self._sampling.labels_N
         images, tokens = generate(
             self.var,
             self.vqvae,
             labels_N.to(self.plan.device),
-            cfg_scale=cfg_scale,
-            top_k=inference.top_k,
-            top_p=inference.top_p,
-            temperature=inference.temperature,
-            cfg_ramp=inference.cfg_ramp,
+            SamplingSettings.from_config(self.config.inference, cfg_scale=cfg_scale),
             seeds=[base + i for i in range(len(labels_N))],
             chunk=self.config.evaluation.chunk,
-            return_tokens=True,
             progress=self.plan.progress(f"{self.method}: samples at CFG {cfg_scale:g}, seeds {which}"),
         )
         return dataclasses.replace(

@@ -76,8 +76,8 @@ def load_tokenizer(path: str | Path, *, scales: Sequence[int] | None = None) -> 
     try:
         _check_count(settings, state, str(path))
         with torch.device("meta"):
-            check_size(VQVAE(**settings), state, str(path))
-        vqvae = VQVAE(**settings)
+            check_size(VQVAE.from_settings(settings), state, str(path))
+        vqvae = VQVAE.from_settings(settings)
         vqvae.load_state_dict(state)
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, ConfigError):

@@ -230,7 +230,7 @@ def residuals(vqvae: VQVAE, images_B3HW: torch.Tensor) -> torch.Tensor:
     vectors = []
     for k in range(len(vqvae.scales)):
         vectors.append(quantizer.next_input(rest, k).flatten(0, 1))
-        rest = rest - quantizer.explain(quantizer.nearest(rest, k), k)
+        rest = rest - quantizer.decode_scale(quantizer.nearest(rest, k), k)
     return torch.cat(vectors)
 
 

@@ -63,7 +63,7 @@ def new_vqvae(config: Config) -> VQVAE:
     """A tokenizer before its training, the same on every rank; the process's random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(tokenizer_seed(config))
-        return VQVAE(**{name: getattr(config.tokenizer, name) for name in NETWORK})
+        return VQVAE(config.tokenizer)
 
 
 def open_tokenizer(path: str | Path, config: Config) -> VQVAE:
@@ -106,21 +106,14 @@ def new_var(config: Config, vqvae, num_classes: int, seed: int, *, empty: bool =
     Raises:
         ConfigError: `training.init_from` holds no weights of a VAR of these sizes.
     """
-    model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         var = VAR(
-            depth=model.depth,
-            width=model.width or 64 * model.depth,
-            heads=model.heads or model.depth,
-            scales=vqvae.scales,
+            config.model,
             vocab_size=vqvae.vocab_size,
             code_dim=vqvae.code_dim,
+            scales=vqvae.scales,
             num_classes=num_classes,
-            shared_aln=model.shared_aln,
-            attn_l2_norm=model.attn_l2_norm,
-            label_dropout=model.label_dropout,
-            drop_path=model.drop_path,
         )
     if config.training.init_from is not None and not empty:
         path = Path(config.training.init_from)

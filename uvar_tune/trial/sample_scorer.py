@@ -21,7 +21,7 @@ from uvar_tune.evaluation import (
     scores_from_features,
     to_uint8,
 )
-from uvar_tune.model import CFG_CONVENTION, generate
+from uvar_tune.model import CFG_CONVENTION, SamplingSettings, generate
 from uvar_tune.trial.factory import load_split
 
 
@@ -52,14 +52,7 @@ class Sampler:
 
     def __call__(self, point: dict[str, float], purpose: str) -> torch.Tensor:
         """uint8 images_N3HW, complete on rank 0, at an inference point ({cfg_scale, …}; the rest from the configuration)."""
-        inference, count = self._config.inference, len(self.labels_N)
-        asked = {
-            "top_k": inference.top_k,
-            "top_p": inference.top_p,
-            "temperature": inference.temperature,
-            "cfg_ramp": inference.cfg_ramp,
-            **point,
-        }
+        count = len(self.labels_N)
         share = -(-count // self._world_size)
         mine = torch.arange(self._rank * share, (self._rank + 1) * share) % count  # padded: every rank has as many
         base = self._seeds[purpose] % 2**62
@@ -67,10 +60,9 @@ class Sampler:
             self._var,
             self._vqvae,
             self.labels_N[mine].to(self._device),
-            **asked,
+            SamplingSettings.from_config(self._config.inference, **point),
             seeds=[base + int(i) for i in mine],
             chunk=self._config.evaluation.chunk,
-            return_tokens=True,
         )
         self.tokens_NL = gather(torch.cat(tokens, 1), self._world_size)[:count].cpu()
         return gather(to_uint8(images), self._world_size)[:count].cpu()
