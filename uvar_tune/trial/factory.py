@@ -36,18 +36,6 @@ def load_split(config: Config, split: str):
     )
 
 
-NETWORK = (
-    "vocab_size",
-    "code_dim",
-    "channels",
-    "scales",
-    "channel_multipliers",
-    "quant_resi",
-    "share_quant_resi",
-    "beta",
-)  # the fields of TokenizerConfig that are arguments of VQVAE
-
-
 def tokenizer_seed(config: Config) -> int:
     """The seed of the tokenizer's initialisation and training."""
     return seeds.derive(config.study.seed, "prepare", 0, "tokenizer")
