@@ -61,11 +61,6 @@ class OutOfMemory(StepFailed):
     """An allocation was refused."""
 
 
-LOW_MEMORY = (
-    "low memory"  # how the reason of a crash begins that Ray made, because a node was about to run out of memory
-)
-
-
 class InfrastructureError(UvarError):
     """What a study stands on is gone for now (room on its disk, its Ray, its storage). Commands print it as one line and exit
     with code 1; nothing is told of the trials in flight, and the same command continues.

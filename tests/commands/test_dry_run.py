@@ -133,7 +133,11 @@ def begun(config, tmp_path, *, finished: int, seconds=(3000.0, 4200.0)) -> Study
         search.complete(
             number,
             5.0 - index,
-            {"scores": {"fid": 5.0 - index}, "seconds": seconds[index % 2], "params": {"inference.cfg_scale": 2.0}},
+            {
+                "scores": {"fid": 5.0 - index},
+                "seconds": seconds[index % 2],
+                "inference_parameters": {"inference.cfg_scale": 2.0},
+            },
         )
         files.trial(number).mkdir(parents=True)
         (files.trial(number) / "weights").write_bytes(bytes(30 * MIB))

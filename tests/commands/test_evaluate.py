@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sqlite3
 from contextlib import closing
@@ -58,7 +57,7 @@ def train_small(config, cache, directory):
     assets = prepare(config, cache, directory / "prepare.jsonl")
     vqvae = load_tokenizer(assets.tokenizer).eval().requires_grad_(False)
     var, t = new_var(config, vqvae, assets.num_classes, seed=3), config.training
-    loss = training_loss(config, dataclasses.asdict(assets), vqvae, var, "cpu")
+    loss = training_loss(config, assets, vqvae, var, "cpu")
     events = train(
         var,
         vqvae,

@@ -7,8 +7,8 @@ import torch
 
 from tests.helpers.mlflow_place import Place, record
 from tests.helpers.whole_study import CONFIG, content, run_study, sync
-from uvar_tune.search.storage import verify_directory_owner
-from uvar_tune.search.storage import open_storage
+from uvar_tune.search.storage import open_storage, verify_directory_owner
+from uvar_tune.specs import OutcomeKind, TrialOutcome
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import Outbox
 from uvar_tune.training import save_checkpoint
@@ -72,8 +72,11 @@ def test_nothing_of_a_final_run_is_lost_by_making_it_anew(tmp_path):
     write_config(files.trial(0), CONFIG)
     scores = {"fid": 2.0}
     record(files.trial(0), range(10)).metrics(640, scores)
-    result = {"outcome": "complete", "scores": scores, "params": {"inference.cfg_scale": 1.5}, "ran": {}}
-    write_outcome(files.trial(0), {"training": 7}, {**result, "protocol": {"samples": 1000}})
+    point = {"inference.cfg_scale": 1.5}
+    outcome = TrialOutcome(
+        kind=OutcomeKind.COMPLETE, scores=scores, inference_parameters=point, protocol={"samples": 1000}
+    )
+    write_outcome(files.trial(0), {"training": 7}, outcome)
     for database in ("mlflow.db", "second.db"):
         place.use(database)
         done = sync(place, "--rebuild", study="whole-final")

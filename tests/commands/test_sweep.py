@@ -166,7 +166,7 @@ def test_the_profile_table_is_made_of_the_study(study, cli, root, tmp_path):
     for row, trial in zip(rows, trials, strict=True):
         assert row["params"] == trial.params and row["seed"] == trial.user_attrs["seeds"]["training"]
         assert [scale for scale, _, _ in row["scores"]] == [0, 2]
-        for point in trial.user_attrs["profile"]:
+        for point in trial.user_attrs["inference_points"]:
             if point["cfg_scale"] in (0, 2):
                 [score] = [score for score in row["scores"] if score[0] == point["cfg_scale"]]
                 assert score[1 if point["seeds"] == "selection" else 2] == point["fid"]

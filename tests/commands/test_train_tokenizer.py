@@ -20,11 +20,13 @@ from uvar_tune.config.schema import Config
 from uvar_tune.data import load_images
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.reconstruction import reconstruction
+from uvar_tune.specs import OutcomeKind, TokenizerSpec
 from uvar_tune.tracking.writer_lock import open_metrics_log
 from uvar_tune.training import latest_valid, load_tokenizer, save_tokenizer
 from uvar_tune.training.tokenizer_io import check_tokenizer
 from uvar_tune.trial.factory import new_vqvae
 from uvar_tune.trial.tokenizer_trial import _resume, run_tokenizer_attempt
+from uvar_tune.trial.trial import RankContext
 
 TREE = {
     "data": TINY["data"],
@@ -76,18 +78,21 @@ def test_it_ends_with_the_place_and_how_to_use_it(trained):
 def test_interrupted_equals_uninterrupted(trained, tmp_path):
     """The same attempt in this process, without Ray and without a stop: the same weights and the same curve, bit for bit."""
     _, directory, _, official = trained
-    job = {
-        "config": Config.model_validate(TREE).tree(),
-        "directory": str(tmp_path),
-        "tokenizer": str(tmp_path / "tokenizer"),
-    }
+    spec = TokenizerSpec(
+        config=Config.model_validate(TREE),
+        seeds={},
+        directory=str(tmp_path),
+        tokenizer=str(tmp_path / "tokenizer"),
+        run_name="run",
+        ray_directory="",
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        result = run_tokenizer_attempt(job, rank=0, world_size=1, device=torch.device("cpu"), wrap=lambda model: model)
+        outcome = run_tokenizer_attempt(spec, RankContext())
     finally:
         torch.set_num_threads(threads)
-    assert result["outcome"] == "complete"
+    assert outcome.kind is OutcomeKind.COMPLETE
     whole, resumed = (load_tokenizer(place / "tokenizer").state_dict() for place in (tmp_path, directory))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert curve(tmp_path / "metrics.jsonl") == curve(directory / "trials" / "00000" / "metrics.jsonl")

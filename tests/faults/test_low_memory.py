@@ -17,9 +17,10 @@ from uvar_tune.config.schema import Config
 from uvar_tune.ray_backend.cluster import cluster
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.trainer import run_worker_group
+from uvar_tune.specs import WorkerGroupSpec
 
 
-def loop(job):
+def loop(parameters):
     import time
 
     import torch
@@ -31,10 +32,9 @@ def loop(job):
 
 
 config = Config.model_validate({"run": {"cpus_per_worker": 0.5}})
-job = {"config": config.tree(), "directory": sys.argv[1], "seeds": {}, "run_name": "group", "ray_directory": sys.argv[1],
-       "worker_retries": 0}
+spec = WorkerGroupSpec(config=config, directory=sys.argv[1], seeds={}, run_name="group", ray_directory=sys.argv[1])
 with cluster():
-    print(json.dumps(run_worker_group(job, GracefulShutdown(), loop)))
+    print(json.dumps(run_worker_group(spec, GracefulShutdown(), loop).to_dict()))
 """
 NEEDED = 6 * 2**30
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
@@ -55,8 +55,4 @@ def test_the_reason_says_that_memory_was_low(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["outcome"] == "crashed"
-    assert (
-        result["reason"].startswith("low memory: Ray ended it, its node was low on memory (")
-        and "used / " in result["reason"]
-    )
+    assert (result["kind"], result["reason"]) == ("crashed", "low_memory") and "used / " in result["message"]

@@ -62,7 +62,7 @@ def check(directory: Path) -> None:
         if kind == FINE:
             assert trial.state.name == "COMPLETE"
             continue
-        told, place = trial.user_attrs["reason"], directory / "trials" / f"{trial.number:05d}"
+        told, place = trial.user_attrs["message"], directory / "trials" / f"{trial.number:05d}"
         assert trial.state.name == "PRUNED" and kind in told
         assert trial.user_attrs["outcome"] == ("out_of_memory" if kind == NO_MEMORY else "diverged")
         if kind != NO_MEMORY:  # where memory runs out before the first step there is no batch

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -66,14 +65,14 @@ def alone(root: Path, name: str, images: int = TRAINING["images"], **study) -> l
     work, hands = in_this_process(root, {**STUDY, **study, "name": name}, {"images": images}, RUN)
     found = []
     while (proposal := work.ask()) is not None:
-        result = attempt(hands.job(proposal))
-        work.complete(proposal.number, result["value"], result)
-        found.append(result["value"])
+        outcome = attempt(hands.spec(proposal))
+        work.complete(proposal.number, outcome.value, outcome.attributes())
+        found.append(outcome.value)
     return found
 
 
 def in_this_process(root: Path, study: dict, training: dict, run: dict):
-    """(the search of the small study with these settings, what makes the jobs of its trials), its assets made in ``root``."""
+    """(the search of the small study with these settings, what makes the specs of its trials), its assets made in ``root``."""
     from uvar_tune.commands.phases import SearchWork
     from uvar_tune.config.schema import Config
     from uvar_tune.ray_backend.tuner import TrialCallbacks, TuneRunner
@@ -91,20 +90,16 @@ def in_this_process(root: Path, study: dict, training: dict, run: dict):
     )
     files = StudyDirectory(root, config.study.name)
     files.prepare()
-    assets = asdict(prepare(config, files.cache, files.directory / "prepare.jsonl"))
+    assets = prepare(config, files.cache, files.directory / "prepare.jsonl")
     work = SearchWork(Search(config, files.storage_url(config)))
     return work, TrialCallbacks(TuneRunner(config, files, None, None, None, assets), work)
 
 
-def attempt(job: dict, report=lambda rung: None, stop=None) -> dict:
+def attempt(spec, report=lambda rung: None, stop=None):
     """Run an attempt in this process."""
-    import torch
+    from uvar_tune.trial.trial import RankContext, run_attempt
 
-    from uvar_tune.trial.trial import run_attempt
-
-    return run_attempt(
-        job, rank=0, world_size=1, device=torch.device("cpu"), wrap=lambda model: model, report=report, stop=stop
-    )
+    return run_attempt(spec, RankContext(report=report, stop_requested=stop))
 
 
 def interruption(directory: Path, number: int, began: float) -> tuple[int, float]:

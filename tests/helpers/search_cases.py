@@ -50,7 +50,7 @@ class Clock:
 
 
 def details(**scores: float) -> dict:
-    return {"scores": scores, "seconds": 60.0, "params": {"inference.cfg_scale": 2.0}}
+    return {"scores": scores, "seconds": 60.0, "inference_parameters": {"inference.cfg_scale": 2.0}}
 
 
 def bowl(proposal: Proposal) -> float:

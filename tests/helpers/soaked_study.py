@@ -131,7 +131,7 @@ class SoakedStudy:
         """
         assert values(self._root, self.name, self.trials) == expected
         crashes = [
-            attempt["reason"]
+            attempt["message"]
             for trial in self._stored()
             for attempt in trial.user_attrs["attempts"]
             if "reason" in attempt
@@ -169,7 +169,7 @@ class SoakedStudy:
 
     def _stand(self, number: int) -> Moment | None:
         trial, story = self.directory / "trials" / f"{number:05d}", self.record(number)
-        if not story or (trial / "ended.json").exists():
+        if not story or (trial / "outcome.json").exists():
             return None
         whole = [
             int(path.parent.name) for path in trial.glob("checkpoints/*/manifest.json") if path.parent.name.isdigit()

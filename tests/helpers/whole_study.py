@@ -74,7 +74,7 @@ def _run(files, work, phase, proposal, sink):
     recorder = record(directory, range(10), proposal.attempt)
     if number in (1, 2):
         outcome = {1: "stopped", 2: "diverged"}[number]
-        work.prune(number, outcome, {"made_by": {"commit": "abc"}})
+        work.prune(number, outcome, {"provenance": {"commit": "abc"}})
         sink.finish_trial(key, "KILLED" if outcome == "stopped" else "FAILED")
         return
     recorder.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=2.0)
@@ -84,7 +84,13 @@ def _run(files, work, phase, proposal, sink):
     work.complete(
         number,
         2.0,
-        {"scores": scores, "params": params, "protocol": protocol, "ran": ran, "made_by": {"commit": "abc"}},
+        {
+            "scores": scores,
+            "inference_parameters": params,
+            "protocol": protocol,
+            "effective_parameters": ran,
+            "provenance": {"commit": "abc"},
+        },
     )
     sink.finish_trial(key, "FINISHED", scores, {**params, **that_ran(ran), **scored_under(protocol, proposal.seeds)})
 

@@ -6,7 +6,8 @@ import pytest
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.ray_backend.cluster import cluster
-from uvar_tune.ray_backend.trainer import root_cause
+from uvar_tune.ray_backend.trainer import crash_outcome
+from uvar_tune.specs import CrashReason, OutcomeKind, TrialOutcome, crash
 from uvar_tune.trial.assets import _facts
 from uvar_tune.trial.outcome_file import read_crash, read_outcome, write_crash, write_outcome
 
@@ -27,29 +28,37 @@ class Group(Exception):
 
 
 @pytest.mark.parametrize(
-    ("failures", "said"),
+    ("failures", "outcome"),
     [
         (
             {"r0": GLOO, "r1": LOW},
-            "low memory: Ray ended it, its node was low on memory (12.97GB used / 23.54GB limit)",
+            crash(
+                None,
+                "Ray killed a worker because its node ran low on memory (12.97GB used / 23.54GB limit)",
+                CrashReason.LOW_MEMORY,
+            ),
         ),
-        ({"r0": GLOO, "r1": FULL}, "OSError: [Errno 28] No space left on device: '/runs/study/trials/00001'"),
-        ({"r0": GLOO, "r1": ValueError("label 12\nis none")}, "ValueError: label 12 is none"),
-        ({"r0": ValueError("first"), "r1": ValueError("second")}, "ValueError: first"),
-        ({"r0": GLOO}, f"RuntimeError: {GLOO}"),
+        ({"r0": GLOO, "r1": FULL}, crash("OSError", "No space left on device", CrashReason.DISK_FULL)),
+        ({"r0": GLOO, "r1": ValueError("label 12\nis none")}, crash("ValueError", "label 12 is none")),
+        ({"r0": ValueError("first"), "r1": ValueError("second")}, crash("ValueError", "first")),
+        ({"r0": GLOO}, crash("RuntimeError", str(GLOO))),
     ],
 )
-def test_the_failure_from_which_the_others_follow(failures, said):
-    assert root_cause(Group(**failures)) == said
+def test_the_failure_from_which_the_others_follow(failures, outcome):
+    assert crash_outcome(Group(**failures)) == outcome
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", "7"])
 def test_a_damaged_end_is_none(tmp_path, left):
     """The attempt is then made again from its last checkpoint."""
-    write_outcome(tmp_path, {"training": 1}, {"outcome": "complete"})
-    write_crash(tmp_path, 1, "worker lost")
-    assert read_outcome(tmp_path, {"training": 1}) == {"outcome": "complete"} and read_crash(tmp_path, 1)
-    for name in ("ended.json", "crashed.json"):
+    outcome = TrialOutcome(
+        kind=OutcomeKind.COMPLETE, value=0.0, scores={"fid": 0.0}, inference_points=[{"fid": 0.0, "seeds": "b"}]
+    )
+    write_outcome(tmp_path, {"training": 1}, outcome)
+    write_crash(tmp_path, 1, crash("OSError", "worker lost"))
+    assert read_outcome(tmp_path, {"training": 1}) == outcome
+    assert read_crash(tmp_path, 1) == crash("OSError", "worker lost")
+    for name in ("outcome.json", "crash.json"):
         (tmp_path / name).write_text(left)
     assert read_outcome(tmp_path, {"training": 1}) is None and read_crash(tmp_path, 1) is None
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
 from tests.helpers.faulty_study import attempt, in_this_process, records
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
+from uvar_tune.specs import OutcomeKind
 
 RUNG = 640
 STUDY = {"trials": 1, "rungs": [RUNG], "rung_samples": 32, "pruner": "median"}
@@ -58,16 +60,16 @@ def test_a_rung_whose_score_was_not_told_is_scored_when_the_trial_goes_on(root):
     trial ends with the value of one that was left alone."""
     told: dict[str, list] = {"left": [], "asked": []}
     work, hands = in_this_process(root, {**STUDY, "name": "left"}, {}, {})
-    left = attempt(hands.job(work.ask()), report=told["left"].append)
+    left = attempt(hands.spec(work.ask()), report=told["left"].append)
     work, hands = in_this_process(root, {**STUDY, "name": "asked"}, {}, {})
-    job, steps = hands.job(work.ask()), iter(range(1, 100))
-    asked = attempt(job, report=told["asked"].append, stop=lambda: next(steps) >= RUNG // 64)
-    assert (asked["outcome"], asked["images"]) == ("interrupted", RUNG) and not told["asked"]
+    spec, steps = hands.spec(work.ask()), iter(range(1, 100))
+    asked = attempt(spec, report=told["asked"].append, stop=lambda: next(steps) >= RUNG // 64)
+    assert (asked.kind, asked.images) == (OutcomeKind.INTERRUPTED, RUNG) and not told["asked"]
     assert [record["text"] for record in records(root / "asked") if record["kind"] == "log"] == [
         f"saved at {RUNG} images"
     ]
-    again = attempt({**job, "attempt": 2}, report=told["asked"].append)
+    again = attempt(replace(spec, attempt=2), report=told["asked"].append)
     assert told["asked"] == told["left"] and [rung["images"] for rung in told["left"]] == [RUNG]
-    assert (again["outcome"], again["value"]) == ("complete", left["value"])
+    assert (again.kind, again.value) == (OutcomeKind.COMPLETE, left.value)
     story = [record for record in records(root / "asked") if record["kind"] == "metrics"]
     assert [record["images"] for record in story if "rung/fid" in record["values"]] == [RUNG]

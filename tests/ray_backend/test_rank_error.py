@@ -17,9 +17,10 @@ from uvar_tune.config.schema import Config
 from uvar_tune.ray_backend.cluster import cluster
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.trainer import run_worker_group
+from uvar_tune.specs import WorkerGroupSpec
 
 
-def loop(job):
+def loop(parameters):
     import ray.train
     import torch
     import torch.distributed
@@ -30,11 +31,10 @@ def loop(job):
 
 
 config = Config.model_validate({"run": {"workers": 2, "cpus_per_worker": 0.5}})
-job = {"config": config.tree(), "directory": sys.argv[1], "seeds": {}, "run_name": "group", "ray_directory": sys.argv[1],
-       "worker_retries": 0}
+spec = WorkerGroupSpec(config=config, directory=sys.argv[1], seeds={}, run_name="group", ray_directory=sys.argv[1])
 with cluster():
     began = time.time()
-    print(json.dumps([run_worker_group(job, GracefulShutdown(), loop), time.time() - began]))
+    print(json.dumps([run_worker_group(spec, GracefulShutdown(), loop).to_dict(), time.time() - began]))
 """
 
 
@@ -48,7 +48,9 @@ def test_a_rank_says_itself_what_went_wrong(tmp_path):
     assert done.returncode == 0, done.stderr
     result, seconds = json.loads(done.stdout.splitlines()[-1])
     assert result == {
-        "outcome": "crashed",
-        "reason": "LookupError: label 12 of image 7 is no class seen by rank 1 alone",
+        "kind": "crashed",
+        "reason": "error",
+        "error_type": "LookupError",
+        "message": "label 12 of image 7 is no class seen by rank 1 alone",
     }
     assert seconds < 200 and time.monotonic() - began < 300  # gloo would wait for 30 minutes

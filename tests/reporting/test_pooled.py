@@ -53,9 +53,9 @@ def grid(root, seed, *, trials=5, lost=(), protocol=None, name=None, **changes):
             fid,
             {
                 "scores": scores,
-                "ran": weight,
+                "effective_parameters": weight,
                 "protocol": protocol or {"samples": 1000},
-                "params": {"inference.cfg_scale": 0.5},
+                "inference_parameters": {"inference.cfg_scale": 0.5},
             },
         )
     return config, load_results(config, files, search)

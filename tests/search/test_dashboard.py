@@ -73,7 +73,7 @@ def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
             dashboard.shows(lambda trials, before=number: [t["state"] for t in trials[before:]] == [STATES["RUNNING"]])
             search.report(number, 8000, 9.0 - number)
             if number == 2:
-                search.prune(2, "diverged", {"reason": "the loss is nan"})
+                search.prune(2, "diverged", {"message": "the loss is nan"})
             else:
                 search.complete(number, 5.0 - number, details(fid=5.0 - number))
             value = 9.0 - number if number == 2 else 5.0 - number  # of what ended early its last rung's

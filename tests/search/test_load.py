@@ -11,6 +11,7 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.search.load import load_results, stored_protocol
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
+from uvar_tune.specs import crash
 from uvar_tune.study_dir import StudyDirectory
 
 # trial → (FID, recall, held-out NLL); the constraint: at most 0.1 above the baseline's NLL
@@ -39,7 +40,7 @@ def searched(files: StudyDirectory, **study):
             "seconds": 100.0,
             "start_up_seconds": 10.0,
             "cpu_sec": {"training": 60.0, "evaluation": 20.0},
-            "params": {"inference.cfg_scale": 2.0},
+            "inference_parameters": {"inference.cfg_scale": 2.0},
         }
         search.complete(number, fid, details)
         clock.now += 1000  # nobody works
@@ -98,7 +99,7 @@ def test_time_is_divided_among_work_start_up_earlier_attempts_and_idle_places(fi
     search = Search(config, files.storage_url(config), clock=clock)
     first, second = search.ask(), search.ask()
     clock.now += 30
-    assert search.crashed(first.number, "the node is gone")
+    assert search.crashed(first.number, crash("OSError", "the node is gone"))
     assert search.ask().number == first.number
     clock.now += 50
     done = {"scores": {"fid": 5.0}, "seconds": 50.0, "start_up_seconds": 8.0}
@@ -124,7 +125,9 @@ def confirm(config, files, results, rounds: int, effects: dict[str, float]) -> R
         value = 5 + replicate + effects[proposal.kind] + 0.01 * ((7 * proposal.number) % 5)
         params = {"inference.cfg_scale": 1.0 + replicate, "inference.temperature": 0.9}
         work.complete(
-            proposal.number, value, {"scores": {"fid": value}, "params": params, "protocol": {"samples": 1000}}
+            proposal.number,
+            value,
+            {"scores": {"fid": value}, "inference_parameters": params, "protocol": {"samples": 1000}},
         )
     work.ask()
     return work

@@ -9,9 +9,13 @@ from optuna.trial import TrialState
 
 from tests.helpers.search_cases import SPACE, Clock, bowl, details, run_to_end, study_config
 from uvar_tune.config.loading import validate
-from uvar_tune.errors import LOW_MEMORY, ConfigError
+from uvar_tune.errors import ConfigError
 from uvar_tune.search.pruning import rung_values
 from uvar_tune.search.study import Search, searched
+from uvar_tune.specs import CrashReason, crash
+
+LOST, LOST_AGAIN = crash("OSError", "worker lost"), crash("OSError", "worker lost again")
+LOW_MEMORY = crash(None, "8 of 8 GB", CrashReason.LOW_MEMORY)
 
 
 class TestContract:
@@ -80,26 +84,27 @@ class TestContract:
         for _ in range(4):
             search.ask()
         search.complete(0, 4.0, details(fid=4.0))
-        search.prune(1, "diverged", {"reason": "the loss is nan"})
+        search.prune(1, "diverged", {"message": "the loss is nan"})
         search.prune(2, "out_of_memory", {})
-        assert search.crashed(3, "worker lost") and self.states(search)[3] == "RUNNING"
+        assert search.crashed(3, LOST) and self.states(search)[3] == "RUNNING"
         assert search.ask().attempt == 2
-        assert not search.crashed(3, "worker lost again")
+        assert not search.crashed(3, LOST_AGAIN)
         assert self.states(search) == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"] and search.done()
         stored = search.study.get_trials(deepcopy=False)
         assert [trial.values for trial in stored] == [[4.0], None, None, None]
         assert [trial.user_attrs.get("outcome") for trial in stored] == [None, "diverged", "out_of_memory", "crashed"]
-        assert [attempt["reason"] for attempt in stored[3].user_attrs["attempts"]] == [
-            "worker lost",
-            "worker lost again",
+        attempts = stored[3].user_attrs["attempts"]
+        assert [(attempt["reason"], attempt["message"]) for attempt in attempts] == [
+            ("error", "OSError: worker lost"),
+            ("error", "OSError: worker lost again"),
         ]
         assert stored[0].user_attrs["scores"] == {"fid": 4.0}
 
     @pytest.mark.parametrize(
         ("reasons", "state", "outcome"),
         [
-            ((f"{LOW_MEMORY}: 7 of 8 GB", f"{LOW_MEMORY}: 8 of 8 GB"), "PRUNED", "out_of_memory"),
-            ((f"{LOW_MEMORY}: 7 of 8 GB", "worker lost"), "FAIL", "crashed"),
+            ((LOW_MEMORY, LOW_MEMORY), "PRUNED", "out_of_memory"),
+            ((LOW_MEMORY, LOST), "FAIL", "crashed"),
         ],
     )
     def test_a_node_low_on_memory_each_time_is_the_trials_own_fault(self, storage_url, name, reasons, state, outcome):
@@ -122,7 +127,7 @@ class TestContract:
         for attempt in (1, 2, 3, 4):  # four drivers that died
             search = self.opened(storage_url, name, trials=1, run={"max_attempts": 2})
             assert search.ask().attempt == attempt
-        assert search.crashed(0, "worker lost")
+        assert search.crashed(0, LOST)
         assert search.ask().attempt == 5
 
     def test_a_condition_holds_where_it_says(self, storage_url, name):
@@ -244,7 +249,7 @@ class TestContract:
         search = Search(study_config(name, run=run, **limits), storage_url, clock=clock)
         search.ask()
         clock.now += 3600
-        search.crashed(0, "node lost")
+        search.crashed(0, LOST)
         clock.now += 7200  # idle: costs nothing
         assert (search.spent().gpu_hours, search.spent().wall_hours) == pytest.approx((2.0, 1.0))
         search.ask()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from uvar_tune.data import TokenCache
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE, save_official
 from uvar_tune.model.scales import OFFICIAL_SCALES
+from uvar_tune.specs import Assets
 from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.training import save_tokenizer
 from uvar_tune.trial.assets import _tokens
@@ -90,8 +93,8 @@ def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
         images, given = load_split(config, "validation"), open_tokenizer(file, config)
         place = _tokens(config, tmp_path, file, "validation", images, given, MetricsLog(tmp_path / "record.jsonl"))
         assert TokenCache.open(place).scales == scales == given.scales
-        assets = {"tokens": {"train": str(place)}, "tokenizer": str(file), "cache": str(tmp_path), "num_classes": 10}
-        alone = calibration(config, {**assets, "cache": str(tmp_path / str(scales))}, given)[1]
+        assets = Assets(str(file), {"train": str(place)}, str(tmp_path), 10, [], {}, None, {})
+        alone = calibration(config, replace(assets, cache=str(tmp_path / str(scales))), given)[1]
         assert torch.equal(calibration(config, assets, given)[1], alone)
         found.append(place)
     assert len(set(found)) == 3

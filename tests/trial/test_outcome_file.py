@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.specs import OutcomeKind, TrialOutcome, crash
 from uvar_tune.tracking.writer_lock import open_metrics_log
 from uvar_tune.training import save_checkpoint
 from uvar_tune.trial.outcome_file import read_crash, read_outcome, write_crash, write_outcome
 from uvar_tune.trial.resume import resume
 
-SEEDS, FILES = {"training": 1}, ("ended.json", "crashed.json")
-WHOLE = {"seeds": SEEDS, "result": {"outcome": "complete"}, "attempt": 1, "reason": "worker lost"}
+SEEDS, FILES = {"training": 1}, ("outcome.json", "crash.json")
+COMPLETE, LOST = TrialOutcome(kind=OutcomeKind.COMPLETE), crash("OSError", "worker lost")
+WHOLE = {"seeds": SEEDS, "attempt": 1, "outcome": LOST.to_dict()}
 ASKED = {"data": {"name": "digits"}, "tokenizer": {"scales": (1, 2)}, "model": {"depth": 2}, "loss": {"lambda_1": 0.0}}
 STATE = {"hyperparameters": {}, "optimizer": {}, "window": {}, "task": {}}
 
@@ -29,8 +31,12 @@ def found(directory):
         pytest.param("[" * 10**5, id="deep"),
         pytest.param(json.dumps(WHOLE) + " " * 2**24, id="long"),
         json.dumps({"seeds": SEEDS, "attempt": 1}),
-        json.dumps({**WHOLE, "result": [], "reason": None}),
-        json.dumps({**WHOLE, "result": {"images": 1}, "reason": {}}),
+        json.dumps({**WHOLE, "outcome": []}),
+        json.dumps({**WHOLE, "outcome": {"images": 1}}),
+        json.dumps({**WHOLE, "outcome": {"kind": "complete", "images": "many"}}),
+        json.dumps({**WHOLE, "outcome": {"kind": "crashed"}}),
+        json.dumps({**WHOLE, "outcome": {"kind": "complete", "scores": {"fid": None}}}),
+        json.dumps({**WHOLE, "outcome": {"kind": "complete", "values": 1.0}}),
     ],
 )
 def test_an_end_that_is_not_ours_is_none(tmp_path, left):
@@ -48,8 +54,8 @@ def test_an_end_that_cannot_be_read_is_none_and_is_written_anew(tmp_path, leads_
     for name in FILES:
         (tmp_path / name).symlink_to(leads_to)
     assert found(tmp_path) == (None, None)
-    write_outcome(tmp_path, SEEDS, {"outcome": "complete"})
-    write_crash(tmp_path, 1, "worker lost")
+    write_outcome(tmp_path, SEEDS, COMPLETE)
+    write_crash(tmp_path, 1, LOST)
     assert all(found(tmp_path))
 
 

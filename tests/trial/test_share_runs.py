@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from uvar_tune.metrics import metric
 from uvar_tune.model import VQVAE
 from uvar_tune.model.scales import split
 from uvar_tune.objective import composite_loss
+from uvar_tune.specs import Assets, TrialSpec
 from uvar_tune.training import load_tokenizer, save_checkpoint, save_tokenizer
 from uvar_tune.trial.assets import _references
 from uvar_tune.trial.factory import loss_arguments, new_var
@@ -31,7 +33,7 @@ def config_of(**objective):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """(tokenizer, the job of a trial) of a study whose baseline is a network of random weights."""
+    """(tokenizer, the spec of a trial) of a study whose baseline is a network of random weights."""
     root = tmp_path_factory.mktemp("shares")
     torch.manual_seed(0)
     save_tokenizer(root / "tokenizer", VQVAE(TokenizerConfig(**SETTINGS)))
@@ -39,13 +41,8 @@ def place(tmp_path_factory):
     splits = {name: load_images("digits", split=name, image_size=16) for name in ("train", "validation")}
     for name, images in splits.items():
         build_token_cache(root / "tokens" / name, images, vqvae)
-    assets = {
-        "tokens": {name: str(root / "tokens" / name) for name in splits},
-        "tokenizer": str(root / "tokenizer"),
-        "cache": str(root / "cache"),
-        "num_classes": 10,
-        "classifier": None,
-    }
+    tokens = {name: str(root / "tokens" / name) for name in splits}
+    assets = Assets(str(root / "tokenizer"), tokens, str(root / "cache"), 10, [], {}, None, {})
     baseline = new_var(config_of(), vqvae, 10, seed=1)
     for parameter in baseline.parameters():  # predictions that differ, as those of a trained network do
         parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -59,20 +56,29 @@ def place(tmp_path_factory):
     return (
         vqvae,
         baseline.eval(),
-        {"assets": assets, "baseline": str(root / "trials" / "00000"), "directory": str(root / "own")},
+        TrialSpec(
+            config=config_of(),
+            number=1,
+            seeds={},
+            assets=assets,
+            directory=str(root / "own"),
+            baseline_directory=str(root / "trials" / "00000"),
+            cache=str(root / "cache"),
+            started=0.0,
+            run_name="run",
+            ray_directory="",
+        ),
     )
 
 
-def share_moved(config, vqvae, baseline, job) -> float:
+def share_moved(config, vqvae, baseline, spec) -> float:
     """‖∂(total − CE)/∂z‖ / ‖∂CE/∂z‖ under plain λ, by autograd of the loss itself."""
-    held_out = TokenCache.open(job["assets"]["tokens"]["validation"])
+    held_out = TokenCache.open(spec.assets.tokens["validation"])
     tokens_BL = torch.as_tensor(held_out.tokens_NL[:SHARE_IMAGES].astype("int64"))
     labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"))
     with torch.no_grad():
         logits_BLV = baseline(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales))).double()
-    found = composite_loss(
-        logits_BLV.requires_grad_(), tokens_BL, **loss_arguments(config, job["assets"], vqvae, "cpu")
-    )
+    found = composite_loss(logits_BLV.requires_grad_(), tokens_BL, **loss_arguments(config, spec.assets, vqvae, "cpu"))
     whole, ce = (torch.autograd.grad(loss, logits_BLV, retain_graph=True)[0] for loss in (found.total, found.ce))
     return float((whole - ce).norm() / ce.norm())
 
@@ -82,47 +88,47 @@ def share_moved(config, vqvae, baseline, job) -> float:
     itertools.product(("normal", "uniform", "dataset", "semantic"), ("wasserstein", "squared", "kl")),
 )
 def test_one_share_serves_every_reference_and_discrepancy(place, reference, discrepancy):
-    vqvae, baseline, job = place
+    vqvae, baseline, spec = place
     config, ran = resolve_lambdas(
-        config_of(lambda_1=0.05, reference=reference, discrepancy=discrepancy), job, vqvae, "cpu"
+        config_of(lambda_1=0.05, reference=reference, discrepancy=discrepancy), spec, vqvae, "cpu"
     )
     assert ran == {"loss.lambda_1": config.loss.lambda_1, "loss.lambda_2": 0.0} and ran["loss.lambda_1"] > 0
     o = config.loss
     assert (o.lambda_unit, o.reference, o.discrepancy) == ("raw", reference, discrepancy)
-    assert share_moved(config, vqvae, baseline, job) == pytest.approx(0.05, rel=1e-3)
+    assert share_moved(config, vqvae, baseline, spec) == pytest.approx(0.05, rel=1e-3)
 
 
 def test_the_weights_differ_where_the_shares_are_equal(place):
-    vqvae, _, job = place
+    vqvae, _, spec = place
     ran = [
-        resolve_lambdas(config_of(lambda_1=0.05, discrepancy=name), job, vqvae, "cpu")[1]["loss.lambda_1"]
+        resolve_lambdas(config_of(lambda_1=0.05, discrepancy=name), spec, vqvae, "cpu")[1]["loss.lambda_1"]
         for name in ("wasserstein", "squared", "kl")
     ]
     assert max(ran) > 2 * min(ran)
 
 
 def test_the_share_of_semantic_entropy_and_one_that_no_weight_moves(place):
-    vqvae, baseline, job = place
-    config, ran = resolve_lambdas(config_of(lambda_2=0.01), job, vqvae, "cpu")
+    vqvae, baseline, spec = place
+    config, ran = resolve_lambdas(config_of(lambda_2=0.01), spec, vqvae, "cpu")
     assert ran["loss.lambda_1"] == 0.0 and 0 < ran["loss.lambda_2"] < 1
-    assert share_moved(config, vqvae, baseline, job) == pytest.approx(0.01, rel=1e-3)
+    assert share_moved(config, vqvae, baseline, spec) == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(InfeasibleTrial, match="but lambda_2 < 1"):
-        resolve_lambdas(config_of(lambda_2=0.01 / ran["loss.lambda_2"] * 1.01), job, vqvae, "cpu")
+        resolve_lambdas(config_of(lambda_2=0.01 / ran["loss.lambda_2"] * 1.01), spec, vqvae, "cpu")
 
 
 def test_plain_weights_run_as_they_are_and_the_baseline_measures_nothing(place):
-    vqvae, _, job = place
+    vqvae, _, spec = place
     raw = config_of(lambda_1=3.0, lambda_unit="raw")
-    assert resolve_lambdas(raw, job, vqvae, "cpu") == (raw, {})
-    config, ran = resolve_lambdas(config_of(), {**job, "baseline": "nowhere"}, vqvae, "cpu")
+    assert resolve_lambdas(raw, spec, vqvae, "cpu") == (raw, {})
+    config, ran = resolve_lambdas(config_of(), replace(spec, baseline_directory="nowhere"), vqvae, "cpu")
     assert ran == {"loss.lambda_1": 0.0, "loss.lambda_2": 0.0} and config.loss.lambda_unit == "raw"
 
 
 def test_what_a_trial_is_told_beside_its_samples(place):
     """Entropy, dispersion, calibration and shares of the held-out images, each a known metric, whole and by scale."""
-    vqvae, baseline, job = place
-    config, _ = resolve_lambdas(config_of(lambda_1=0.05, discrepancy="squared"), job, vqvae, "cpu")
-    scorer = Scorer(config, {**job, "seeds": {}}, baseline, vqvae, rank=0, world_size=1, device="cpu", recorder=None)
+    vqvae, baseline, spec = place
+    config, _ = resolve_lambdas(config_of(lambda_1=0.05, discrepancy="squared"), spec, vqvae, "cpu")
+    scorer = Scorer(config, spec, baseline, vqvae, rank=0, world_size=1, device="cpu", recorder=None)
     found = scorer._held_out()
     for name in ("entropy", "dispersion", "dispersion_ratio", "second_order", "semantic_entropy", "nll_token"):
         assert {name, *(f"{name}/scale_{k}" for k in (1, 2, 3))} <= set(found)
@@ -163,15 +169,15 @@ KL = {"loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"]}}
 )
 def test_what_no_trial_could_be_asked_for_ends_a_study_before_its_first(place, space, said):
     """Both ends of a range are tried, which the schema cannot judge: they depend on the codes and the tokens."""
-    vqvae, _, job = place
+    vqvae, _, spec = place
     config = validate({**TREE, "loss": {"lambda_1": 0.5}, "space": space}, "x")
     with pytest.raises(ConfigError, match=said):
-        _references(config, job["assets"], vqvae)
+        _references(config, spec.assets, vqvae)
 
 
 def test_a_condition_keeps_apart_what_does_not_go_together(place):
-    vqvae, _, job = place
+    vqvae, _, spec = place
     apart = {"loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"], "when": {"loss.reference": "uniform"}}}
     space = {"loss.reference": {**ARM, "choices": ["uniform", "normal"]}, "loss.perplexity": PERPLEXITY, **apart}
-    found = _references(validate({**TREE, "loss": {"lambda_1": 0.5}, "space": space}, "x"), job["assets"], vqvae)
+    found = _references(validate({**TREE, "loss": {"lambda_1": 0.5}, "space": space}, "x"), spec.assets, vqvae)
     assert found["uniform"] == pytest.approx([1.0, 1.0, 1.0]) and max(found["normal"]) < 1

@@ -10,7 +10,6 @@ the trials scored them. The score on seeds B that the study does know is made ag
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.specs import Assets
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
             f"{f'trial {unscored.number}' if unscored else 'all but one trial'} has no score; finish the study first",
             where=where,
         )
-    assets = dataclasses.asdict(prepare(config, files.cache, files.directory / "prepare.jsonl"))
+    assets = prepare(config, files.cache, files.directory / "prepare.jsonl")
     rows = []
     for count, trial in enumerate(trials, 1):
         rows.append(_row(config, trial, assets, files.cache))
@@ -93,7 +93,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(path)) from None
 
 
-def _row(config, trial, assets: dict[str, Any], cache: Path) -> dict[str, Any]:
+def _row(config, trial, assets: Assets, cache: Path) -> dict[str, Any]:
     """One trial's scores at the CFG scales of the configuration: A as stored, B from its checkpoint."""
     from uvar_tune.config.space import searched
     from uvar_tune.pipeline import restore

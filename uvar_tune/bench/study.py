@@ -115,13 +115,12 @@ def _details(value: float, draw: random.Random) -> dict:
     profile = [{"cfg_scale": i, "seeds": "selection", **dict(list(scores.items())[:6])} for i in range(6)]
     return {
         "scores": {"fid": value, **scores},
-        "profile": profile,
-        "params": {"inference.cfg_scale": 2.0},
+        "inference_points": profile,
+        "inference_parameters": {"inference.cfg_scale": 2.0},
         "seconds": 60.0,
         "images": 32_000,
-        "outcome": "complete",
         "cpu_sec": {"training": 50.0, "evaluation": 9.0},
-        "made_by": {"commit": "0" * 40, "versions": {f"package_{i}": "1.2.3" for i in range(12)}},
+        "provenance": {"commit": "0" * 40, "versions": {f"package_{i}": "1.2.3" for i in range(12)}},
     }
 
 

@@ -13,7 +13,6 @@ Legend: B images, L positions.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import multiprocessing
 import os
@@ -36,9 +35,9 @@ from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE
 from uvar_tune.paper.step_cost import WARM, step_memory, step_of, wait
+from uvar_tune.specs import Assets
 from uvar_tune.training import save_tokenizer
 from uvar_tune.training.memory import keep_freed_memory
-from uvar_tune.trial.assets import Assets
 from uvar_tune.trial.factory import batch_loss, new_vqvae
 
 EPOCH_IMAGES = 1_281_167
@@ -236,7 +235,7 @@ def _tokenising(
     config: Config, assets: Assets, vqvae: VQVAE, pixels: torch.Tensor, device: str, var: torch.nn.Module
 ) -> Callable[..., Any]:
     """The configuration's loss on images that are tokenised first; the tokens that `train` hands over are not looked at."""
-    compute = batch_loss(config, dataclasses.asdict(assets), vqvae, var, device)
+    compute = batch_loss(config, assets, vqvae, var, device)
 
     def loss(model, tokenizer, tokens_BL, labels_B, noise):
         tokens, teacher_input = tokenizer.encode(pixels, with_teacher_input=True)

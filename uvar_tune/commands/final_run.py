@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 import time
-from typing import Any
 
 from uvar_tune import provenance, seeds
 from uvar_tune.commands.checks import check_weights
@@ -17,6 +16,7 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.io.disk import raise_on_disk_full
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.search.objectives import check_objective
+from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
 from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_under
@@ -48,8 +48,8 @@ def run_final(config: Config, name: str, *, replay: bool) -> int:
         )
         status, close_sec = "KILLED", STOPPED_SEC
         try:
-            result = _run(config, files, sink, replay)
-            status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
+            outcome = _run(config, files, sink, replay)
+            status = "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
             close_sec = CLOSE_SEC
         except KeyboardInterrupt:
             logger.info("stopped; its checkpoints are kept. The same command continues.")
@@ -57,17 +57,17 @@ def run_final(config: Config, name: str, *, replay: bool) -> int:
         finally:
             sink.finish_study(status)
             sink.close(close_sec)
-    if result["outcome"] != "complete":
-        logger.info(f"{result['outcome']}: {result.get('reason', '')}")
+    if outcome.kind is not OutcomeKind.COMPLETE:
+        logger.info(f"{outcome.kind.value}: {outcome.description}")
         return 1
     logger.info(
-        f"{config.study.metric} {result['value']:.4g} at CFG {result['params']['inference.cfg_scale']:g}; "
+        f"{config.study.metric} {outcome.value:.4g} at CFG {outcome.inference_parameters['inference.cfg_scale']:g}; "
         f"checkpoints in {files.trial(0) / 'checkpoints'}"
     )
-    return _compare(config, result) if replay else 0
+    return _compare(config, outcome) if replay else 0
 
 
-def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, replay: bool) -> dict[str, Any]:
+def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, replay: bool) -> TrialOutcome:
     from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
     from uvar_tune.ray_backend.cluster import capacity, cluster
     from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
@@ -87,28 +87,27 @@ def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, replay: boo
             params=run_parameters(config, {"verdict": config.verdict or "none"}),
             tags=origin_tags(provenance.origin()),
         )
-        job = {
-            "config": config.tree(exclude=("space", "provenance")),
-            "number": 0,
-            "attempt": 1,
-            "seeds": _seeds(config, replay),
-            "assets": assets,
-            "started": time.time(),
-            "directory": str(directory),
-            "baseline": str(directory),
-            "cache": str(files.cache),
-            "run_name": f"train-{time.time_ns()}",
-            "ray_directory": str(files.directory / "ray"),
-            "worker_retries": config.run.max_attempts - 1,
-        }
+        spec = TrialSpec(
+            config=worker_config(config),
+            number=0,
+            seeds=_seeds(config, replay),
+            assets=assets,
+            started=time.time(),
+            directory=str(directory),
+            baseline_directory=str(directory),
+            cache=str(files.cache),
+            run_name=f"train-{time.time_ns()}",
+            ray_directory=str(files.directory / "ray"),
+            worker_retries=config.run.max_attempts - 1,
+        )
         with follower.following("training", directory / "metrics.jsonl", config.training.images):
-            result = run_worker_group(job, signals)
-        if result["outcome"] == "complete":
-            about = {**result["params"], **scored_under(result["protocol"], job["seeds"])}
-            sink.finish_trial(0, status="FINISHED", metrics=result["scores"], params=about)
+            outcome = run_worker_group(spec, signals)
+        if outcome.kind is OutcomeKind.COMPLETE:
+            parameters = {**outcome.inference_parameters, **scored_under(outcome.protocol, spec.seeds)}
+            sink.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)
         else:
             sink.finish_trial(0, status="FAILED")
-        return result
+        return outcome
 
 
 def _seeds(config: Config, replay: bool) -> dict[str, int]:
@@ -118,9 +117,9 @@ def _seeds(config: Config, replay: bool) -> dict[str, int]:
     return {purpose: seeds.derive(config.study.seed, "final", 0, purpose) for purpose in PURPOSES}
 
 
-def _compare(config: Config, result: dict[str, Any]) -> int:
+def _compare(config: Config, outcome: TrialOutcome) -> int:
     """Say for each score whether it came again, bit for bit; else what differs between then and now."""
-    then, now = config.provenance["scores"], result["scores"]
+    then, now = config.provenance["scores"], outcome.scores
     equal = True
     for name in sorted(then):
         same = now.get(name) == then[name]

@@ -87,7 +87,7 @@ class Phases:
 
     def _calibrate(self, runner: TuneRunner, concurrent: int) -> None:
         """The shared assets are made before any phase; here they are shown."""
-        for name, row in runner.assets["facts"].get("references", {}).items():
+        for name, row in runner.assets.facts.get("references", {}).items():
             logger.info(
                 f"  reference {name}: " + ", ".join(f"{value:.3g}" for value in row) + " of the anchor, a scale each"
             )

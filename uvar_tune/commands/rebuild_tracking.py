@@ -1,7 +1,7 @@
 """Everything of a study for an MLflow server that has none of it.
 
 What was told lies in the outbox, in order, and is sent again as it was. Of trials that the outbox lacks (`NAME/mlflow/` may have
-been deleted) storage, records and `ended.json` tell what happened, at the times at which it happened.
+been deleted) storage, records and `outcome.json` tell what happened, at the times at which it happened.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.io.safe_load import parse_yaml, read_text
 from uvar_tune.search.load import load_results
 from uvar_tune.search.storage import is_study_directory, require_existing_study, trials_by_phase
+from uvar_tune.specs import OutcomeKind
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import BufferedRunLogger, Outbox
 from uvar_tune.tracking.metrics_log import read_records
 from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_under, study_parameters, that_ran
-from uvar_tune.trial.outcome_file import read_outcome, seeds_behind
+from uvar_tune.trial.outcome_file import read_outcome, stored_seeds
+
+_EMPTY = {"scores": {}, "inference_parameters": {}, "protocol": {}, "effective_parameters": {}}
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def _tell_study(
     if final:
         told.start_study({"verdict": config.verdict or "none"}, trials[0].tags, at=began)
         return
-    made_by = next((trial.about["made_by"] for trial in trials if trial.about.get("made_by")), {})
+    made_by = next((trial.about["provenance"] for trial in trials if trial.about.get("provenance")), {})
     told.start_study(study_parameters(config), origin_tags(made_by), at=began)
     told.artifact(None, files.config, "")
     facts = next((record for record in reversed(prepared) if record["kind"] == "prepared"), {})
@@ -111,8 +114,13 @@ def _tell_trial(told: BufferedRunLogger, config: Config, trial: _Trial) -> None:
     parameters = run_parameters(ran.model_copy(update={"space": config.space}), trial.values)
     told.watch_trial(trial.key, trial.directory, parameters, trial.tags, at=first)
     if trial.status == "FINISHED":
-        about = {**that_ran(trial.about["ran"]), **scored_under(trial.about["protocol"], trial.about["seeds"])}
-        told.finish_trial(trial.key, "FINISHED", trial.about["scores"], {**trial.about["params"], **about}, at=last)
+        about = {
+            **that_ran(trial.about["effective_parameters"]),
+            **scored_under(trial.about["protocol"], trial.about["seeds"]),
+        }
+        told.finish_trial(
+            trial.key, "FINISHED", trial.about["scores"], {**trial.about["inference_parameters"], **about}, at=last
+        )
     elif trial.status:
         told.finish_trial(trial.key, trial.status, at=last)
 
@@ -121,7 +129,7 @@ def _trials(begun: dict[str, list], files: StudyDirectory) -> Iterator[_Trial]:
     """The trials of the search and the replicates of its phases, as the storage has them."""
     for phase, trials in begun.items():
         for trial in trials:
-            about = {"scores": {}, "params": {}, "protocol": {}, "ran": {}, **trial.user_attrs}
+            about = {**_EMPTY, **trial.user_attrs}
             status = {
                 "COMPLETE": "FINISHED",
                 "PRUNED": "KILLED" if about.get("outcome") == "stopped" else "FAILED",
@@ -147,16 +155,16 @@ def _trials(begun: dict[str, list], files: StudyDirectory) -> Iterator[_Trial]:
 def _final(config: Config, files: StudyDirectory) -> _Trial:
     """The one trial of a final run or a replay, as its files have it."""
     directory, kind = files.trial(0), "replay" if files.name.endswith("-replay") else "final"
-    seeds = seeds_behind(directory)
-    result = read_outcome(directory, seeds)
-    status = None if result is None else "FINISHED" if result["outcome"] == "complete" else "FAILED"
+    seeds = stored_seeds(directory)
+    outcome = read_outcome(directory, seeds)
+    status = None if outcome is None else "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
     return _Trial(
         0,
         directory,
         status,
         {"verdict": config.verdict or "none"},
         {"uvar.kind": kind},
-        {**(result or {}), "seeds": seeds},
+        {**_EMPTY, **(outcome.attributes() if outcome else {}), "seeds": seeds},
         _span(directory / "metrics.jsonl", []),
     )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.analysis.results import require_same_protocol
@@ -18,6 +16,7 @@ from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.tuner import TuneRunner
 from uvar_tune.search.load import stored_protocol
 from uvar_tune.search.storage import require_existing_study, verify_directory_owner
+from uvar_tune.specs import Assets
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
@@ -66,9 +65,7 @@ def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str
             check_shared_filesystem(files.root)
             assets = prepare_assets(config, files, follower)
             _check_protocol(config, files, phases, assets)
-        sink.study_metrics(
-            {f"prepare/{key}": value for key, value in assets["facts"].items() if isinstance(value, float)}
-        )
+        sink.study_metrics({f"prepare/{key}": value for key, value in assets.facts.items() if isinstance(value, float)})
         runner = TuneRunner(config, files, sink, signals, follower, assets)
         for step in steps:
             phases.run(step, runner, concurrent)
@@ -81,7 +78,7 @@ def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str
     return finish(config, files, sink, {"all processes": meter.seconds})
 
 
-def _check_protocol(config: Config, files: StudyDirectory, phases: Phases, assets: dict[str, Any]) -> None:
+def _check_protocol(config: Config, files: StudyDirectory, phases: Phases, assets: Assets) -> None:
     """What is scored from here on must be comparable with what the study holds; ConfigError before anything is trained."""
     from uvar_tune.ray_backend.cluster import run_as_task
     from uvar_tune.trial.sample_scorer import current_protocol
@@ -98,11 +95,11 @@ def _check_protocol(config: Config, files: StudyDirectory, phases: Phases, asset
         )
 
 
-def prepare_assets(config: Config, files: StudyDirectory, follower: LogFollower) -> dict[str, Any]:
+def prepare_assets(config: Config, files: StudyDirectory, follower: LogFollower) -> Assets:
     """The assets of a study, made on a node that has what a worker needs; its progress is followed."""
     from uvar_tune.ray_backend.cluster import run_as_task
     from uvar_tune.trial.assets import prepare
 
     record = files.directory / "prepare.jsonl"
     with follower.following("prepare", record, config.tokenizer.images):
-        return dataclasses.asdict(run_as_task(config, prepare, config, files.cache, record))
+        return run_as_task(config, prepare, config, files.cache, record)

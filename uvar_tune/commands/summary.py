@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from uvar_tune.analysis.results import StudyResults
 from uvar_tune.analysis.export import UNCONFIRMED, export_trial
+from uvar_tune.analysis.results import StudyResults
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import FAILED
 from uvar_tune.io.uri import redact_url

@@ -22,6 +22,7 @@ from uvar_tune.io.uri import redact_url
 from uvar_tune.model import save_official
 from uvar_tune.model.official import OFFICIAL_RATIOS
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
+from uvar_tune.specs import OutcomeKind, TokenizerSpec, TrialOutcome, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
 from uvar_tune.tracking.parameters import origin_tags, study_parameters
@@ -47,19 +48,19 @@ def run_tokenizer(config: Config, name: str, *, official: str | None) -> int:
                 _asked(config),
                 where=f"tokenizer {name!r} in {files.directory}",
             )
-        result = read_outcome(files.trial(0), seeds)
-        if result and result["outcome"] == "complete":
+        outcome = read_outcome(files.trial(0), seeds)
+        if outcome is not None and outcome.kind is OutcomeKind.COMPLETE:
             logger.info("this tokenizer has been trained; nothing to run (--name starts another)")
         else:
             try:
-                result = _train(config, files, known, place, seeds)
+                outcome = _train(config, files, known, place, seeds)
             except KeyboardInterrupt:
                 logger.info("stopped; the last checkpoint is kept. The same command continues.")
                 return INTERRUPTED
-    if result["outcome"] != "complete":
-        logger.info(f"{result['outcome']}: {result['reason']}")
+    if outcome.kind is not OutcomeKind.COMPLETE:
+        logger.info(f"{outcome.kind.value}: {outcome.description}")
         return FAILED
-    return _hand_over(config, result, files, place, official)
+    return _hand_over(config, outcome, files, place, official)
 
 
 def _check(config: Config, name: str, official: str | None) -> None:
@@ -95,17 +96,17 @@ def _asked(config: Config) -> dict[str, Any]:
     }
 
 
-def _train(config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int]) -> dict[str, Any]:
+def _train(config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int]) -> TrialOutcome:
     """Run the worker group, followed by MLflow and the user; how it ended."""
     sink = files.sink()
     status, close_sec = "KILLED", STOPPED_SEC
     try:
-        result = _on_ray(config, files, known, place, seeds, sink)
-        status = "FINISHED" if result["outcome"] == "complete" else "FAILED"
+        outcome = _on_ray(config, files, known, place, seeds, sink)
+        status = "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
         close_sec = CLOSE_SEC
-        metrics = {f"held_out/{key}": value for key, value in result.get("scores", {}).items()}
+        metrics = {f"held_out/{key}": value for key, value in outcome.scores.items()}
         sink.finish_trial(0, status=status, metrics=metrics)
-        return result
+        return outcome
     finally:
         if known.exists():  # else it was refused, and there is nothing to show
             sink.finish_study(status)
@@ -114,7 +115,7 @@ def _train(config: Config, files: StudyDirectory, known: Path, place: Path, seed
 
 def _on_ray(
     config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], sink: MLflowTracker
-) -> dict[str, Any]:
+) -> TrialOutcome:
     from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
     from uvar_tune.ray_backend.cluster import capacity, cluster, run_as_task
     from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
@@ -136,21 +137,21 @@ def _on_ray(
             key: value for key, value in study_parameters(config).items() if key.startswith(("data.", "tokenizer."))
         }
         sink.watch_trial(0, directory, params={**parameters, "study.seed": config.study.seed}, tags=tags)
-        job = {
-            "config": config.tree(exclude=("space", "final", "verdict", "provenance")),
-            "seeds": seeds,
-            "directory": str(directory),
-            "tokenizer": str(place),
-            "run_name": f"tokenizer-{time.time_ns()}",
-            "ray_directory": str(files.directory / "ray"),
-            "worker_retries": config.run.max_attempts - 1,
-        }
+        spec = TokenizerSpec(
+            config=worker_config(config),
+            seeds=seeds,
+            directory=str(directory),
+            tokenizer=str(place),
+            run_name=f"tokenizer-{time.time_ns()}",
+            ray_directory=str(files.directory / "ray"),
+            worker_retries=config.run.max_attempts - 1,
+        )
         with follower.following("tokenizer", directory / "metrics.jsonl", config.tokenizer.images):
-            return run_worker_group(job, signals, work_on_tokenizer)
+            return run_worker_group(spec, signals, work_on_tokenizer)
 
 
-def _hand_over(config: Config, result: dict[str, Any], files: StudyDirectory, place: Path, official: str | None) -> int:
-    scores = result["scores"]
+def _hand_over(config: Config, outcome: TrialOutcome, files: StudyDirectory, place: Path, official: str | None) -> int:
+    scores = outcome.scores
     vqvae = load_tokenizer(place)
     logger.info(
         f"held-out reconstruction MSE {scores['reconstruction_mse']:.4f} (pixels in [-1, 1]), {scores['codes_in_use']:.0f} of "

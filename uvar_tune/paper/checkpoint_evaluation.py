@@ -34,8 +34,9 @@ from uvar_tune.io.hashing import content_hash
 from uvar_tune.model import CFG_CONVENTION, SamplingSettings, generate
 from uvar_tune.paper.tables import Number
 from uvar_tune.pipeline import find_checkpoint, restore, stored_config
+from uvar_tune.specs import Assets
 from uvar_tune.training import load_checkpoint, tokenizer_hash
-from uvar_tune.trial.assets import Assets, prepare
+from uvar_tune.trial.assets import prepare
 from uvar_tune.trial.factory import calibration, load_split
 
 
@@ -185,7 +186,7 @@ class CheckpointEvaluation:
     def scorecard(self, judge: Config) -> dict[str, float]:
         """Judged against the reference and the classes that ``judge``'s objective names (the same for both checkpoints)."""
         config = self.config.with_values({f"loss.{name}": value for name, value in judge.loss.model_dump().items()})
-        variance_K, classes_V = calibration(config, dataclasses.asdict(self.assets), self.vqvae)
+        variance_K, classes_V = calibration(config, self.assets, self.vqvae)
         asked = {
             name: getattr(config.loss, name) for name in ("dispersion", "discrepancy", "normalize", "kl_smoothing")
         }

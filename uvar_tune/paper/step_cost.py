@@ -5,7 +5,6 @@ The steps are those of `uvar_tune.training.train` on the checkpoint's own tokens
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import statistics
 import time
@@ -17,8 +16,8 @@ import torch
 
 from uvar_tune.config.schema import Config
 from uvar_tune.data import TokenCache
+from uvar_tune.specs import Assets
 from uvar_tune.training import Progress, RunContext, train
-from uvar_tune.trial.assets import Assets
 from uvar_tune.trial.factory import new_var, training_loss
 
 STEPS, LEAST_STEPS, MOST_SEC, WARM = 24, 3, 20.0, 2  # measured steps of each arm, fewer when they take longer
@@ -77,7 +76,7 @@ def step_of(
     """
     t = config.training
     var = new_var(config, vqvae, assets.num_classes, seed=0).to(device)
-    chosen = loss(var) if loss else training_loss(config, dataclasses.asdict(assets), vqvae, var, device)
+    chosen = loss(var) if loss else training_loss(config, assets, vqvae, var, device)
     images = max(t.images, (WARM + STEPS + 1) * t.batch_size)
     events = train(
         var,

@@ -11,8 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from uvar_tune.ray_backend.trainer import RUNG
-from uvar_tune.search.study import STOPPED, Proposal
-from uvar_tune.trial.outcome_file import LOST
+from uvar_tune.specs import CrashReason, OutcomeKind, Proposal, TrialOutcome, TrialSpec, crash
 
 
 class Work(Protocol):
@@ -21,6 +20,9 @@ class Work(Protocol):
     def ask(self) -> Proposal | None: ...
 
     def report(self, number: int, images: int, value: float) -> bool: ...
+
+
+_PROCESS_LOST = crash(None, "the process that drives the trial was lost", CrashReason.PROCESS_LOST)
 
 
 class _Stateless:
@@ -34,7 +36,7 @@ class StudySearcher(_Stateless, Searcher):
     """Feeds Tune from ``work``, at most ``concurrent`` attempts at once.
 
     Args:
-        job: makes the trainable's configuration from a proposal.
+        spec: makes what an attempt runs from a proposal.
         started, ended: told of each attempt; ``ended`` gets the proposal and its result.
         outcome: how an attempt at the proposal ended, as it lies on disk; None while it does not.
         over: whether nothing more is to begin.
@@ -44,18 +46,18 @@ class StudySearcher(_Stateless, Searcher):
         self,
         work: Work,
         concurrent: int,
-        job: Callable[[Proposal], dict[str, Any]],
+        spec: Callable[[Proposal], TrialSpec],
         started: Callable[[Proposal], None],
-        ended: Callable[[Proposal, dict[str, Any]], None],
-        outcome: Callable[[Proposal], dict[str, Any] | None],
+        ended: Callable[[Proposal, TrialOutcome], None],
+        outcome: Callable[[Proposal], TrialOutcome | None],
         over: Callable[[], bool],
     ):
         super().__init__()
         self._over = over
-        self._work, self._concurrent, self._job = work, concurrent, job
+        self._work, self._concurrent, self._spec = work, concurrent, spec
         self._started, self._ended, self._outcome = started, ended, outcome
         self._live: dict[str, Proposal] = {}
-        self._stopped: dict[str, dict[str, Any]] = {}
+        self._stopped: dict[str, TrialOutcome] = {}
 
     def set_search_properties(self, metric, mode, config, **spec) -> bool:
         return True
@@ -68,7 +70,7 @@ class StudySearcher(_Stateless, Searcher):
             known = self._outcome(proposal)  # of an attempt that had ended when its driver died
             if known is None:
                 self._live[trial_id] = proposal
-                return self._job(proposal)
+                return {"spec": self._spec(proposal)}
             self._ended(proposal, known)
         return None if self._live else Searcher.FINISHED
 
@@ -77,7 +79,12 @@ class StudySearcher(_Stateless, Searcher):
         proposal = self._live[trial_id]
         stop = self._work.report(proposal.number, rung["images"], rung["value"])
         if stop:
-            self._stopped[trial_id] = {"outcome": STOPPED, "reason": f"after {rung['images']:,} images", **rung}
+            self._stopped[trial_id] = TrialOutcome(
+                kind=OutcomeKind.STOPPED,
+                message=f"after {rung['images']:,} images",
+                images=rung["images"],
+                value=rung["value"],
+            )
         return stop
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -86,7 +93,7 @@ class StudySearcher(_Stateless, Searcher):
             return
         self._ended(
             proposal,
-            self._stopped.pop(trial_id, None) or self._outcome(proposal) or {"outcome": "crashed", "reason": LOST},
+            self._stopped.pop(trial_id, None) or self._outcome(proposal) or _PROCESS_LOST,
         )
 
     def save(self, checkpoint_path: str) -> None:

@@ -6,21 +6,20 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from uvar_tune import provenance
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import searched_inference_entries
 from uvar_tune.console import LogFollower
 from uvar_tune.errors import InfrastructureError, UvarError, causes
-from uvar_tune.io.disk import disk_full_reason, lost
+from uvar_tune.io.disk import lost
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.prestart import WorkerPrestarter
-from uvar_tune.search.study import Proposal
+from uvar_tune.specs import Assets, CrashReason, OutcomeKind, Proposal, TrialOutcome, TrialSpec, worker_config
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import MLflowTracker
 from uvar_tune.tracking.parameters import run_parameters, scored_under, that_ran
-from uvar_tune.trial.outcome_file import LOST, read_crash, read_outcome
+from uvar_tune.trial.outcome_file import read_crash, read_outcome
 from uvar_tune.trial.trial import write_config
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class TuneRunner:
     """One driver's hands: what all work of a study shares while Ray runs.
 
     Args:
-        assets: what `prepare` made, as plain data.
+        assets: what all trials of the study share.
     """
 
     def __init__(
@@ -43,12 +42,12 @@ class TuneRunner:
         sink: MLflowTracker,
         signals: GracefulShutdown,
         follower: LogFollower,
-        assets: dict[str, Any],
+        assets: Assets,
     ):
         self.config, self.files, self.sink, self.assets = config, files, sink, assets
         self.signals, self.follower = signals, follower
         self._lost: InfrastructureError | None = None
-        self.origin = {**provenance.origin(), "data_sha256": assets["data_sha256"]}
+        self.origin = {**provenance.origin(), "data_sha256": assets.data_sha256}
 
     def run(self, work, concurrent: int) -> None:
         """Run ``work`` until it hands out nothing more, or a signal ends it.
@@ -69,7 +68,7 @@ class TuneRunner:
         )  # what it logs with a traceback it also raises or tells
         hands, self.warm = TrialCallbacks(self, work), WorkerPrestarter()
         searcher = StudySearcher(
-            work, concurrent, hands.job, hands.started, hands.ended, hands.outcome, self.signals.asked.is_set
+            work, concurrent, hands.spec, hands.started, hands.ended, hands.outcome, self.signals.asked.is_set
         )
         tuner = tune.Tuner(
             tune.with_resources(trainable, ON_HEAD),
@@ -108,23 +107,24 @@ class TrialCallbacks:
         self._runner, self._work = runner, work
         self._config = runner.config
 
-    def job(self, proposal: Proposal) -> dict[str, Any]:
+    def spec(self, proposal: Proposal) -> TrialSpec:
+        """What the attempt runs."""
         runner, config = self._runner, self._work.configuration(proposal)
-        return {
-            "config": config.tree(exclude=("space", "provenance")),
-            "number": proposal.number,
-            "attempt": proposal.attempt,
-            "seeds": proposal.seeds,
-            "assets": runner.assets,
-            "started": time.time(),
-            "directory": str(self._directory(proposal)),
-            "baseline": str(runner.files.trial(0)),
-            "score_only": self._work.checkpoint(proposal),
-            "axes": {name: entry.model_dump(mode="json") for name, entry in searched_inference_entries(config).items()},
-            "cache": str(runner.files.cache),
-            "run_name": f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",
-            "ray_directory": str(runner.ray_directory),
-        }
+        return TrialSpec(
+            config=worker_config(config),
+            number=proposal.number,
+            attempt=proposal.attempt,
+            seeds=proposal.seeds,
+            assets=runner.assets,
+            started=time.time(),
+            directory=str(self._directory(proposal)),
+            baseline_directory=str(runner.files.trial(0)),
+            score_only=self._work.checkpoint(proposal),
+            inference_axes=searched_inference_entries(config),
+            cache=str(runner.files.cache),
+            run_name=f"{self._work.phase}-{proposal.number:05d}-{proposal.attempt}-{os.getpid()}",
+            ray_directory=str(runner.ray_directory),
+        )
 
     def started(self, proposal: Proposal) -> None:
         self._runner.warm.began(self._work.left())
@@ -139,50 +139,53 @@ class TrialCallbacks:
         again = f", attempt {proposal.attempt}" if proposal.attempt > 1 else ""
         logger.info(f"{name} ({proposal.kind}{again}): {shown}")
 
-    def outcome(self, proposal: Proposal) -> dict[str, Any] | None:
+    def outcome(self, proposal: Proposal) -> TrialOutcome | None:
         directory = self._directory(proposal)
         return read_outcome(directory, proposal.seeds) or read_crash(directory, proposal.attempt)
 
-    def ended(self, proposal: Proposal, result: dict[str, Any]) -> None:
-        name, number, outcome = self._work.name(proposal), proposal.number, result["outcome"]
+    def ended(self, proposal: Proposal, outcome: TrialOutcome) -> None:
+        name = self._work.name(proposal)
         self._runner.follower.forget(name)
-        if (
-            self._runner.signals.asked.is_set() and outcome == "crashed"
-        ):  # stopped by us: it stays as it is and goes on next time
-            if result["reason"] != LOST:
-                logger.info(f"{name}: nothing was saved at the end: {result['reason']}")
-            return
-        if outcome == "crashed":
-            if full := disk_full_reason(result["reason"]) or self._runner.files.full():
-                return self._runner.give_up(lost(self._runner.files.directory, full))
-            kind, _, why = result["reason"].partition(": ")
-            if kind == InfrastructureError.__name__:
-                return self._runner.give_up(InfrastructureError(f"{why}; the same command continues"))
-            again = self._work.crashed(number, result["reason"])
+        if outcome.kind is OutcomeKind.CRASHED:
+            return self._crashed(name, proposal, outcome)
+        details = {**outcome.attributes(), "provenance": self._runner.origin}
+        if outcome.kind is OutcomeKind.COMPLETE:
+            self._work.complete(proposal.number, outcome.value, details)
             logger.info(
-                f"{name}: attempt {proposal.attempt} crashed: {result['reason']}"
-                + ("; it is tried again from its last checkpoint" if again else "; given up")
+                f"{name}: {self._config.study.metric} {outcome.value:.4g} "
+                f"at CFG {outcome.inference_parameters['inference.cfg_scale']:.3g} ({outcome.seconds:.0f} s, "
+                f"{outcome.start_up_seconds:.0f} s of it before the first step)"
             )
-            if not again:
-                self._finish(proposal, "FAILED")
-            return
-        details = {
-            **{key: value for key, value in result.items() if key not in ("outcome", "value")},
-            "made_by": self._runner.origin,
-        }
-        if outcome == "complete":
-            self._work.complete(number, result["value"], details)
-            logger.info(
-                f"{name}: {self._config.study.metric} {result['value']:.4g} "
-                f"at CFG {result['params']['inference.cfg_scale']:.3g} ({result['seconds']:.0f} s, "
-                f"{result['start_up_seconds']:.0f} s of it before the first step)"
-            )
-            about = {**that_ran(result["ran"]), **scored_under(result["protocol"], proposal.seeds)}
-            self._finish(proposal, "FINISHED", metrics=result["scores"], params={**result["params"], **about})
+            parameters = {
+                **outcome.inference_parameters,
+                **that_ran(outcome.effective_parameters),
+                **scored_under(outcome.protocol, proposal.seeds),
+            }
+            self._finish(proposal, "FINISHED", metrics=outcome.scores, params=parameters)
         else:
-            self._work.prune(number, outcome, details)
-            logger.info(f"{name}: {outcome.replace('_', ' ')} ({result['reason']})")
-            self._finish(proposal, "KILLED" if outcome == "stopped" else "FAILED")
+            self._work.prune(proposal.number, outcome.kind.value, details)
+            logger.info(f"{name}: {outcome.kind.value.replace('_', ' ')} ({outcome.message})")
+            self._finish(proposal, "KILLED" if outcome.kind is OutcomeKind.STOPPED else "FAILED")
+
+    def _crashed(self, name: str, proposal: Proposal, outcome: TrialOutcome) -> None:
+        """Have the trial retried, unless the study was stopped or cannot go on."""
+        runner = self._runner
+        if runner.signals.asked.is_set():  # the study stops: the trial resumes next time
+            if outcome.reason is not CrashReason.PROCESS_LOST:
+                logger.info(f"{name}: nothing was saved at the end: {outcome.description}")
+            return
+        full = outcome.message if outcome.reason is CrashReason.DISK_FULL else runner.files.full()
+        if full:
+            return runner.give_up(lost(runner.files.directory, full))
+        if outcome.reason is CrashReason.INFRASTRUCTURE:
+            return runner.give_up(InfrastructureError(f"{outcome.message}; the same command continues"))
+        again = self._work.crashed(proposal.number, outcome)
+        logger.info(
+            f"{name}: attempt {proposal.attempt} crashed: {outcome.description}"
+            + ("; it is tried again from its last checkpoint" if again else "; given up")
+        )
+        if not again:
+            self._finish(proposal, "FAILED")
 
     def _finish(self, proposal: Proposal, status: str, **told) -> None:
         self._runner.sink.finish_trial(self._work.key(proposal.number), status=status, **told)

@@ -117,7 +117,7 @@ def _confirmed(replicates: Sequence[Replicate]) -> dict[str, dict[str, Any]]:
         )
         if not scored:
             continue
-        selected = [replicate.attributes.get("params", {}) for replicate in scored]
+        selected = [replicate.attributes.get("inference_parameters", {}) for replicate in scored]
         names = dict.fromkeys(name for params in selected for name in params if name.startswith("inference."))
         arms[arm] = {
             "values": {replicate.index: replicate.value for replicate in scored},
@@ -156,18 +156,18 @@ def _trial_result(config: Config, files: StudyDirectory, trial: FrozenTrial, run
         params={
             **{name: config.get(name) for name in config.space},
             **attributes["values"],
-            **attributes.get("params", {}),
+            **attributes.get("inference_parameters", {}),
         },
         value=values[0] if values else None,
         scores=attributes.get("scores", {}),
-        inference_points=attributes.get("profile", []),
+        inference_points=attributes.get("inference_points", []),
         attempts=len(attributes["attempts"]),
         seconds=attributes.get("seconds"),
         cpu_sec=attributes.get("cpu_sec", {}),
         directory=files.trial(trial.number),
         seeds=attributes["seeds"],
-        provenance=attributes.get("made_by", {}),
-        effective_parameters=attributes.get("ran", {}),
+        provenance=attributes.get("provenance", {}),
+        effective_parameters=attributes.get("effective_parameters", {}),
         rungs=rungs,
         metric_values=dict(zip(config.study.metrics, values, strict=True)) if values else {},
         violations=dict(trial.constraints),

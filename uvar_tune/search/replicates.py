@@ -22,7 +22,8 @@ from uvar_tune.analysis.results import Replicate
 from uvar_tune.config.schema import Config
 from uvar_tune.search.objectives import directions
 from uvar_tune.search.storage import open_storage, open_study
-from uvar_tune.search.study import EARLY_ENDS, Proposal
+from uvar_tune.search.study import EARLY_ENDS
+from uvar_tune.specs import Proposal, TrialOutcome
 
 PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
 
@@ -83,14 +84,15 @@ class Replicates:
         assert outcome in EARLY_ENDS, outcome
         self._end(number, TrialState.PRUNED, None, {**details, "outcome": outcome})
 
-    def crashed(self, number: int, reason: str) -> bool:
-        """An attempt ended from outside; True if it will be asked again."""
-        attempts = self._handed_out.pop(number)
-        attempts[-1] |= {"ended": time.time(), "reason": reason[:500]}
+    def crashed(self, number: int, outcome: TrialOutcome) -> bool:
+        """Record that an attempt crashed; whether the replicate will be asked again (else it has failed)."""
+        attempts, reason = self._handed_out.pop(number), outcome.reason.value
+        attempts[-1] |= {"ended": time.time(), "reason": reason, "message": outcome.description[:500]}
         self._set(number, "attempts", attempts)
         if sum("reason" in attempt for attempt in attempts) < self.config.run.max_attempts:
             return True
-        self._end(number, TrialState.FAIL, None, {"outcome": "crashed", "reason": reason[:2000]})
+        details = {"outcome": "crashed", "reason": reason, "message": outcome.description[:2000]}
+        self._end(number, TrialState.FAIL, None, details)
         return False
 
     def left(self) -> int:

@@ -29,27 +29,16 @@ from uvar_tune import seeds
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import baseline_point, grid_size, point, searched
 from uvar_tune.config.space_entry import SpaceEntry
-from uvar_tune.errors import LOW_MEMORY
 from uvar_tune.search.budget import Ledger, Spent, exhausted
 from uvar_tune.search.objectives import directions, violations
 from uvar_tune.search.pruning import Rungs
 from uvar_tune.search.samplers import make_sampler
 from uvar_tune.search.storage import open_storage, open_study
+from uvar_tune.specs import PRUNED_KINDS, CrashReason, OutcomeKind, Proposal, TrialOutcome
 
-STOPPED = "stopped"
-EARLY_ENDS = (STOPPED, "diverged", "out_of_memory", "infeasible")
+STOPPED = OutcomeKind.STOPPED.value
+EARLY_ENDS = tuple(sorted(kind.value for kind in PRUNED_KINDS))
 _PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
-
-
-@dataclasses.dataclass(frozen=True)
-class Proposal:
-    """One attempt at one trial: everything a worker needs to know about what is asked of it."""
-
-    number: int
-    attempt: int
-    kind: str  # baseline or search
-    values: dict[str, Any]  # dotted name → value, as it runs
-    seeds: dict[str, int]  # purpose → seed
 
 
 @dataclasses.dataclass
@@ -156,19 +145,21 @@ class Search:
             raise ValueError(f"trial {number}: {outcome!r} is no early end (one of: {', '.join(EARLY_ENDS)})")
         self._tell_finished(number, TrialState.PRUNED, None, {**details, "outcome": outcome})
 
-    def crashed(self, number: int, reason: str) -> bool:
-        """An attempt ended from outside; True if the trial will be asked again, False if it has now failed."""
+    def crashed(self, number: int, outcome: TrialOutcome) -> bool:
+        """Record that an attempt crashed; whether the trial will be asked again (else it has failed)."""
         live = self._live[number]
-        self._end_attempt(live.attempts, reason=reason[:500])
-        if sum("reason" in attempt for attempt in live.attempts) < self.config.run.max_attempts:
+        self._end_attempt(live.attempts, reason=outcome.reason.value, message=outcome.description[:500])
+        crashes = [attempt for attempt in live.attempts if "reason" in attempt]
+        if len(crashes) < self.config.run.max_attempts:
             live.trial.set_user_attr("attempts", live.attempts)
             del self._live[number]
             bisect.insort(self._interrupted, number)
             return True
-        if all(attempt["reason"].startswith(LOW_MEMORY) for attempt in live.attempts if "reason" in attempt):
-            self._tell_finished(number, TrialState.PRUNED, None, {"outcome": "out_of_memory", "reason": reason[:2000]})
+        details = {"reason": outcome.reason.value, "message": outcome.description[:2000]}
+        if all(attempt["reason"] == CrashReason.LOW_MEMORY.value for attempt in crashes):
+            self._tell_finished(number, TrialState.PRUNED, None, {"outcome": "out_of_memory", **details})
         else:
-            self._tell_finished(number, TrialState.FAIL, None, {"outcome": "crashed", "reason": reason[:2000]})
+            self._tell_finished(number, TrialState.FAIL, None, {"outcome": "crashed", **details})
         return False
 
     def unfinished(self) -> list[int]:

@@ -8,7 +8,6 @@ Everything is below ``run.root/cache/<kind>/<hash>/``, the hash being that of th
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from uvar_tune.io.locks import FileLock
 from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
 from uvar_tune.objective.validate import check_reference
+from uvar_tune.specs import Assets
 from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.training import Progress, RunContext, TrainingWarning, save_tokenizer, tokenizer_hash, train_tokenizer
 from uvar_tune.trial.factory import (
@@ -40,20 +40,6 @@ from uvar_tune.trial.factory import (
 )
 
 _FACTS = "facts.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Assets:
-    """Paths (as text, they travel through Ray) and facts of what was prepared."""
-
-    tokenizer: str
-    tokens: dict[str, str]  # split → token cache directory
-    cache: str  # root of all caches
-    num_classes: int
-    class_names: list[str]
-    data_sha256: dict[str, str]
-    classifier: str | None
-    facts: dict[str, Any]  # printed and tracked: reconstruction error, codes in use, classifier accuracy, CPU seconds
 
 
 def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
@@ -87,7 +73,7 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
     )
     if config.training.init_from is not None:
         new_var(config, vqvae, len(names), seed=0)  # a file that does not fit ends the study here
-    facts["references"] = _references(config, dataclasses.asdict(assets), vqvae)
+    facts["references"] = _references(config, assets, vqvae)
     facts["cpu_sec"] = time.process_time() - began
     recorder.event("prepared", **facts)
     return assets
@@ -152,7 +138,7 @@ def _classifier(images, cache: Path, recorder: MetricsLog) -> tuple[str, float]:
 _OPTION = {"normal": "loss.perplexity", "semantic": "loss.neighbours"}  # what else a reference depends on
 
 
-def _references(config: Config, assets: dict[str, Any], vqvae) -> dict[str, list[float]]:
+def _references(config: Config, assets: Assets, vqvae) -> dict[str, list[float]]:
     """Reference → σ²⋆ of each scale in units of the anchor. Every reference and partition that the space names must be
     possible, at both ends of its option's range, and wide enough for the discrepancies, before the first trial is started."""
     codes = prepare_codes(vqvae.codebook_VC.detach().double().cpu())
@@ -172,7 +158,7 @@ def _references(config: Config, assets: dict[str, Any], vqvae) -> dict[str, list
     }
 
 
-def _check_reference(config: Config, assets: dict[str, Any], vqvae, anchor: float, values: dict[str, Any]) -> None:
+def _check_reference(config: Config, assets: Assets, vqvae, anchor: float, values: dict[str, Any]) -> None:
     option = _OPTION.get(values["loss.reference"])
     for end in _choices(config, option, **values) if option else [None]:
         variance_K, _ = calibration(config.with_values({**values, **({option: end} if option else {})}), assets, vqvae)

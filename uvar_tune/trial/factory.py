@@ -20,6 +20,7 @@ from uvar_tune.io.safe_load import read_json
 from uvar_tune.model import VAR, VQVAE, start_from
 from uvar_tune.model.scales import split
 from uvar_tune.objective import CompositeLoss, LossTerms, build_classes, build_reference
+from uvar_tune.specs import Assets
 from uvar_tune.training import latest_valid, load_checkpoint, load_tokenizer, tokenizer_hash
 
 
@@ -129,7 +130,7 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def loss_arguments(config: Config, assets: dict[str, Any], vqvae, device) -> dict[str, Any]:
+def loss_arguments(config: Config, assets: Assets, vqvae, device) -> dict[str, Any]:
     """What `composite_loss` takes beside logits and targets, for this configuration."""
     o = config.loss
     variance_K, classes_V = calibration(config, assets, vqvae)
@@ -153,7 +154,7 @@ def loss_arguments(config: Config, assets: dict[str, Any], vqvae, device) -> dic
 FUSED_FROM = 1024  # codes from which the logits of a batch are worth not being held
 
 
-def training_loss(config: Config, assets: dict[str, Any], vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
+def training_loss(config: Config, assets: Assets, vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
     """The ``loss`` of `train`: (model, vqvae, tokens_BL, labels_B, noise) → LossTerms under this configuration."""
     compute = batch_loss(config, assets, vqvae, bare, device)
 
@@ -163,7 +164,7 @@ def training_loss(config: Config, assets: dict[str, Any], vqvae, bare: VAR, devi
     return loss
 
 
-def batch_loss(config: Config, assets: dict[str, Any], vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
+def batch_loss(config: Config, assets: Assets, vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
     """(model, teacher_input, tokens_BL, labels_B, noise) → LossTerms under this configuration."""
     objective = CompositeLoss(**loss_arguments(config, assets, vqvae, device), device=device)
     fused = config.training.fused == "on" or (config.training.fused == "auto" and vqvae.vocab_size >= FUSED_FROM)
@@ -177,9 +178,9 @@ def batch_loss(config: Config, assets: dict[str, Any], vqvae, bare: VAR, device)
     return loss
 
 
-def calibration(config: Config, assets: dict[str, Any], vqvae) -> tuple[torch.Tensor, torch.Tensor]:
+def calibration(config: Config, assets: Assets, vqvae) -> tuple[torch.Tensor, torch.Tensor]:
     """(σ²⋆ of each scale, semantic class of each code), from the training tokens; cached by the hash of their sources."""
-    o, cache = config.loss, Path(assets["cache"]) / "references"
+    o, cache = config.loss, Path(assets.cache) / "references"
     options = {
         "uniform": {},
         "dataset": {"condition_on": o.condition_on},
@@ -190,13 +191,13 @@ def calibration(config: Config, assets: dict[str, Any], vqvae) -> tuple[torch.Te
     partition = {"name": o.partition, "count": o.class_count, "distance": o.distance}
 
     def reference() -> dict[str, Any]:
-        tokens = TokenCache.open(assets["tokens"]["train"])
+        tokens = TokenCache.open(assets.tokens["train"])
         found = build_reference(
             codebook=vqvae.codebook_VC.cpu(),
             tokens_NL=tokens.tokens_NL,
             labels_N=tokens.labels_N,
             scales=vqvae.scales,
-            num_classes=assets["num_classes"],
+            num_classes=assets.num_classes,
             **asked,
         )
         return {"variance": found.variance_K.tolist(), "diagnostics": found.diagnostics}
@@ -205,8 +206,8 @@ def calibration(config: Config, assets: dict[str, Any], vqvae) -> tuple[torch.Te
         decode = partial(_decode_alone, vqvae) if o.partition == "reconstruction" else None
         return {"classes": build_classes(codebook=vqvae.codebook_VC.cpu(), decode=decode, **partition).tolist()}
 
-    variance = _cached(cache, {"tokens": Path(assets["tokens"]["train"]).name, **asked}, reference)["variance"]
-    tokenizer = {"tokenizer": tokenizer_hash(assets["tokenizer"]), "scales": vqvae.scales}
+    variance = _cached(cache, {"tokens": Path(assets.tokens["train"]).name, **asked}, reference)["variance"]
+    tokenizer = {"tokenizer": tokenizer_hash(assets.tokenizer), "scales": vqvae.scales}
     found = _cached(cache, {**tokenizer, **partition}, classes)["classes"]
     return torch.tensor(variance), torch.tensor(found)
 

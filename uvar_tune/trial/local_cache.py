@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 from uvar_tune.io.atomic import staged_path
 from uvar_tune.io.locks import FileLock
 from uvar_tune.io.manifest import remove_leftovers
+from uvar_tune.specs import Assets
 
 
-def copy_to_local_disk(assets: dict[str, Any], scratch: str | None) -> dict[str, Any]:
+def copy_to_local_disk(assets: Assets, scratch: str | None) -> Assets:
     """``assets`` with token caches below ``scratch``, copied there by the first worker of the node that comes.
 
     Caches are named by the hash of what they were made from, so a copy that is there is the right one. Without ``scratch``
@@ -21,10 +22,8 @@ def copy_to_local_disk(assets: dict[str, Any], scratch: str | None) -> dict[str,
         return assets
     place = Path(scratch).expanduser()
     place.mkdir(parents=True, exist_ok=True)
-    return {
-        **assets,
-        "tokens": {split: str(_copied(Path(source), place)) for split, source in assets["tokens"].items()},
-    }
+    tokens = {split: str(_copied(Path(source), place)) for split, source in assets.tokens.items()}
+    return dataclasses.replace(assets, tokens=tokens)
 
 
 def _copied(source: Path, place: Path) -> Path:

@@ -1,7 +1,7 @@
-"""How an attempt ended, on disk before anybody is told: `ended.json` in the trial's directory.
+"""How an attempt ended, on disk in the trial's directory before the driver records it.
 
-A report can be lost with the process that carries it; what lies in the directory is found by this driver or by the next one,
-which then tells it without running anything again.
+A report that travels through Ray is lost with the process that carries it. The file is read by this driver, or by the
+next one, which then records the outcome without running the attempt again.
 """
 
 from __future__ import annotations
@@ -11,50 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.io.atomic import write_text_atomic
-from uvar_tune.tracking.metrics_log import MetricsLog
+from uvar_tune.specs import OutcomeKind, TrialOutcome
 
-INTERRUPTION = (
-    "interrupted"  # the outcome of an attempt that was asked to end: it is not written down, the trial goes on later
-)
-LOST = "the process that drives the trial was lost"  # the reason of an attempt of which nothing is known
-_FILE, _CRASH = "ended.json", "crashed.json"
-_MAX_BYTES = 2**24  # what we write ourselves is far smaller
+_OUTCOME, _CRASH = "outcome.json", "crash.json"
+_MAX_BYTES = 2**24  # far more than an outcome takes
 
 
-def interrupted(recorder: MetricsLog | None, images: int) -> dict[str, Any]:
-    """The result of an attempt that saved a checkpoint after ``images`` images and ends, as it was asked to; rank 0 says so."""
-    if recorder is not None:
-        recorder.event("log", text=f"saved at {images:,} images")
-    return {"outcome": INTERRUPTION, "reason": "it was asked to end", "images": images}
+def write_outcome(directory: str | Path, seeds: dict[str, int], outcome: TrialOutcome) -> None:
+    """Write how an attempt with these seeds ended, as the last act of rank 0.
+
+    Raises:
+        ValueError: a score is NaN or infinite.
+    """
+    _write(Path(directory) / _OUTCOME, {"seeds": seeds, "outcome": outcome.to_dict()})
 
 
-def write_outcome(directory: str | Path, seeds: dict[str, int], result: dict[str, Any]) -> None:
-    """Rank 0's last act. NaN cannot be written: it never becomes a score."""
-    _write(Path(directory) / _FILE, {"seeds": seeds, "result": result})
+def write_crash(directory: str | Path, attempt: int, outcome: TrialOutcome) -> None:
+    """Write why an attempt crashed, from the process that drives the trial."""
+    _write(Path(directory) / _CRASH, {"attempt": attempt, "outcome": outcome.to_dict()})
 
 
-def write_crash(directory: str | Path, attempt: int, reason: str) -> None:
-    """Why an attempt ended from outside, by the process that drives it."""
-    _write(Path(directory) / _CRASH, {"attempt": attempt, "reason": reason})
+def read_outcome(directory: str | Path, seeds: dict[str, int]) -> TrialOutcome | None:
+    """The outcome of the attempt that ran with these seeds; None if there is none."""
+    content = _read(Path(directory) / _OUTCOME)
+    return _outcome(content) if content.get("seeds") == seeds else None
 
 
-def read_crash(directory: str | Path, attempt: int) -> dict[str, Any] | None:
-    """The crash of this very attempt as a result; None where none was written."""
-    kept = _read(Path(directory) / _CRASH)
-    reason = kept.get("reason") if kept.get("attempt") == attempt else None
-    return {"outcome": "crashed", "reason": reason} if isinstance(reason, str) else None
+def read_crash(directory: str | Path, attempt: int) -> TrialOutcome | None:
+    """The crash of this attempt; None if none was written."""
+    content = _read(Path(directory) / _CRASH)
+    outcome = _outcome(content) if content.get("attempt") == attempt else None
+    return outcome if outcome is not None and outcome.kind is OutcomeKind.CRASHED else None
 
 
-def read_outcome(directory: str | Path, seeds: dict[str, int]) -> dict[str, Any] | None:
-    """The result of an attempt that ran with these seeds; None while there is none."""
-    kept = _read(Path(directory) / _FILE)
-    result = kept.get("result") if kept.get("seeds") == seeds else None
-    return result if isinstance(result, dict) and isinstance(result.get("outcome"), str) else None
-
-
-def seeds_behind(directory: str | Path) -> dict[str, int]:
-    """The seeds of the attempt that ended there; {} while there is none."""
-    seeds = _read(Path(directory) / _FILE).get("seeds")
+def stored_seeds(directory: str | Path) -> dict[str, int]:
+    """The seeds of the attempt that ended in this directory; {} if none has."""
+    seeds = _read(Path(directory) / _OUTCOME).get("seeds")
     return seeds if isinstance(seeds, dict) else {}
 
 
@@ -62,13 +54,19 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     write_text_atomic(path, json.dumps(content, allow_nan=False))
 
 
+def _outcome(content: dict[str, Any]) -> TrialOutcome | None:
+    try:
+        return TrialOutcome.from_dict(content.get("outcome"))
+    except ValueError:
+        return None
+
+
 def _read(path: Path) -> dict[str, Any]:
-    """What it holds; {} where it is not there, damaged or cannot be read: the attempt is then made again from its last
-    checkpoint."""
+    """The content; {} if the file is missing, damaged or unreadable: the attempt then resumes from its last checkpoint."""
     try:
         if not path.is_file() or path.stat().st_size > _MAX_BYTES:
             return {}
-        kept = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return content if isinstance(content, dict) else {}

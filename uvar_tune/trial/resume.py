@@ -11,6 +11,7 @@ import torch
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.objective import lambda_for_share
+from uvar_tune.specs import TrialSpec
 from uvar_tune.training import Checkpoint, differences, latest_valid, load_checkpoint, require_same
 from uvar_tune.trial.factory import new_var
 from uvar_tune.trial.scoring import shares_at
@@ -23,7 +24,7 @@ class InfeasibleTrial(Exception):
     """No λ below its limit moves the share of the gradient that was asked for."""
 
 
-def resolve_lambdas(config: Config, job: dict[str, Any], vqvae, device) -> tuple[Config, dict[str, float]]:
+def resolve_lambdas(config: Config, spec: TrialSpec, vqvae, device) -> tuple[Config, dict[str, float]]:
     """(the configuration with plain λ, those λ by name): under `lambda_unit: share` what moves the asked shares of the
     gradient at the baseline's predictions (docs/method.md); {} where λ is given as it is."""
     if config.loss.lambda_unit != "share":
@@ -34,11 +35,11 @@ def resolve_lambdas(config: Config, job: dict[str, Any], vqvae, device) -> tuple
     }
     ran: dict[str, Any] = {name: 0.0 for name, _ in asked.values()}
     if any(share for _, share in asked.values()):
-        weights = best_available_weights(job["baseline"])
-        baseline = new_var(config, vqvae, job["assets"]["num_classes"], seed=0, empty=True).to(device)
+        weights = best_available_weights(spec.baseline_directory)
+        baseline = new_var(config, vqvae, spec.assets.num_classes, seed=0, empty=True).to(device)
         baseline.load_state_dict(weights)
         plain = config.with_values({**ran, "loss.lambda_unit": "raw"})
-        shares = shares_at(plain, job["assets"], baseline.eval(), vqvae, device)
+        shares = shares_at(plain, spec.assets, baseline.eval(), vqvae, device)
         try:
             ran |= {
                 name: lambda_for_share(share, shares[f"{term}_unit"], term=term)

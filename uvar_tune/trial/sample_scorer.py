@@ -22,6 +22,7 @@ from uvar_tune.evaluation import (
     to_uint8,
 )
 from uvar_tune.model import CFG_CONVENTION, SamplingSettings, generate
+from uvar_tune.specs import Assets
 from uvar_tune.trial.factory import load_split
 
 
@@ -71,16 +72,14 @@ class Sampler:
 class SampleScorer:
     """Scores of uint8 samples against the reference split."""
 
-    def __init__(self, config: Config, assets: dict[str, Any], *, cache: Path, seed: int, device="cpu"):
+    def __init__(self, config: Config, assets: Assets, *, cache: Path, seed: int, device="cpu"):
         evaluation = config.evaluation
         reference = load_split(config, evaluation.reference_split)
         self._config, self._seed = config, seed
         self.extractor = open_extractor(
-            evaluation.extractor, weights=evaluation.weights or assets["classifier"], device=str(device)
+            evaluation.extractor, weights=evaluation.weights or assets.classifier, device=str(device)
         )
-        self._knows_classes = (
-            assets["classifier"] is not None
-        )  # the feature network is a classifier of these very labels
+        self._knows_classes = assets.classifier is not None  # the feature network is a classifier of these very labels
         self._reference = reference_features(reference, self.extractor, cache_root=cache / "features")
         self._about = {
             "reference": reference,
@@ -108,7 +107,7 @@ class SampleScorer:
         return found
 
 
-def current_protocol(config: Config, assets: dict[str, Any], cache: Path) -> dict[str, Any]:
+def current_protocol(config: Config, assets: Assets, cache: Path) -> dict[str, Any]:
     """Under what rules a network that is scored here and now is scored."""
     return SampleScorer(config, assets, cache=cache, seed=0).protocol(config.evaluation.samples)
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from uvar_tune.config.schema import Config
-from uvar_tune.config.space_entry import SpaceEntry
 from uvar_tune.data import TokenCache
 from uvar_tune.evaluation import code_statistics, likelihood, save_grid, scorecard
 from uvar_tune.evaluation.cfg_search import InferencePointSearch
@@ -20,6 +19,7 @@ from uvar_tune.metrics import metric
 from uvar_tune.model.scales import split
 from uvar_tune.objective import gradient_shares
 from uvar_tune.seeds import SAMPLING
+from uvar_tune.specs import Assets, TrialSpec
 from uvar_tune.trial.factory import calibration, loss_arguments
 from uvar_tune.trial.sample_scorer import Sampler, SampleScorer, from_rank_0
 
@@ -30,14 +30,12 @@ class Scorer:
     """Scores one network at inference points; every rank takes part, rank 0 judges.
 
     Args:
-        job: assets, seeds, directory and cache of the trial.
+        spec: its assets, seeds, directory, cache and inference axes are used.
         recorder: rank 0's record of the trial, None on the others.
     """
 
-    def __init__(
-        self, config: Config, job: dict[str, Any], var, vqvae, *, rank: int, world_size: int, device, recorder
-    ):
-        self.config, self.job, self.var, self.vqvae = config, job, var, vqvae
+    def __init__(self, config: Config, spec: TrialSpec, var, vqvae, *, rank: int, world_size: int, device, recorder):
+        self.config, self.spec, self.var, self.vqvae = config, spec, var, vqvae
         self.rank, self.world_size, self.device, self.recorder = rank, world_size, device, recorder
         self._judge: SampleScorer | None = None
 
@@ -47,9 +45,9 @@ class Scorer:
         if self._judge is None and self.rank == 0:
             self._judge = SampleScorer(
                 self.config,
-                self.job["assets"],
-                cache=Path(self.job["cache"]),
-                seed=self.job["seeds"]["sampling-b"],
+                self.spec.assets,
+                cache=Path(self.spec.cache),
+                seed=self.spec.seeds["sampling-b"],
                 device=self.device,
             )
         return self._judge
@@ -72,20 +70,14 @@ class Scorer:
         return value
 
     def score(self, images: int) -> dict[str, Any]:
-        """The trained network; on rank 0 {value, scores, profile, params, protocol}, on the others {}.
+        """The trained network; on rank 0 fields of `TrialOutcome`, on the others {}.
 
         Args:
             images: training images seen, the step under which the scores are recorded.
         """
         self.var.eval()
         draw, profile, features = self._sampler(self.config.evaluation.samples), [], None
-        search = (
-            InferencePointSearch.from_config(
-                self.config, {name: SpaceEntry(**entry) for name, entry in self.job.get("axes", {}).items()}
-            )
-            if self.rank == 0
-            else None
-        )
+        search = InferencePointSearch.from_config(self.config, self.spec.inference_axes) if self.rank == 0 else None
         while (point := from_rank_0(search.ask() if search else None, self.world_size)) is not None:
             place = {name: value for name, value in point.items() if name != "seeds"}
             samples = draw(place, SAMPLING[point["seeds"]])
@@ -103,22 +95,22 @@ class Scorer:
         scores |= self._held_out()
         scores |= code_statistics(tokens_NL, scales=self.vqvae.scales, vocab_size=self.vqvae.vocab_size)
         self.recorder.metrics(images, scores)
-        picture = Path(self.job["directory"]) / "samples" / f"{images:012d}.png"
+        picture = Path(self.spec.directory) / "samples" / f"{images:012d}.png"
         save_grid(_by_class(samples, draw.labels_N, 10), picture, columns=10)
         return {
             "value": scores[self.config.study.metric],
             "scores": scores,
-            "profile": profile,
-            "params": {f"inference.{name}": value for name, value in place.items()},
-            "again": again,
+            "inference_points": profile,
+            "inference_parameters": {f"inference.{name}": value for name, value in place.items()},
+            "repeated_values": again,
             "protocol": self.judge.protocol(len(samples)),
         }
 
     def _again(self, draw: Sampler, place: dict[str, float]) -> list[float]:
-        """The objective at the chosen point on further sampling seeds, as many as the job names (phase `noise`)."""
+        """The objective at the chosen point on further sampling seeds, as many as the spec names (phase `noise`)."""
         values = []
         for purpose in sorted(
-            name for name in self.job["seeds"] if name.startswith("sampling-b") and name != "sampling-b"
+            name for name in self.spec.seeds if name.startswith("sampling-b") and name != "sampling-b"
         ):
             samples = draw(place, purpose)
             if self.judge:
@@ -131,7 +123,7 @@ class Scorer:
             self.var,
             self.vqvae,
             samples=samples,
-            seeds=self.job["seeds"],
+            seeds=self.spec.seeds,
             rank=self.rank,
             world_size=self.world_size,
             device=self.device,
@@ -144,8 +136,8 @@ class Scorer:
     def _held_out(self) -> dict[str, float]:
         """Of the validation split, every label kept: NLL, calibration and class accuracy; predictive entropy and the objective's
         terms, unweighted, by scale; the share that each term has of the gradient."""
-        assets, objective = self.job["assets"], self.config.loss
-        held_out = TokenCache.open(assets["tokens"]["validation"])
+        assets, objective = self.spec.assets, self.config.loss
+        held_out = TokenCache.open(assets.tokens["validation"])
         about = {"chunk": self.config.evaluation.chunk, "device": self.device}
         found = likelihood(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, **about)
         variance_K, classes_V = calibration(self.config, assets, self.vqvae)
@@ -167,9 +159,9 @@ class Scorer:
         return found | {f"grad_share/{name}": shares[name] for name in sorted(names)}
 
 
-def shares_at(config: Config, assets: dict[str, Any], var, vqvae, device) -> dict[str, float]:
+def shares_at(config: Config, assets: Assets, var, vqvae, device) -> dict[str, float]:
     """`gradient_shares` of the configuration's terms on held-out tokens, at the predictions of ``var``."""
-    held_out = TokenCache.open(assets["tokens"]["validation"])
+    held_out = TokenCache.open(assets.tokens["validation"])
     tokens_BL = torch.as_tensor(held_out.tokens_NL[:SHARE_IMAGES].astype("int64"), device=device)
     labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"), device=device)
     with torch.no_grad():

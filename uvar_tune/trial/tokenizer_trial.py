@@ -6,7 +6,6 @@ checkpoints/<images>/, samples/reconstructions-<images>.png, and the tokenizer i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from uvar_tune.config.schema import Config
 from uvar_tune.data import ImageSet
 from uvar_tune.errors import Diverged
 from uvar_tune.evaluation.reconstruction import picture, reconstruction
+from uvar_tune.specs import OutcomeKind, TokenizerSpec, TrialOutcome
 from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.tracking.writer_lock import open_metrics_log
 from uvar_tune.training import (
@@ -32,8 +32,8 @@ from uvar_tune.training import (
     train_tokenizer,
 )
 from uvar_tune.trial.factory import load_split, new_vqvae, tokenizer_seed
-from uvar_tune.trial.outcome_file import interrupted
 from uvar_tune.trial.resume import chosen, require_shapes
+from uvar_tune.trial.trial import RankContext, interruption
 
 
 def check_run(config: Config) -> dict[str, str]:
@@ -44,70 +44,51 @@ def check_run(config: Config) -> dict[str, str]:
     """
     images = {split: load_split(config, split) for split in ("train", "validation")}
     device = torch.device("cuda" if config.run.gpus_per_worker else "cpu")
-    _events(config, new_vqvae(config), images["train"], None, rank=0, world_size=config.run.workers, device=device)
+    context = RankContext(world_size=config.run.workers, device=device)
+    _events(config, new_vqvae(config), images["train"], None, context)
     return {split: found.sha256 for split, found in images.items()}
 
 
-def run_tokenizer_attempt(
-    job: dict[str, Any],
-    *,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    wrap: Callable[[torch.nn.Module], torch.nn.Module],
-    stop: Callable[[], bool] | None = None,
-) -> dict[str, Any]:
-    """Train to the end and judge, or to where ``stop`` says so on any rank.
+def run_tokenizer_attempt(spec: TokenizerSpec, context: RankContext) -> TrialOutcome:
+    """Train the tokenizer and score it, on one rank.
 
-    Returns:
-        {outcome: complete, images, scores} or {outcome: diverged | interrupted, reason, images}. Any other failure is raised.
+    Raises:
+        Exception: whatever is no typed outcome of a trial.
     """
-    with open_metrics_log(Path(job["directory"]), rank=rank) as recorder:
-        return _run(job, recorder, rank, world_size, device, wrap, stop)
+    with open_metrics_log(Path(spec.directory), rank=context.rank) as recorder:
+        return _run(spec, context, recorder)
 
 
-def _run(job, recorder: MetricsLog | None, rank: int, world_size: int, device, wrap, stop) -> dict[str, Any]:
-    config, directory = Config.model_validate(job["config"]), Path(job["directory"])
+def _run(spec: TokenizerSpec, context: RankContext, recorder: MetricsLog | None) -> TrialOutcome:
+    config, directory = spec.config, Path(spec.directory)
     images = {split: load_split(config, split) for split in ("train", "validation")}
     vqvae = new_vqvae(config)
-    state = _resume(directory / "checkpoints", vqvae, recorder, device)
-    model = wrap(vqvae.to(device))
+    state = _resume(directory / "checkpoints", vqvae, recorder, context.device)
+    model = context.wrap(vqvae.to(context.device))
     try:
-        for event in _events(
-            config, model, images["train"], state, rank=rank, world_size=world_size, device=device, stop=stop
-        ):
+        for event in _events(config, model, images["train"], state, context):
             if recorder is not None:
                 _note(event, config, directory, vqvae, images["validation"], recorder)
             if isinstance(event, CheckpointEvent) and event.stopped:
-                return interrupted(recorder, event.images)
+                return interruption(recorder, event.images)
     except Diverged as error:
-        return {"outcome": "diverged", "reason": str(error), "images": error.images}
-    scores = reconstruction(vqvae.eval(), images["validation"], rank=rank, world_size=world_size)
-    if rank == 0:
-        save_tokenizer(job["tokenizer"], vqvae)
-    return {"outcome": "complete", "images": config.tokenizer.images, "scores": scores}
+        return TrialOutcome(kind=OutcomeKind.DIVERGED, message=str(error), images=error.images)
+    scores = reconstruction(vqvae.eval(), images["validation"], rank=context.rank, world_size=context.world_size)
+    if context.rank == 0:
+        save_tokenizer(spec.tokenizer, vqvae)
+    return TrialOutcome(kind=OutcomeKind.COMPLETE, images=config.tokenizer.images, scores=scores)
 
 
-def _events(
-    config: Config,
-    model: torch.nn.Module,
-    images: ImageSet,
-    start,
-    *,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    stop: Callable[[], bool] | None = None,
-):
+def _events(config: Config, model: torch.nn.Module, images: ImageSet, start, context: RankContext):
     run = RunContext(
         seed=tokenizer_seed(config),
-        rank=rank,
-        world_size=world_size,
-        device=device,
+        rank=context.rank,
+        world_size=context.world_size,
+        device=context.device,
         log_images=config.run.log_images,
         checkpoint_images=config.run.checkpoint_images,
     )
-    return train_tokenizer(model, images, config.tokenizer, run, start=start, stop=stop)
+    return train_tokenizer(model, images, config.tokenizer, run, start=start, stop=context.stop_requested)
 
 
 def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, recorder: MetricsLog) -> None:

@@ -7,8 +7,9 @@ config.yaml, metrics.jsonl, checkpoints/<images>/, samples/.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from uvar_tune.config.schema import Config
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
 from uvar_tune.io.safe_load import dump_yaml
+from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec
+from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.tracking.writer_lock import open_metrics_log
 from uvar_tune.training import (
     CheckpointEvent,
@@ -32,209 +35,252 @@ from uvar_tune.training import (
 )
 from uvar_tune.trial.factory import new_var, open_tokenizer, training_loss
 from uvar_tune.trial.local_cache import copy_to_local_disk
-from uvar_tune.trial.outcome_file import interrupted
 from uvar_tune.trial.resume import InfeasibleTrial, best_available_weights, resolve_lambdas, resume
 from uvar_tune.trial.scoring import Scorer
 
 
 class PhaseTimer:
-    """CPU seconds of this process by phase, and wall seconds of what comes before the first step."""
+    """CPU seconds of this process by phase, and wall seconds before the first step."""
 
     def __init__(self):
         self.cpu_sec = {"start-up": time.process_time()}
-        self._began = self._built = time.time()
+        self._created = self._built = time.time()
 
-    def built(self) -> None:
+    def mark_built(self) -> None:
         """The first step comes next."""
         self._built = time.time()
 
-    def start_up(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Seconds from the trial's start to the first step (of what is only scored: to its building), and their parts."""
-        driven = job.get("driven", job["started"])
+    def start_up(self, spec: TrialSpec) -> dict[str, Any]:
+        """Fields of `TrialOutcome`: seconds from the start of the attempt to the first step, and their parts."""
+        driven = spec.started if spec.driven is None else spec.driven
         return {
-            "start_up_seconds": self._built - job["started"],
+            "start_up_seconds": self._built - spec.started,
             "start_up_parts": {
-                "driver": driven - job["started"],
-                "workers": self._began - driven,
-                "building": self._built - self._began,
+                "driver": driven - spec.started,
+                "workers": self._created - driven,
+                "building": self._built - self._created,
             },
         }
 
     @contextlib.contextmanager
     def __call__(self, phase: str):
-        began = time.process_time()
+        """Add the CPU seconds of the block to ``phase``."""
+        before = time.process_time()
         try:
             yield
         finally:
-            self.cpu_sec[phase] = self.cpu_sec.get(phase, 0.0) + time.process_time() - began
+            self.cpu_sec[phase] = self.cpu_sec.get(phase, 0.0) + time.process_time() - before
 
 
-class _Ended(Exception):
-    """Training ended before its length; ``result`` as `run_attempt` returns it."""
+class TrainingEnded(Exception):
+    """Training ended before its length, with this outcome."""
 
-    def __init__(self, result: dict[str, Any]):
-        super().__init__(result["reason"])
-        self.result = result
+    def __init__(self, outcome: TrialOutcome):
+        super().__init__(outcome.message)
+        self.outcome = outcome
 
 
-def run_attempt(
-    job: dict[str, Any],
-    *,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    wrap: Callable[[torch.nn.Module], torch.nn.Module],
-    report: Callable[[dict[str, Any]], None],
-    stop: Callable[[], bool] | None = None,
-) -> dict[str, Any]:
-    """Train and score; how it ended, as plain data.
+@dataclasses.dataclass(frozen=True)
+class RankContext:
+    """This process within its worker group.
 
     Args:
-        report: tells a rung, {images, value}, on every rank (the value on rank 0); who listens may end this process then.
-        stop: asked in each step of the training, which ends with a checkpoint once it says so on any rank.
-
-    Returns:
-        {outcome: complete, value, scores, profile, params, cpu_sec, seconds, images} or
-        {outcome: diverged | out_of_memory | infeasible | interrupted, reason, images, …}; ``alone``: the other ranks do not
-        know of it and wait for this one. Any other failure is raised.
+        rank: of this process.
+        world_size: number of processes.
+        device: of the model.
+        wrap: makes the data-parallel model, e.g. DDP.
+        report: gets each rung, {images, value}, on every rank (the value on rank 0). It may end this process.
+        stop_requested: called at each step; if it returns True on any rank, training saves a checkpoint and ends.
     """
-    with open_metrics_log(Path(job["directory"]), rank=rank, attempt=job["attempt"]) as recorder:
-        return _run(job, recorder, rank, world_size, device, wrap, report, stop)
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+    wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda model: model
+    report: Callable[[dict[str, Any]], None] = lambda rung: None
+    stop_requested: Callable[[], bool] | None = None
 
 
-def _run(job, recorder, rank, world_size, device, wrap, report, stop) -> dict[str, Any]:
-    config = Config.model_validate(job["config"])
-    job = {**job, "assets": copy_to_local_disk(job["assets"], config.run.scratch)}
-    clock = PhaseTimer()
-    result: dict[str, Any]
-    try:
-        vqvae = open_tokenizer(job["assets"]["tokenizer"], config).to(device).eval().requires_grad_(False)
-        config, ran = resolve_lambdas(config, job, vqvae, device)
-        var = new_var(config, vqvae, job["assets"]["num_classes"], job["seeds"]["initialisation"]).to(device)
-        scorer = Scorer(config, job, var, vqvae, rank=rank, world_size=world_size, device=device, recorder=recorder)
-        if job.get("score_only"):
-            var.load_state_dict(best_available_weights(job["score_only"]))
-        else:
-            _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report, stop)
-        with clock("evaluation"):
-            result = {
-                "outcome": "complete",
-                "images": config.training.images,
-                "ran": ran,
-                **scorer.score(config.training.images),
-            }
-    except InfeasibleTrial as error:
-        result = {"outcome": "infeasible", "reason": str(error), "images": 0}
-    except _Ended as end:
-        result = end.result
-    except Diverged as error:  # what it generates is not finite
-        result = {"outcome": "diverged", "reason": str(error), "images": error.images, "alone": True}
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        result = {"outcome": "out_of_memory", "reason": first_line(error), "images": 0, "alone": True}
-    result |= {"cpu_sec": clock.cpu_sec, "seconds": time.time() - job["started"], **clock.start_up(job)}
-    if device.type == "cuda":
-        result["gpu_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-    if recorder is not None:
-        recorder.event("ended", **{key: result[key] for key in ("outcome", "cpu_sec", "seconds")})
-        recorder.settle()
-    return result
+def run_attempt(spec: TrialSpec, context: RankContext) -> TrialOutcome:
+    """Train and score one attempt on one rank.
+
+    Raises:
+        Exception: whatever is no typed outcome of a trial.
+    """
+    with open_metrics_log(Path(spec.directory), rank=context.rank, attempt=spec.attempt) as log:
+        return _Attempt(spec, context, log).run()
 
 
-def _train(config, job, var, vqvae, recorder, rank, world_size, device, wrap, scorer, clock, report, stop) -> None:
-    """Train to the end; ``var`` then holds what is to be scored, the averaged weights where there are any."""
-    checkpoints = Path(job["directory"]) / "checkpoints"
-    state = resume(checkpoints, var, recorder, job["config"])
-    averaged, reached = (state or {}).get("ema"), (state or {}).get("images", 0)
-    if reached in config.study.rungs:  # its checkpoint is older than its score, which may not have been told
-        _score_rung(reached, var, averaged, scorer, clock, report)
-    events = _events(config, job, wrap(var), var, vqvae, rank, world_size, device, state, stop)
-    clock.built()
-    while True:
+class _Attempt:
+    """One attempt on one rank.
+
+    Args:
+        log: of rank 0; None on the others.
+    """
+
+    def __init__(self, spec: TrialSpec, context: RankContext, log: MetricsLog | None):
+        assets = copy_to_local_disk(spec.assets, spec.config.run.scratch)
+        self._spec, self._context, self._log = dataclasses.replace(spec, assets=assets), context, log
+        self._timer = PhaseTimer()
+
+    def run(self) -> TrialOutcome:
+        """Train, score and add the costs."""
         try:
-            with clock("training"):
-                event = next(events, None)
-        except StepFailed as error:
-            alone = isinstance(error, OutOfMemory)  # of a loss that is not finite every rank is told
-            kept = f"; {_kept(error, config, job, var)}" if rank == 0 or alone else ""
-            raise _Ended(
-                {
-                    "outcome": "out_of_memory" if alone else "diverged",
-                    "reason": f"{error}{kept}",
-                    "images": error.images,
-                    "alone": alone,
-                }
-            ) from error
-        if event is None:
-            break
-        if recorder and isinstance(event, Progress):
-            recorder.metrics(event.images, event.values)
-        elif recorder and isinstance(event, TrainingWarning):
-            recorder.event("log", text=event.text)
-        elif isinstance(event, CheckpointEvent):
-            averaged = event.state()["ema"] if config.training.ema else None
-            if recorder:
-                recorder.settle()
-                save_checkpoint(
-                    checkpoints / f"{event.images:012d}",
-                    var_state=var.state_dict(),
-                    config=job["config"],
-                    tokenizer={"path": job["assets"]["tokenizer"]},
-                    training_state=event.state(),
-                )
-                retain(checkpoints, max_bytes=config.run.checkpoint_bytes)
-            if event.stopped:
-                raise _Ended(interrupted(recorder, event.images))
-            if event.images in config.study.rungs:
-                _score_rung(event.images, var, averaged, scorer, clock, report)
-    if averaged is not None:
-        var.load_state_dict(averaged)
+            outcome = self._train_and_score()
+        except InfeasibleTrial as error:
+            outcome = TrialOutcome(kind=OutcomeKind.INFEASIBLE, message=str(error))
+        except TrainingEnded as end:
+            outcome = end.outcome
+        except Diverged as error:  # a sample is not finite
+            outcome = TrialOutcome(
+                kind=OutcomeKind.DIVERGED, message=str(error), images=error.images, single_rank_failure=True
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            outcome = TrialOutcome(kind=OutcomeKind.OUT_OF_MEMORY, message=first_line(error), single_rank_failure=True)
+        outcome = dataclasses.replace(outcome, **self._costs())
+        if self._log is not None:
+            self._log.event("ended", outcome=outcome.kind.value, cpu_sec=outcome.cpu_sec, seconds=outcome.seconds)
+            self._log.settle()
+        return outcome
 
+    def _costs(self) -> dict[str, Any]:
+        device = self._context.device
+        peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+        return {
+            "cpu_sec": self._timer.cpu_sec,
+            "seconds": time.time() - self._spec.started,
+            "gpu_peak_gib": peak,
+            **self._timer.start_up(self._spec),
+        }
 
-def _score_rung(images: int, var, averaged, scorer: Scorer, clock: PhaseTimer, report) -> None:
-    with clock("evaluation"), _holding(var, averaged):
-        value = scorer.rung(images)
-    report({"images": images, "value": value})  # every rank: Ray waits for all of them
-
-
-def _kept(error: StepFailed, config: Config, job: dict[str, Any], var) -> str:
-    """Write down what the step that failed was fed with; the words that say where."""
-    directory = Path(job["directory"])
-    try:
-        place = dump_failed_batch(
-            directory,
-            error,
+    def _train_and_score(self) -> TrialOutcome:
+        spec, context = self._spec, self._context
+        vqvae = open_tokenizer(spec.assets.tokenizer, spec.config).to(context.device).eval().requires_grad_(False)
+        config, lambdas = resolve_lambdas(spec.config, spec, vqvae, context.device)
+        var = new_var(config, vqvae, spec.assets.num_classes, spec.seeds["initialisation"]).to(context.device)
+        scorer = Scorer(
+            config,
+            spec,
             var,
-            TokenCache.open(job["assets"]["tokens"]["train"]),
-            seed=job["seeds"]["training"],
-            batch_size=config.training.batch_size,
-            tokenizer=job["assets"]["tokenizer"],
+            vqvae,
+            rank=context.rank,
+            world_size=context.world_size,
+            device=context.device,
+            recorder=self._log,
         )
-    except (OSError, RuntimeError, MemoryError) as failure:
-        return f"its batch could not be kept: {first_line(failure)}"
-    return f"its batch: {directory.parent.name}/{directory.name}/{place.name}"
+        if spec.score_only:
+            var.load_state_dict(best_available_weights(spec.score_only))
+        else:
+            self._train(config, var, vqvae, scorer)
+        with self._timer("evaluation"):
+            return TrialOutcome(
+                kind=OutcomeKind.COMPLETE,
+                images=config.training.images,
+                effective_parameters=lambdas,
+                **scorer.score(config.training.images),
+            )
 
+    def _train(self, config: Config, var, vqvae, scorer: Scorer) -> None:
+        """Train to the end. ``var`` then holds the weights to be scored: the averaged ones if there are any."""
+        checkpoints, settings = Path(self._spec.directory) / "checkpoints", checkpoint_settings(self._spec)
+        state = resume(checkpoints, var, self._log, settings)
+        averaged, images = (state or {}).get("ema"), (state or {}).get("images", 0)
+        if images in config.study.rungs:  # saved before its score, which may not have been reported
+            self._score_rung(images, var, averaged, scorer)
+        events = self._events(config, var, vqvae, state)
+        self._timer.mark_built()
+        while (event := self._next(events, config, var)) is not None:
+            if self._log and isinstance(event, Progress):
+                self._log.metrics(event.images, event.values)
+            elif self._log and isinstance(event, TrainingWarning):
+                self._log.event("log", text=event.text)
+            elif isinstance(event, CheckpointEvent):
+                averaged = event.state()["ema"] if config.training.ema else None
+                if self._log:
+                    self._save(event, var, checkpoints, settings)
+                if event.stopped:
+                    raise TrainingEnded(interruption(self._log, event.images))
+                if event.images in config.study.rungs:
+                    self._score_rung(event.images, var, averaged, scorer)
+        if averaged is not None:
+            var.load_state_dict(averaged)
 
-def _events(config: Config, job: dict[str, Any], model, var, vqvae, rank: int, world_size: int, device, state, stop):
-    var.activation_checkpointing = config.training.activation_checkpointing
-    cache = TokenCache.open(job["assets"]["tokens"]["train"])
-    loss = training_loss(config, job["assets"], vqvae, var, device)
-    run = RunContext(
-        seed=job["seeds"]["training"],
-        rank=rank,
-        world_size=world_size,
-        device=device,
-        log_images=log_images(config),
-        checkpoint_images=checkpoint_images(config),
-        also_at=config.study.rungs,
-    )
-    return train(model, vqvae, cache, loss, config.training, run, start=state, stop=stop)
+    def _next(self, events: Iterator, config: Config, var) -> Any:
+        """The next event of the training; None at its end.
+
+        Raises:
+            TrainingEnded: a step failed.
+        """
+        try:
+            with self._timer("training"):
+                return next(events, None)
+        except StepFailed as error:
+            single = isinstance(error, OutOfMemory)  # a loss that is not finite is known to every rank
+            dump = f"; {self._dump_failed_batch(error, config, var)}" if self._context.rank == 0 or single else ""
+            outcome = TrialOutcome(
+                kind=OutcomeKind.OUT_OF_MEMORY if single else OutcomeKind.DIVERGED,
+                message=f"{error}{dump}",
+                images=error.images,
+                single_rank_failure=single,
+            )
+            raise TrainingEnded(outcome) from error
+
+    def _save(self, event: CheckpointEvent, var, checkpoints: Path, settings: dict[str, Any]) -> None:
+        self._log.settle()
+        save_checkpoint(
+            checkpoints / f"{event.images:012d}",
+            var_state=var.state_dict(),
+            config=settings,
+            tokenizer={"path": self._spec.assets.tokenizer},
+            training_state=event.state(),
+        )
+        retain(checkpoints, max_bytes=self._spec.config.run.checkpoint_bytes)
+
+    def _score_rung(self, images: int, var, averaged, scorer: Scorer) -> None:
+        with self._timer("evaluation"), swapped_weights(var, averaged):
+            value = scorer.rung(images)
+        self._context.report({"images": images, "value": value})  # on every rank: Ray waits for all of them
+
+    def _dump_failed_batch(self, error: StepFailed, config: Config, var) -> str:
+        """Write the batch of the failed step to disk; where it is, in words."""
+        directory = Path(self._spec.directory)
+        try:
+            path = dump_failed_batch(
+                directory,
+                error,
+                var,
+                TokenCache.open(self._spec.assets.tokens["train"]),
+                seed=self._spec.seeds["training"],
+                batch_size=config.training.batch_size,
+                tokenizer=self._spec.assets.tokenizer,
+            )
+        except (OSError, RuntimeError, MemoryError) as failure:
+            return f"its batch could not be kept: {first_line(failure)}"
+        return f"its batch: {directory.parent.name}/{directory.name}/{path.name}"
+
+    def _events(self, config: Config, var, vqvae, state) -> Iterator:
+        spec, context = self._spec, self._context
+        model = context.wrap(var)
+        var.activation_checkpointing = config.training.activation_checkpointing
+        cache = TokenCache.open(spec.assets.tokens["train"])
+        loss = training_loss(config, spec.assets, vqvae, var, context.device)
+        run = RunContext(
+            seed=spec.seeds["training"],
+            rank=context.rank,
+            world_size=context.world_size,
+            device=context.device,
+            log_images=log_images(config),
+            checkpoint_images=checkpoint_images(config),
+            also_at=config.study.rungs,
+        )
+        return train(model, vqvae, cache, loss, config.training, run, start=state, stop=context.stop_requested)
 
 
 @contextlib.contextmanager
-def _holding(var, averaged):
-    """``var`` with the averaged weights for as long as it lasts; as it is where there are none."""
+def swapped_weights(var, averaged):
+    """Context in which ``var`` has the averaged weights, if there are any."""
     if averaged is None:
         yield
         return
@@ -244,6 +290,18 @@ def _holding(var, averaged):
         yield
     finally:
         var.load_state_dict(own)
+
+
+def interruption(log: MetricsLog | None, images: int) -> TrialOutcome:
+    """The outcome of an attempt that saved a checkpoint and ends because a stop was requested."""
+    if log is not None:
+        log.event("log", text=f"saved at {images:,} images")
+    return TrialOutcome(kind=OutcomeKind.INTERRUPTED, message="a stop was requested", images=images)
+
+
+def checkpoint_settings(spec: TrialSpec) -> dict[str, Any]:
+    """The configuration as checkpoints store it."""
+    return spec.config.tree(exclude=("space", "provenance"))
 
 
 def log_images(config: Config) -> int:
