@@ -122,7 +122,7 @@ class Delivery:
 
     def _on_metrics(self, operation) -> None:
         run_id = self._run(None, operation["time"])
-        _, shown = self._server.shown(run_id)
+        _, shown = self._server.recorded(run_id)
         values = {key: float(value) for key, value in operation["values"].items()}
         fresh = {key: value for key, value in values.items() if shown.get(key) != value}
         self._server.batch(
@@ -235,7 +235,7 @@ class Delivery:
         self, run_id: str, params: dict[str, str], tags: dict[str, str], points: InferencePointSearch = ()
     ) -> None:
         """Parameters cannot change on a server: one that did (a study made longer) is told by a tag."""
-        shown, _ = self._server.shown(run_id) if params else ({}, {})
+        shown, _ = self._server.recorded(run_id) if params else ({}, {})
         fresh = {key: value for key, value in params.items() if key not in shown}
         changed = {f"uvar.changed.{key}": value for key, value in params.items() if shown.get(key, value) != value}
         self._server.batch(run_id, points, fresh, {**tags, **changed})

@@ -88,7 +88,7 @@ class Server:
         with self._translated():
             self._client.delete_run(run_id)
 
-    def redact_url(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+    def recorded(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
         """(parameters, latest metrics) that the run has."""
         with self._translated():
             data = self._client.get_run(run_id).data

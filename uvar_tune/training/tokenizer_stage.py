@@ -291,7 +291,7 @@ def restart_codes(
 def idle_parameters(vqvae: VQVAE) -> list[torch.nn.Parameter]:
     """Parameters of residual convolutions that serve no scale (there may be more convolutions than scales)."""
     quantizer, count = vqvae.quantize, len(vqvae.scales)
-    serving = {id(quantizer.quant_resi.of(phi_index(k, count, quantizer.share or count))) for k in range(count)}
+    serving = {id(quantizer.quant_resi.at(phi_index(k, count, quantizer.share or count))) for k in range(count)}
     return [
         parameter
         for module in quantizer.quant_resi.modules()
