@@ -9,6 +9,7 @@ import torch
 from tests.helpers.log_lines import captured_log
 from uvar_tune.commands.dry_run import plan
 from uvar_tune.config.loading import validate
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import ConfigError
 from uvar_tune.model.scales import split
@@ -67,13 +68,14 @@ def written(config, directory) -> list[int]:
         codebook=vqvae.codebook_VC.detach(),
         classes=torch.arange(vqvae.vocab_size) % 4,
         reference_variance=torch.full((len(vqvae.scales),), 0.05),
-        lambda_1=0.0,
-        lambda_2=0.0,
     )
 
     def loss(model, tokenizer, tokens_BL, labels_B, noise):
         return composite_loss(
-            model(labels_B, tokenizer.teacher_input(split(tokens_BL, vqvae.scales)), **noise), tokens_BL, **terms
+            model(labels_B, tokenizer.teacher_input(split(tokens_BL, vqvae.scales)), **noise),
+            tokens_BL,
+            LossConfig(),
+            **terms,
         )
 
     events = train(

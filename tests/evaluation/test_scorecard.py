@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.evaluation.scorecard import scorecard
 
 
@@ -52,7 +53,7 @@ def test_against_a_naive_loop(networks, held_out):
         labels_N,
         classes_V=classes,
         reference_variance_K=[0.0, 1.0, 1.0],
-        normalize="none",
+        loss=LossConfig(normalize="none"),
         chunk=4,
     )
     for name, values_NL in expected.items():
@@ -77,8 +78,7 @@ def test_the_discrepancy_is_told_unweighted(networks, held_out):
             *held_out,
             classes_V=torch.arange(24) % 3,
             chunk=4,
-            discrepancy=discrepancy,
-            kl_smoothing=0.2,
+            loss=LossConfig(discrepancy=discrepancy, kl_smoothing=0.2),
             reference_variance_K=[anchor, anchor / 4, anchor / 4],
         )
         assert got["second_order/scale_1"] == pytest.approx(0.0, abs=1e-9)

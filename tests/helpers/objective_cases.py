@@ -1,4 +1,4 @@
-"""Predictions, from ordinary to the edges of the simplex, that the tests of the objective share.
+"""Predictions, from ordinary to the edges of the simplex, for the tests of the loss.
 
 Shapes: B batch, L positions, V codes, C code dimensions, K scales.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tests.helpers import objective_oracle as oracle
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.objective import DISCREPANCIES, DISPERSIONS, NORMALIZATIONS
 
 SCALES, LENGTH, BATCH = (1, 2, 3), 14, 2
@@ -57,16 +58,19 @@ def exact(case, variance, logits=None, **settings):
     )
 
 
+def loss_config(**settings):
+    """Unvalidated, so that names may be registered by a test and strengths may reach the ends of their ranges."""
+    return LossConfig().model_copy(update={"lambda_1": 0.3, "lambda_2": 0.2, **settings})
+
+
 def settings_of(case, variance, **settings):
-    """The keyword arguments of the losses."""
+    """The keyword arguments of the losses: the configuration, and the constants."""
     return {
-        "scales": SCALES,
+        "scales": settings.pop("scales", SCALES),
         "codebook": torch.from_numpy(case["codebook"]),
         "classes": torch.from_numpy(case["classes"]),
         "reference_variance": torch.from_numpy(variance),
-        "lambda_1": 0.3,
-        "lambda_2": 0.2,
-        **settings,
+        "config": loss_config(**settings),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from uvar_tune.config.schema import ModelConfig, TokenizerConfig, TrainingConfig
+from uvar_tune.config.schema import LossConfig, ModelConfig, TokenizerConfig, TrainingConfig
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged
 from uvar_tune.model import VAR, VQVAE
@@ -81,13 +81,12 @@ def tokens(crops: int = 1) -> TokenCache:
 
 def loss_with(vqvae: VQVAE, seen: list | None = None, diverges: bool = False):
     """A composite loss; notes the tokens it was given, and at will becomes NaN from the fifth call on."""
-    arguments = dict(
+    config = LossConfig(lambda_1=0.5, lambda_2=0.1)
+    constants = dict(
         scales=SCALES,
         codebook=vqvae.codebook_VC.detach(),
         classes=torch.arange(CODES) % 3,
         reference_variance=torch.full((3,), 0.05),
-        lambda_1=0.5,
-        lambda_2=0.1,
     )
     calls = 0
 
@@ -99,7 +98,9 @@ def loss_with(vqvae: VQVAE, seen: list | None = None, diverges: bool = False):
                 zip(tokens_BL.tolist(), noise["label_drop_B"].tolist(), noise["path_keep"].T.tolist(), strict=True)
             )
         logits_BLV = model(labels_B, tokenizer.teacher_input(split(tokens_BL, SCALES)), **noise)
-        return composite_loss(logits_BLV * (float("nan") if diverges and calls >= 5 else 1), tokens_BL, **arguments)
+        return composite_loss(
+            logits_BLV * (float("nan") if diverges and calls >= 5 else 1), tokens_BL, config, **constants
+        )
 
     return loss
 

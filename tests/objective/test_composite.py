@@ -8,22 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers import objective_oracle as oracle
-from tests.helpers.objective_cases import COMBINATIONS, PREDICTIONS, SCALES, exact, problem, reference
+from tests.helpers.objective_cases import COMBINATIONS, PREDICTIONS, exact, problem, reference, settings_of
 from uvar_tune.objective import FIRST_ORDER, composite_loss
 
 
 def run(case, variance, dtype=torch.float32, requires_grad=False, **settings):
     logits = torch.tensor(case["logits"], dtype=dtype, requires_grad=requires_grad)
-    found = composite_loss(
-        logits,
-        torch.from_numpy(case["targets"]),
-        scales=SCALES,
-        codebook=torch.from_numpy(case["codebook"]),
-        classes=torch.from_numpy(case["classes"]),
-        reference_variance=torch.from_numpy(variance),
-        **{"lambda_1": 0.3, "lambda_2": 0.2, **settings},
-    )
-    return logits, found
+    return logits, composite_loss(logits, torch.from_numpy(case["targets"]), **settings_of(case, variance, **settings))
 
 
 @pytest.mark.parametrize("vocabulary", [2, 3, 17, 128, 4096])

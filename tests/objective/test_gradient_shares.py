@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.objective_cases import COMBINATIONS, problem, reference, settings_of
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.errors import ConfigError, Diverged
-from uvar_tune.objective import composite_loss, gradient_shares, lambda_for_share
+from uvar_tune.objective import composite_loss, gradient_shares, lambda_for_share, weights_for_shares
 
 
 def call(case, function=gradient_shares, dtype=torch.float64, **changes):
@@ -75,6 +76,13 @@ def test_the_converted_weight_moves_the_asked_share(term, setting, share):
     assert found[term] == pytest.approx(share)
 
 
+def test_shares_of_a_config_become_raw_weights():
+    units = {"second_order_unit": 0.05, "semantic_entropy_unit": 0.2}
+    raw = weights_for_shares(LossConfig(lambda_1=0.01, lambda_2=0.05, lambda_unit="share", discrepancy="kl"), units)
+    assert raw.weights == pytest.approx((0.2, 0.25)) and (raw.lambda_unit, raw.discrepancy) == ("raw", "kl")
+    assert weights_for_shares(LossConfig(lambda_1=0.01, lambda_unit="share"), units).weights == pytest.approx((0.2, 0))
+
+
 def test_lambda_for_share_refuses():
     assert lambda_for_share(0.0, 0.2, term="second_order") == 0.0
     for arguments, message in (
@@ -101,7 +109,7 @@ def test_shares_of_what_is_no_number_diverge():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ConfigError, match="24 lies outside"):
+    with pytest.raises(ConfigError, match="24 is outside"):
         call({**problem(24), "targets": np.full((2, 14), 24)})
-    with pytest.raises(ConfigError, match="0 <= lambda_2 < 1"):
-        call(problem(24), lambda_2=1.0)
+    with pytest.raises(ConfigError, match="unknown discrepancy 'kll'"):
+        call(problem(24), discrepancy="kll")

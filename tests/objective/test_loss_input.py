@@ -8,13 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.objective_cases import BATCH, LENGTH, head_of, problem, reference, settings_of
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.errors import ConfigError, Diverged
 from uvar_tune.objective import (
     CompositeLoss,
-    check_combination,
     composite_loss,
     fused_composite_loss,
-    prepare_objective,
+    prepare_loss,
 )
 
 
@@ -34,14 +34,14 @@ def prepared_fused(case, settings):
     return CompositeLoss(**settings).fused(*head_of(case), torch.as_tensor(case["targets"]))
 
 
-DOORS = [on_logits, fused, prepared, prepared_fused]
+FUNCTIONS = [on_logits, fused, prepared, prepared_fused]
 
 
 @pytest.mark.parametrize("pair", [(on_logits, prepared), (fused, prepared_fused)])
 def test_a_prepared_loss_is_the_same_bit_for_bit(pair):
     case = problem(32)
     settings = settings_of(case, reference("embedding", case["codebook"]), first_order="label_relaxation")
-    once, ready = (door(case, settings) for door in pair)
+    once, ready = (function(case, settings) for function in pair)
     for name in ("total", "ce", "first_order", "second_order", "semantic_entropy"):
         assert torch.equal(getattr(once, name), getattr(ready, name))
     assert all(torch.equal(values_L, ready.positions[name]) for name, values_L in once.positions.items())
@@ -90,13 +90,7 @@ CONSTANTS = {
     "negative class": (dict(classes=np.array([-1, 0, 0, 0, 0, 0, 0, 0])), {}, "-1 is negative"),
     "equal codes": (dict(codebook=np.ones((8, 3), np.float32)), {}, "codes must differ"),
     "codes without dimension": (dict(codebook=np.ones(8, np.float32)), {}, "codebook: shape"),
-    "lambda_1": ({}, dict(lambda_1=-0.1), "-0.1 breaks 0 <= lambda_1"),
-    "lambda_1 infinite": ({}, dict(lambda_1=float("inf")), "lambda_1"),
-    "lambda_2": ({}, dict(lambda_2=1.0), "1.0 breaks 0 <= lambda_2 < 1"),
-    "lambda_2 NaN": ({}, dict(lambda_2=float("nan")), "lambda_2"),
-    "kl_smoothing": ({}, dict(kl_smoothing=-1e-3), "kl_smoothing"),
-    "epsilon": ({}, dict(epsilon=1.5), "epsilon"),
-    "alpha": ({}, dict(alpha=1.0), "alpha"),
+    "share": ({}, dict(lambda_unit="share"), "shares of the gradient.*did you mean 'raw'"),
     "dispersion": ({}, dict(dispersion="embeding"), "did you mean 'embedding'"),
     "discrepancy": ({}, dict(discrepancy="wasserstien"), "did you mean 'wasserstein'"),
     "normalize": ({}, dict(normalize="relatve"), "did you mean 'relative'"),
@@ -110,9 +104,9 @@ CONSTANTS = {
     "scale 1.5": ({}, dict(scales=(1, 1.5, 3)), "patch sizes"),
 }
 PREDICTIONS = {
-    "targets above": (dict(targets=np.full((BATCH, LENGTH), 8)), {}, "targets: 8 lies outside \\[0, 8\\)"),
-    "targets below": (dict(targets=np.full((BATCH, LENGTH), -1)), {}, "targets: -1 lies outside"),
-    "targets far above": (dict(targets=np.full((BATCH, LENGTH), 2**40)), {}, "targets: 1099511627776 lies"),
+    "targets above": (dict(targets=np.full((BATCH, LENGTH), 8)), {}, "targets: 8 is outside \\[0, 8\\)"),
+    "targets below": (dict(targets=np.full((BATCH, LENGTH), -1)), {}, "targets: -1 is outside"),
+    "targets far above": (dict(targets=np.full((BATCH, LENGTH), 2**40)), {}, "targets: 1099511627776 is outside"),
     "targets' shape": (dict(targets=np.zeros((BATCH, LENGTH - 1), np.int64)), {}, "targets: shape"),
     "targets' type": (dict(targets=np.zeros((BATCH, LENGTH))), {}, "codes are integers"),
     "no images": (
@@ -126,15 +120,15 @@ PREDICTIONS = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("name", [*CONSTANTS, *PREDICTIONS])
-def test_bad_input_is_refused_with_value_and_rule(name, door):
+def test_bad_input_is_refused_with_value_and_rule(name, function):
     changes, settings, message = (CONSTANTS | PREDICTIONS)[name]
     case = {**problem(8), **changes}
     variance = settings.get("variance", reference("embedding", problem(8)["codebook"]))
     settings = {key: value for key, value in settings.items() if key != "variance"}
     with pytest.raises(ConfigError, match=message) as caught:
-        door(case, settings_of(case, variance, **settings))
+        function(case, settings_of(case, variance, **settings))
     assert isinstance(caught.value, ValueError)
 
 
@@ -145,7 +139,7 @@ def test_constants_are_refused_before_the_first_prediction(name):
     variance = settings.get("variance", reference("embedding", problem(8)["codebook"]))
     settings = {key: value for key, value in settings.items() if key != "variance"}
     with pytest.raises(ConfigError, match=message):
-        prepare_objective(**settings_of(case, variance, **settings))
+        prepare_loss(**settings_of(case, variance, **settings))
 
 
 def test_a_head_that_does_not_fit_is_refused():
@@ -163,22 +157,35 @@ def test_a_head_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (0.3, 0.2)])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-@pytest.mark.parametrize("door", DOORS)
-def test_logits_that_are_not_numbers_are_divergence(door, poison, weights):
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_logits_that_are_not_numbers_are_divergence(function, poison, weights):
     case = problem(8)
     case["logits"][1, 3, 2] = poison
     settings = settings_of(case, reference("embedding", case["codebook"]), lambda_1=weights[0], lambda_2=weights[1])
     with pytest.raises(Diverged, match="not a finite number"):
-        door(case, settings)
+        function(case, settings)
 
 
-def test_combinations_that_mean_nothing_are_refused_with_the_reason():
-    check_combination(reference="dataset", condition_on="class")
-    check_combination(reference="uniform", dispersion="probability", discrepancy="wasserstein")
-    check_combination(reference="uniform", dispersion="embedding", discrepancy="kl")
-    with pytest.raises(ConfigError, match="no variance across the vocabulary.*did you mean 'wasserstein'"):
-        check_combination(reference="uniform", dispersion="probability", discrepancy="kl")
-    with pytest.raises(ConfigError, match="only the reference 'dataset' is estimated from labelled tokens"):
-        check_combination(reference="normal", condition_on="class")
-    with pytest.raises(ConfigError, match="unknown condition 'klass'"):
-        check_combination(condition_on="klass")
+@pytest.mark.parametrize(
+    "name, value, rule",
+    [
+        ("lambda_1", -0.1, "greater than or equal to 0"),
+        ("lambda_1", float("inf"), "finite"),
+        ("lambda_2", 1.0, "less than 1"),
+        ("lambda_2", float("nan"), "finite"),
+        ("kl_smoothing", -1e-3, "greater than or equal to 0"),
+        ("epsilon", 1.5, "less than 1"),
+        ("alpha", 1.0, "less than 1"),
+        ("condition_on", "klass", "'scale' or 'class'"),
+    ],
+)
+def test_config_refuses_values_out_of_range(name, value, rule):
+    with pytest.raises(ValueError, match=f"{name}\n.*{rule}"):
+        LossConfig(**{name: value})
+
+
+def test_config_refuses_a_discrepancy_without_meaning():
+    LossConfig(lambda_1=0.1, reference="uniform", dispersion="probability", discrepancy="wasserstein")
+    LossConfig(lambda_1=0.1, reference="uniform", dispersion="embedding", discrepancy="kl")
+    with pytest.raises(ValueError, match="reference variance of 0; take 'wasserstein'"):
+        LossConfig(lambda_1=0.1, reference="uniform", dispersion="probability", discrepancy="kl")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import objective_oracle
 from tests.helpers import reference_oracle as oracle
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.objective import DISPERSIONS, REFERENCES, build_reference
 from uvar_tune.objective import reference as reference_module
@@ -30,13 +31,13 @@ def source(seed=0, images=60, vocabulary=VOCABULARY, labels=3):
 
 
 def build(name, case, **options):
-    options = {"num_classes": 3, "scales": SCALES, **options}
+    arguments = {key: options.pop(key, value) for key, value in (("num_classes", 3), ("scales", SCALES))}
     return build_reference(
-        name,
+        LossConfig().model_copy(update={"reference": name, **options}),
         codebook=torch.from_numpy(case["codebook"]),
         tokens_NL=case["tokens_NL"],
         labels_N=case["labels_N"],
-        **options,
+        **arguments,
     )
 
 
@@ -70,8 +71,8 @@ def test_the_dataset_reference_keeps_the_entropy_of_positions():
     case = source()
     found = build("dataset", case).diagnostics
     parts = np.split(case["tokens_NL"], [1, 5], axis=1)
-    assert found["asked_entropy"] == pytest.approx([oracle.position_entropy(part) for part in parts])
-    assert found["entropy"] == pytest.approx(found["asked_entropy"]) and found["capped_share"] == [0, 0, 0]
+    assert found["target_entropy"] == pytest.approx([oracle.position_entropy(part) for part in parts])
+    assert found["entropy"] == pytest.approx(found["target_entropy"]) and found["capped_share"] == [0, 0, 0]
 
 
 def test_given_the_class_less_is_uncertain():
@@ -90,7 +91,7 @@ def test_an_entropy_beyond_the_support_is_capped_and_recorded():
     two[0, :2] = 0.5
     assert found.diagnostics["capped_share"] == [1, 1, 1]
     assert found.diagnostics["entropy"] == pytest.approx([np.log(2)] * 3)
-    assert found.diagnostics["asked_entropy"] == pytest.approx([np.log(2) + 0.25] * 3)
+    assert found.diagnostics["target_entropy"] == pytest.approx([np.log(2) + 0.25] * 3)
     variance = objective_oracle.dispersion("embedding", two[0], case["codebook"])
     np.testing.assert_allclose(found.variance_K, [variance] * 3, rtol=1e-6)
 
@@ -143,7 +144,7 @@ def test_tokens_may_be_memory_mapped_or_tensors(tmp_path):
 
 
 def test_a_new_reference_is_a_function_and_a_line(monkeypatch):
-    def _frequency(source, options):
+    def _frequency(source, config):
         return source.dispersion(torch.from_numpy(source.frequencies_KV)), {}
 
     monkeypatch.setitem(reference_module.REFERENCES, "frequency", _frequency)
@@ -161,9 +162,9 @@ BAD = {
     "neighbours": ("semantic", {"neighbours": 20}, {}, "1 < neighbours < 20"),
     "perplexity": ("normal", {"perplexity": 1.0}, {}, "1 < perplexity < 20"),
     "scales": ("uniform", {"scales": (1, 2)}, {}, "need \\(N > 0, 5\\)"),
-    "tokens above": ("uniform", {}, {"tokens_NL": np.full((60, LENGTH), 20)}, "20 lies outside"),
-    "tokens below": ("uniform", {}, {"tokens_NL": np.full((60, LENGTH), -1)}, "-1 lies outside"),
-    "labels": ("uniform", {"num_classes": 2}, {}, "labels: 2 lies outside"),
+    "tokens above": ("uniform", {}, {"tokens_NL": np.full((60, LENGTH), 20)}, "20 is outside"),
+    "tokens below": ("uniform", {}, {"tokens_NL": np.full((60, LENGTH), -1)}, "-1 is outside"),
+    "labels": ("uniform", {"num_classes": 2}, {}, "labels: 2 is outside"),
     "labels' length": ("uniform", {}, {"labels_N": np.zeros(59, int)}, "labels for 60 rows"),
     "codes": ("uniform", {}, {"codebook": np.ones((VOCABULARY, 5))}, "codes must differ"),
     "one code": ("uniform", {}, {"codebook": np.ones((1, 5))}, "at least 2"),

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.objective import PARTITIONS, build_classes
 from uvar_tune.objective.semantic_entropy import semantic_entropy
@@ -24,6 +25,11 @@ def clusters(seed=0, spread=0.05):
     return torch.from_numpy(codebook_VC), torch.from_numpy(group_V)
 
 
+def classes_of(partition, codebook, count=None, distance="euclidean", **arguments):
+    settings = {"partition": partition, "class_count": count, "distance": distance}
+    return build_classes(LossConfig().model_copy(update=settings), codebook=codebook, **arguments)
+
+
 def same_partition(first_V, second_V):
     return torch.equal(first_V[:, None] == first_V, second_V[:, None] == second_V)
 
@@ -36,7 +42,7 @@ def test_finds_the_groups_that_are_there(name, distance):
     decode = {"reconstruction": lambda codes: group_V[codes].double()[:, None, None].expand(-1, 3, 4).sin()}.get(name)
     if decode:
         codebook_VC = codebook_VC[torch.randperm(len(codebook_VC), generator=torch.Generator().manual_seed(0))]
-    found_V = build_classes(name, codebook=codebook_VC, count=GROUPS, distance=distance, decode=decode)
+    found_V = classes_of(name, codebook_VC, count=GROUPS, distance=distance, decode=decode)
     assert found_V.dtype == torch.int64 and same_partition(found_V, group_V)
 
 
@@ -44,7 +50,7 @@ def test_finds_the_groups_that_are_there(name, distance):
 @pytest.mark.parametrize("vocabulary,count", [(2, None), (17, None), (17, 17), (96, None), (96, 7)])
 def test_classes_are_numbered_by_first_appearance_without_gaps(name, vocabulary, count):
     codebook_VC = torch.randn(vocabulary, 4, generator=torch.Generator().manual_seed(1))
-    found_V = build_classes(name, codebook=codebook_VC, count=count, decode=lambda codes: codebook_VC[codes])
+    found_V = classes_of(name, codebook_VC, count=count, decode=lambda codes: codebook_VC[codes])
     assert found_V.unique().tolist() == list(range(count or max(2, vocabulary // 16)))
     first = [int((found_V == label).nonzero()[0]) for label in found_V.unique()]
     assert first == sorted(first) and first[0] == 0
@@ -52,14 +58,14 @@ def test_classes_are_numbered_by_first_appearance_without_gaps(name, vocabulary,
 
 def test_a_seed_repeats_the_partition():
     codebook_VC = torch.randn(96, 4, generator=torch.Generator().manual_seed(2))
-    once, again = (build_classes("kmeans", codebook=codebook_VC, seed=3) for _ in range(2))
+    once, again = (classes_of("kmeans", codebook_VC, seed=3) for _ in range(2))
     assert torch.equal(once, again)
 
 
 def test_agglomeration_bounds_the_diameter_of_classes():
     """Complete linkage: no partition of equal size from its own merges has a class wider than the last merge."""
     codebook_VC = torch.tensor([[0.0], [1.0], [2.0], [10.0], [11.0], [30.0]])
-    found_V = build_classes("agglomerative", codebook=codebook_VC, count=3)
+    found_V = classes_of("agglomerative", codebook_VC, count=3)
     assert found_V.tolist() == [0, 0, 0, 1, 1, 2]
 
 
@@ -68,17 +74,17 @@ def test_a_new_partition_is_a_function_and_a_line(monkeypatch):
         return np.argsort(np.argsort((codebook**2).sum(1))) * count // len(codebook)
 
     monkeypatch.setitem(PARTITIONS, "norm", _norm)
-    assert build_classes("norm", codebook=torch.arange(8.0)[:, None], count=4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert classes_of("norm", torch.arange(8.0)[:, None], count=4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 BAD = {
-    "name": (dict(name="kmean"), "did you mean 'kmeans'"),
+    "name": (dict(partition="kmean"), "did you mean 'kmeans'"),
     "distance": (dict(distance="cosin"), "did you mean 'cosine'"),
     "one class": (dict(count=1), "2 <= count <= 40"),
     "too many": (dict(count=41), "2 <= count <= 40"),
     "twins": (dict(codebook=torch.ones(40, 3), count=2), "only 1 codes are distinct"),
-    "no decoder": (dict(name="reconstruction"), "needs decode"),
-    "patches": (dict(name="reconstruction", decode=lambda codes: torch.ones(39, 3)), "39 patches for 40 codes"),
+    "no decoder": (dict(partition="reconstruction"), "needs decode"),
+    "patches": (dict(partition="reconstruction", decode=lambda codes: torch.ones(39, 3)), "39 patches for 40 codes"),
 }
 
 
@@ -86,7 +92,7 @@ BAD = {
 def test_bad_input_is_refused(case):
     changes, message = BAD[case]
     with pytest.raises(ConfigError, match=message):
-        build_classes(**{"name": "kmeans", "codebook": clusters()[0], **changes})
+        classes_of(**{"partition": "kmeans", "codebook": clusters()[0], **changes})
 
 
 @settings(max_examples=50, deadline=None)

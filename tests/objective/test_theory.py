@@ -20,7 +20,7 @@ from uvar_tune.objective import (
     total_variation,
     wasserstein_1,
 )
-from uvar_tune.objective.codebook import DISTANCES, distances
+from uvar_tune.objective.codebook_kernel import DISTANCES, distances
 from uvar_tune.objective.semantic_entropy import semantic_entropy
 
 DRAWS = 200_000

@@ -16,7 +16,8 @@ from uvar_tune.specs import Assets
 from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.training import save_tokenizer
 from uvar_tune.trial.assets import _tokens
-from uvar_tune.trial.factory import calibration, load_split, open_tokenizer
+from uvar_tune.trial.factory import load_split, open_tokenizer
+from uvar_tune.trial.loss_constants import loss_constants
 
 
 def wanting(image_size: int, scales=(1, 2, 3, 4)) -> Config:
@@ -94,8 +95,8 @@ def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
         place = _tokens(config, tmp_path, file, "validation", images, given, MetricsLog(tmp_path / "record.jsonl"))
         assert TokenCache.open(place).scales == scales == given.scales
         assets = Assets(str(file), {"train": str(place)}, str(tmp_path), 10, [], {}, None, {})
-        alone = calibration(config, replace(assets, cache=str(tmp_path / str(scales))), given)[1]
-        assert torch.equal(calibration(config, assets, given)[1], alone)
+        alone = loss_constants(config, replace(assets, cache=str(tmp_path / str(scales))), given)[1]
+        assert torch.equal(loss_constants(config, assets, given)[1], alone)
         found.append(place)
     assert len(set(found)) == 3
 

@@ -19,7 +19,8 @@ from uvar_tune.objective import composite_loss
 from uvar_tune.specs import Assets, TrialSpec
 from uvar_tune.training import load_tokenizer, save_checkpoint, save_tokenizer
 from uvar_tune.trial.assets import _references
-from uvar_tune.trial.factory import loss_arguments, new_var
+from uvar_tune.trial.factory import new_var
+from uvar_tune.trial.loss_constants import loss_constants
 from uvar_tune.trial.resume import InfeasibleTrial, resolve_lambdas
 from uvar_tune.trial.scoring import SHARE_IMAGES, Scorer
 
@@ -78,7 +79,8 @@ def share_moved(config, vqvae, baseline, spec) -> float:
     labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"))
     with torch.no_grad():
         logits_BLV = baseline(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales))).double()
-    found = composite_loss(logits_BLV.requires_grad_(), tokens_BL, **loss_arguments(config, spec.assets, vqvae, "cpu"))
+    constants = loss_constants(config, spec.assets, vqvae).arguments(vqvae, "cpu")
+    found = composite_loss(logits_BLV.requires_grad_(), tokens_BL, config.loss, **constants)
     whole, ce = (torch.autograd.grad(loss, logits_BLV, retain_graph=True)[0] for loss in (found.total, found.ce))
     return float((whole - ce).norm() / ce.norm())
 

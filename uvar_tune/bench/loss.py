@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.objective import composite_loss, fused_composite_loss
 from uvar_tune.objective.dispersion import anchor_of
 from uvar_tune.objective.moments import prepare_codes
@@ -58,10 +59,7 @@ def _problem(shape: dict, device: str, dispersion: str, discrepancy: str):
         "codebook": codebook,
         "classes": classes.to(device),
         "reference_variance": torch.full((len(scales),), 0.5 * anchor),
-        "lambda_1": 0.1,
-        "lambda_2": 0.1,
-        "dispersion": dispersion,
-        "discrepancy": discrepancy,
+        "config": LossConfig(lambda_1=0.1, lambda_2=0.1, dispersion=dispersion, discrepancy=discrepancy),
     }
     leaves = [x.requires_grad_() for x in (hidden_BLD, weight_VD, torch.zeros(vocabulary, device=device))]
     return leaves, targets_BL, settings

@@ -218,6 +218,15 @@ class LossConfig(Section):
                 )
         return self
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """λ1 and λ2."""
+        return self.lambda_1, self.lambda_2
+
+    def baseline(self) -> LossConfig:
+        """The same loss without its terms: λ1 = λ2 = 0."""
+        return self.model_copy(update={"lambda_1": 0.0, "lambda_2": 0.0, "lambda_unit": "raw"})
+
 
 class TrainingConfig(Section):
     images: Positive = 32_000

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.evaluation.diversity import code_statistics, density_coverage, pairwise_ssim
 from uvar_tune.evaluation.features import conditional_accuracy
@@ -39,7 +40,7 @@ class Context:
         reference: ImageSet or uint8 images; extractor: an open feature network; cache_root: of reference features.
         metrics, seed, kid_subset_size: of `fidelity_scores`.
         var, vqvae: the networks; tokens_NL, token_labels_N: held-out tokens and their labels.
-        classes_V, reference_variance_K, dispersion, discrepancy, normalize, kl_smoothing: of `scorecard`.
+        classes_V, reference_variance_K, loss: of `scorecard`.
     """
 
     generated_N3HW: Tensor | None = None
@@ -57,10 +58,7 @@ class Context:
     token_labels_N: Any = None
     classes_V: Tensor | None = None
     reference_variance_K: Sequence[float] | None = None
-    dispersion: str = "embedding"
-    discrepancy: str = "wasserstein"
-    normalize: str = "relative"
-    kl_smoothing: float = 1e-2
+    loss: LossConfig = LossConfig()
     chunk: int = 64
     device: str = "cpu"
 
@@ -114,10 +112,7 @@ def _scorecard(c: Context) -> dict[str, float]:
         c.token_labels_N,
         classes_V=c.classes_V,
         reference_variance_K=c.reference_variance_K,
-        dispersion=c.dispersion,
-        discrepancy=c.discrepancy,
-        normalize=c.normalize,
-        kl_smoothing=c.kl_smoothing,
+        loss=c.loss,
         chunk=c.chunk,
         device=c.device,
     )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from uvar_tune.config.schema import LossConfig
 from uvar_tune.evaluation.likelihood import evaluating, teacher_forced
 from uvar_tune.model.scales import boundaries
 from uvar_tune.objective import composite_loss
@@ -28,47 +29,46 @@ def scorecard(
     *,
     classes_V: Tensor,
     reference_variance_K: Sequence[float],
-    dispersion: str = "embedding",
-    discrepancy: str = "wasserstein",
-    normalize: str = "relative",
-    kl_smoothing: float = 1e-2,
+    loss: LossConfig = LossConfig(),
     chunk: int = 64,
     device="cpu",
 ) -> dict[str, float]:
     """Means over positions of each scale (`/scale_k`, k from 1) and over all positions (no suffix).
 
     `entropy` and `semantic_entropy` in nats; `dispersion` and `dispersion_reference` in units of the anchor where
-    ``normalize`` is `relative`, else of the dispersion; `dispersion_ratio` = √(dispersion / reference), 1 where the
+    ``loss.normalize`` is `relative`, else of the dispersion; `dispersion_ratio` = √(dispersion / reference), 1 where the
     spread is the preferred one (absent at scales whose reference is 0); `second_order` = the discrepancy of the two, unweighted.
 
     Args:
         classes_V: semantic class of each code.
         reference_variance_K: σ²⋆ of each scale, before normalisation, as `composite_loss` takes it.
+        loss: section ``loss``; its weights are not used.
     """
     scales = var.scales
-    setting = {
-        "scales": scales,
-        "codebook": vqvae.codebook_VC.detach().to(device),
-        "classes": torch.as_tensor(classes_V).to(device),
-        "reference_variance": torch.as_tensor(reference_variance_K).to(device),
-        "lambda_1": 0.0,
-        "lambda_2": 0.0,
-        "dispersion": dispersion,
-        "discrepancy": discrepancy,
-        "normalize": normalize,
-        "kl_smoothing": kl_smoothing,
-    }
+    constants, loss = (
+        {
+            "scales": scales,
+            "codebook": vqvae.codebook_VC.detach().to(device),
+            "classes": torch.as_tensor(classes_V).to(device),
+            "reference_variance": torch.as_tensor(reference_variance_K).to(device),
+        },
+        loss.baseline(),
+    )
     names = ("entropy", "dispersion", "second_order", "semantic_entropy")
     sums_L = {name: 0.0 for name in names}
     with evaluating(var, vqvae):
         for logits_BLV, tokens_BL in teacher_forced(var, vqvae, tokens_NL, labels_N, chunk=chunk, device=device):
             log_p_BLV = logits_BLV.log_softmax(-1)
             entropy_BL = -(log_p_BLV.exp() * log_p_BLV).sum(-1)
-            found = composite_loss(logits_BLV, tokens_BL, **setting).positions | {"entropy": entropy_BL.mean(0)}
+            found = composite_loss(logits_BLV, tokens_BL, loss, **constants).positions | {"entropy": entropy_BL.mean(0)}
             for name in names:
                 sums_L[name] = sums_L[name] + found[name].double().cpu() * len(tokens_BL)
     means_L = {name: total_L / len(tokens_NL) for name, total_L in sums_L.items()}
-    anchor = anchor_of(dispersion, prepare_codes(setting["codebook"].double())) if normalize == "relative" else 1.0
+    anchor = (
+        anchor_of(loss.dispersion, prepare_codes(constants["codebook"].double()))
+        if loss.normalize == "relative"
+        else 1.0
+    )
     return _by_scale(means_L, [float(value) / anchor for value in reference_variance_K], scales)
 
 

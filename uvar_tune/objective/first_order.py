@@ -1,10 +1,11 @@
-"""The first-order term: cross-entropy (Eq. 2), and the rivals of Figure 1 for comparison.
+"""The first-order term: cross-entropy (Eq. 2), and the alternatives of Figure 1 for comparison.
 
-A new one is a function of (log_target_N, mean_log_N, epsilon, alpha) and a line in ``FIRST_ORDER``, for example
+A new one is a function of (log_target_N, mean_log_N, epsilon, alpha) and a line in ``FIRST_ORDER`` (and its name in
+``LossConfig``, for use in a study), for example
 
     FIRST_ORDER["focal"] = lambda log_target, mean_log, epsilon, alpha: -(1 - log_target.exp()) ** 2 * log_target
 
-``log_target_N``: ln p(y); ``mean_log_N``: (1/V) Σ_v ln p(v); both per position.
+``log_target_N`` is ln p(y) and ``mean_log_N`` is (1/V) Σ_v ln p(v), at each position.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 
 def _ce(log_target_N, mean_log_N, epsilon, alpha):
+    """−ln p(y) (Eq. 2)."""
     return -log_target_N
 
 
@@ -26,10 +28,10 @@ def _label_smoothing(log_target_N, mean_log_N, epsilon, alpha):
 def _label_relaxation(log_target_N, mean_log_N, epsilon, alpha):
     """0 inside the credal set p(y) ≥ 1 − α, else KL(q̃ ‖ p) (Lienen & Hüllermeier 2021).
 
-    q̃(y) = 1 − α and q̃(v) = α p(v)/(1 − p(y)), so the sum over the other codes collapses to α ln(α/(1 − p(y))).
+    With q̃(y) = 1 − α and q̃(v) = α p(v)/(1 − p(y)) the sum over the other codes is α ln(α/(1 − p(y))).
     """
     outside_N = log_target_N.detach() < math.log1p(-alpha)
-    # Inside the set the branch is not used; a harmless stand-in keeps its derivative finite there.
+    # Inside the set this branch is not used; the constant keeps its derivative finite there.
     log_y_N = torch.where(outside_N, log_target_N, torch.full_like(log_target_N, math.log1p(-alpha) - 1.0))
     loss_N = (1.0 - alpha) * (math.log1p(-alpha) - log_y_N)
     if alpha > 0:

@@ -1,4 +1,4 @@
-"""The statements of §3 as code: what the terms of the objective stand for, in closed form and in float64.
+"""The statements of §3 as code: what the terms of the loss measure, in closed form and float64.
 
 Shapes: M and N points, V codes, D dimensions.
 """
@@ -17,13 +17,15 @@ def total_variation(p_V: torch.Tensor, q_V: torch.Tensor) -> torch.Tensor:
 
 
 def wasserstein_1(p_M: torch.Tensor, q_N: torch.Tensor, cost_MN: torch.Tensor) -> float:
-    """min over couplings of p and q of the mean cost (§3.2), by linear programme: for M·N up to some 10⁴.
+    """The minimum over couplings of p and q of the mean cost (§3.2), by linear programming, for M·N up to about 10⁴.
 
-    With d0 of the codes (``geometry.distances``) as cost it is W1 on the simplex; with these W1 between the supports of
-    two distributions over distributions as cost it is the lifted, second-order W1.
+    With d0 of the codes (``codebook_kernel.distances``) as cost it is W1 on the simplex. With W1 between the supports
+    of two distributions over distributions as cost it is the lifted, second-order W1.
 
     Args:
-        p_M, q_N: probabilities. cost_MN: cost of moving mass from m to n, >= 0.
+        p_M: probabilities.
+        q_N: probabilities.
+        cost_MN: cost ≥ 0 of moving mass from m to n.
 
     Raises:
         ConfigError: not probabilities, or a cost of another shape.
@@ -33,18 +35,18 @@ def wasserstein_1(p_M: torch.Tensor, q_N: torch.Tensor, cost_MN: torch.Tensor) -
     p, q, cost = (np.asarray(x, dtype=np.float64) for x in (p_M, q_N, cost_MN))
     for name, values in (("p", p), ("q", q)):
         if values.ndim != 1 or (values < 0).any() or abs(values.sum() - 1.0) > 1e-6:
-            raise ConfigError(f"sum {values.sum():.6g}, least {values.min():.6g}: probabilities sum to 1", where=name)
+            raise ConfigError(f"sum {values.sum():.6g}, minimum {values.min():.6g}: probabilities sum to 1", where=name)
     if cost.shape != (len(p), len(q)):
         raise ConfigError(f"shape {cost.shape}, expected {(len(p), len(q))}", where="cost")
     rows = np.kron(np.eye(len(p)), np.ones(len(q)))
     columns = np.kron(np.ones(len(p)), np.eye(len(q)))
-    # The last marginal follows from the others; with rounding in it the programme could be infeasible.
+    # The last marginal follows from the others; its rounding error could make the program infeasible.
     conditions, sums = np.concatenate([rows, columns[:-1]]), np.concatenate([p / p.sum(), (q / q.sum())[:-1]])
     return float(linprog(cost.ravel(), A_eq=conditions, b_eq=sums, bounds=(0, None)).fun)
 
 
 def _root(matrix_DD: torch.Tensor, name: str) -> torch.Tensor:
-    """The square root of a symmetric matrix without negative eigenvalues."""
+    """The square root of a symmetric positive semi-definite matrix."""
     if not torch.allclose(matrix_DD, matrix_DD.mT):
         raise ConfigError("a covariance is symmetric", where=name)
     values_D, vectors_DD = torch.linalg.eigh(matrix_DD)
@@ -58,7 +60,7 @@ def gaussian_wasserstein_2(
 ) -> torch.Tensor:
     """W2² between Gaussians: ‖μ − μ⋆‖² + Tr(Σ + Σ⋆ − 2(Σ^½ Σ⋆ Σ^½)^½), the last the Bures term (Prop. 3.1).
 
-    At equal means in one dimension it is (√a − √b)² of the variances, the discrepancy ``wasserstein`` (Prop. 3.2).
+    At equal means in one dimension it is (√a − √b)² of the variances: the discrepancy ``wasserstein`` (Prop. 3.2).
 
     Raises:
         ConfigError: a covariance that is not symmetric or has a negative eigenvalue.
@@ -79,10 +81,10 @@ def _concentration(alpha_V: torch.Tensor) -> torch.Tensor:
 
 
 def dirichlet_moments(alpha_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of Q = Dir(α), the second-order distribution of §3.3, with α0 = Σ α.
+    """Moments of Q = Dir(α), the second-order distribution of §3.3, with α0 = Σ α.
 
     Returns:
-        the mean θ̄ = α/α0 (V,), the variance θ̄(1 − θ̄)/(α0 + 1) of each coordinate (V,), and their sum
+        The mean θ̄ = α/α0 (V,), the variance θ̄(1 − θ̄)/(α0 + 1) of each coordinate (V,), and their sum
         E‖θ − θ̄‖² = (1 − ‖θ̄‖²)/(α0 + 1), the spread of Q around its mean.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a user can get wrong in the objective, refused with value and rule before anything is computed."""
+"""Checks of everything that a caller of the loss can get wrong; messages name the value and the rule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from numbers import Integral
 
 import torch
 
-from uvar_tune.errors import ConfigError, choose
+from uvar_tune.config.schema import LossConfig
+from uvar_tune.errors import ConfigError, Diverged, choose
 from uvar_tune.objective.discrepancy import DISCREPANCIES, KL_LEAST_REFERENCE
 from uvar_tune.objective.dispersion import DISPERSIONS
 from uvar_tune.objective.first_order import FIRST_ORDER
@@ -16,62 +17,34 @@ from uvar_tune.objective.first_order import FIRST_ORDER
 NORMALIZATIONS = ("relative", "none")
 
 
-def check_combination(
-    *,
-    reference: str | None = None,
-    dispersion: str = "embedding",
-    discrepancy: str = "wasserstein",
-    normalize: str = "relative",
-    condition_on: str = "scale",
-    first_order: str = "ce",
-) -> None:
-    """Refuse names that do not exist and combinations that mean nothing, with the reason.
+def check_config(config: LossConfig) -> None:
+    """Registered names, and weights that can be computed with.
+
+    ``LossConfig`` itself checks ranges; here its names are looked up in the registries, which may have grown.
 
     Raises:
-        ConfigError: the value, the rule and the nearest valid name.
+        ConfigError: a name that is not registered, with the nearest; weights given as shares of the gradient.
     """
-    choose(dispersion, DISPERSIONS, "dispersion", "loss.dispersion")
-    choose(discrepancy, DISCREPANCIES, "discrepancy", "loss.discrepancy")
-    choose(normalize, NORMALIZATIONS, "normalization", "loss.normalize")
-    choose(first_order, FIRST_ORDER, "first-order term", "loss.first_order")
-    choose(condition_on, ("scale", "class"), "condition", "loss.condition_on")
-    if condition_on == "class" and reference not in (None, "dataset"):
-        rule = "only the reference 'dataset' is estimated from labelled tokens"
+    choose(config.dispersion, DISPERSIONS, "dispersion", "loss.dispersion")
+    choose(config.discrepancy, DISCREPANCIES, "discrepancy", "loss.discrepancy")
+    choose(config.normalize, NORMALIZATIONS, "normalization", "loss.normalize")
+    choose(config.first_order, FIRST_ORDER, "first-order term", "loss.first_order")
+    if config.lambda_unit != "raw" and any(config.weights):
         raise ConfigError(
-            f"condition_on 'class' with reference {reference!r}: {rule}", where="loss.condition_on", nearest="scale"
+            f"weights {config.weights} are shares of the gradient: convert them with `weights_for_shares`",
+            where="loss.lambda_unit",
+            nearest="raw",
         )
-    if (reference, dispersion, discrepancy) == ("uniform", "probability", "kl"):
-        reason = (
-            "the uniform distribution has no variance across the vocabulary: the KL to a normal without is infinite"
-        )
-        raise ConfigError(
-            f"discrepancy 'kl' with reference 'uniform' and dispersion 'probability': {reason}",
-            where="loss.discrepancy",
-            nearest="wasserstein",
-        )
-
-
-def check_weights(lambda_1: float, lambda_2: float, kl_smoothing: float, epsilon: float, alpha: float) -> None:
-    """Ranges of the numbers; λ2 < 1 because from 1 on the minimiser of CE + λ2·H breaks ties arbitrarily."""
-    rules = (
-        ("loss.lambda_1", lambda_1, 0.0 <= lambda_1 < math.inf, "0 <= lambda_1 < infinity"),
-        ("loss.lambda_2", lambda_2, 0.0 <= lambda_2 < 1.0, "0 <= lambda_2 < 1"),
-        ("loss.kl_smoothing", kl_smoothing, 0.0 <= kl_smoothing < math.inf, "0 <= kl_smoothing < infinity"),
-        ("loss.epsilon", epsilon, 0.0 <= epsilon <= 1.0, "0 <= epsilon <= 1"),
-        ("loss.alpha", alpha, 0.0 <= alpha < 1.0, "0 <= alpha < 1"),
-    )
-    for where, value, holds, rule in rules:
-        if not holds:
-            raise ConfigError(f"{value} breaks {rule}", where=where)
 
 
 def check_scales(scales: Sequence[int]) -> None:
+    """One or more patch sizes, integers ≥ 1."""
     if not scales or any(not isinstance(p, Integral) or p < 1 for p in scales):
         raise ConfigError(f"{tuple(scales)}, expected patch sizes: one or more integers >= 1", where="scales")
 
 
 def check_shapes(targets_BL: torch.Tensor, shape: Sequence[int], vocabulary: int, scales: Sequence[int]) -> None:
-    """Predictions (B, L, V) for the codebook, scales that sum to L, integer targets (B, L). Looks at no value."""
+    """Predictions (B, L, V) for V codes, scales that sum to L, integer targets (B, L). Reads no value."""
     length = sum(p * p for p in scales)
     if len(shape) != 3 or shape[-1] != vocabulary:
         raise ConfigError(f"shape {tuple(shape)}, the codebook asks for (B, L, {vocabulary})", where="logits")
@@ -89,14 +62,14 @@ def check_shapes(targets_BL: torch.Tensor, shape: Sequence[int], vocabulary: int
 
 
 def check_targets(targets_BL: torch.Tensor, vocabulary: int) -> None:
-    """Codes within [0, V)."""
+    """Targets within [0, V)."""
     low, high = (int(bound) for bound in torch.aminmax(targets_BL))
     if low < 0 or high >= vocabulary:
-        raise ConfigError(f"{low if low < 0 else high} lies outside [0, {vocabulary}), the codes", where="targets")
+        raise ConfigError(f"{low if low < 0 else high} is outside [0, {vocabulary}), the codes", where="targets")
 
 
 def check_codebook(codebook_VC: torch.Tensor, vocabulary: int | None = None) -> None:
-    """(V, C) with V >= 2; ``vocabulary`` codes where the predictions say how many."""
+    """(V, C) with V ≥ 2, and V = ``vocabulary`` where given."""
     if codebook_VC.ndim != 2 or (vocabulary is not None and len(codebook_VC) != vocabulary):
         expected = f"({'V' if vocabulary is None else vocabulary}, C)"
         raise ConfigError(f"shape {tuple(codebook_VC.shape)}, expected {expected}", where="codebook")
@@ -105,7 +78,7 @@ def check_codebook(codebook_VC: torch.Tensor, vocabulary: int | None = None) -> 
 
 
 def check_classes(classes_V: torch.Tensor, vocabulary: int) -> None:
-    """One class for each code, numbered 0, 1, … without gaps."""
+    """One class per code, numbered 0, 1, … without gaps."""
     if tuple(classes_V.shape) != (vocabulary,) or classes_V.is_floating_point():
         raise ConfigError(
             f"shape {tuple(classes_V.shape)} and dtype {classes_V.dtype}, expected one integer for each of the "
@@ -121,7 +94,7 @@ def check_classes(classes_V: torch.Tensor, vocabulary: int) -> None:
 
 
 def check_reference(variance_K: torch.Tensor, scales: Sequence[int], anchor: float, discrepancy: str) -> None:
-    """One finite σ²_⋆(k) >= 0 for each scale, in units of the dispersion; large enough for ``kl``."""
+    """One finite σ²_⋆(k) ≥ 0 per scale, in units of the dispersion; large enough for ``kl``."""
     if tuple(variance_K.shape) != (len(scales),):
         raise ConfigError(
             f"shape {tuple(variance_K.shape)}, expected one number for each of {len(scales)} scales",
@@ -141,7 +114,31 @@ def check_reference(variance_K: torch.Tensor, scales: Sequence[int], anchor: flo
 
 
 def check_anchor(anchor: float) -> None:
+    """A finite anchor above 0."""
     if not 0.0 < anchor < math.inf:
         raise ConfigError(
             f"its dispersion at the anchor is {anchor}: the codes must differ and be finite", where="codebook"
         )
+
+
+def check_loss(
+    total: torch.Tensor, ce: torch.Tensor, out_of_range: torch.Tensor, targets_BL: torch.Tensor, vocabulary: int
+) -> None:
+    """Check targets and loss with the only read from the device in a step.
+
+    Args:
+        total: the loss.
+        ce: its cross-entropy.
+        out_of_range: 0-d bool, whether a target is outside [0, V).
+        targets_BL: the targets, to name the value.
+        vocabulary: V.
+
+    Raises:
+        ConfigError: a target is outside [0, V).
+        Diverged: total or cross-entropy is not finite.
+    """
+    bad_target, finite = torch.stack([out_of_range, torch.isfinite(total.detach() + ce.detach())]).tolist()
+    if bad_target:
+        check_targets(targets_BL, vocabulary)
+    if not finite:
+        raise Diverged(f"loss is not a finite number (total {total.item()}, cross-entropy {ce.item()})")

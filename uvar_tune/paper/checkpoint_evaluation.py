@@ -37,7 +37,8 @@ from uvar_tune.pipeline import find_checkpoint, restore, stored_config
 from uvar_tune.specs import Assets
 from uvar_tune.training import load_checkpoint, tokenizer_hash
 from uvar_tune.trial.assets import prepare
-from uvar_tune.trial.factory import calibration, load_split
+from uvar_tune.trial.factory import load_split
+from uvar_tune.trial.loss_constants import loss_constants
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,11 @@ class CheckpointEvaluation:
     def scorecard(self, judge: Config) -> dict[str, float]:
         """Judged against the reference and the classes that ``judge``'s objective names (the same for both checkpoints)."""
         config = self.config.with_values({f"loss.{name}": value for name, value in judge.loss.model_dump().items()})
-        variance_K, classes_V = calibration(config, self.assets, self.vqvae)
-        asked = {
-            name: getattr(config.loss, name) for name in ("dispersion", "discrepancy", "normalize", "kl_smoothing")
-        }
+        variance_K, classes_V = loss_constants(config, self.assets, self.vqvae)
         return evaluate(
-            dataclasses.replace(self._held_out, classes_V=classes_V, reference_variance_K=variance_K.tolist(), **asked),
+            dataclasses.replace(
+                self._held_out, classes_V=classes_V, reference_variance_K=variance_K.tolist(), loss=config.loss
+            ),
             ["scorecard"],
         )
 

@@ -32,7 +32,7 @@ def step_cost(
     Memory on a GPU is the allocator's peak; on a CPU parameters, gradients, moments and what is kept for the backward pass.
     """
     config = config.with_values({"loss.lambda_unit": "raw"})  # what a step costs does not depend on the value of λ
-    arms = {"baseline": config.with_values({"loss.lambda_1": 0.0, "loss.lambda_2": 0.0}), "ours": config}
+    arms = {"baseline": config.model_copy(update={"loss": config.loss.baseline()}), "ours": config}
     memory = {name: step_memory(partial(step_of, arm, assets, vqvae, device), device) for name, arm in arms.items()}
     steps = {name: step_of(arm, assets, vqvae, device) for name, arm in arms.items()}
     took: dict[str, list[float]] = {name: [] for name in arms}

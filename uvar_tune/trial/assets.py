@@ -30,7 +30,6 @@ from uvar_tune.specs import Assets
 from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.training import Progress, RunContext, TrainingWarning, save_tokenizer, tokenizer_hash, train_tokenizer
 from uvar_tune.trial.factory import (
-    calibration,
     load_split,
     new_var,
     new_vqvae,
@@ -38,6 +37,7 @@ from uvar_tune.trial.factory import (
     tokenizer_recipe,
     tokenizer_seed,
 )
+from uvar_tune.trial.loss_constants import loss_constants
 
 _FACTS = "facts.json"
 
@@ -144,7 +144,7 @@ def _references(config: Config, assets: Assets, vqvae) -> dict[str, list[float]]
     codes = prepare_codes(vqvae.codebook_VC.detach().double().cpu())
     for name in ("loss.partition", "loss.condition_on"):
         for choice in _choices(config, name):
-            calibration(config.with_values({name: choice}), assets, vqvae)
+            loss_constants(config.with_values({name: choice}), assets, vqvae)
     for dispersion in _choices(config, "loss.dispersion"):
         chosen = {"loss.dispersion": dispersion}
         for reference in _choices(config, "loss.reference", **chosen):
@@ -153,7 +153,9 @@ def _references(config: Config, assets: Assets, vqvae) -> dict[str, list[float]]
             )
     anchor = anchor_of(config.loss.dispersion, codes)
     return {
-        choice: (calibration(config.with_values({"loss.reference": choice}), assets, vqvae)[0] / anchor).tolist()
+        choice: (
+            loss_constants(config.with_values({"loss.reference": choice}), assets, vqvae).variance_K / anchor
+        ).tolist()
         for choice in _choices(config, "loss.reference")
     }
 
@@ -161,7 +163,9 @@ def _references(config: Config, assets: Assets, vqvae) -> dict[str, list[float]]
 def _check_reference(config: Config, assets: Assets, vqvae, anchor: float, values: dict[str, Any]) -> None:
     option = _OPTION.get(values["loss.reference"])
     for end in _choices(config, option, **values) if option else [None]:
-        variance_K, _ = calibration(config.with_values({**values, **({option: end} if option else {})}), assets, vqvae)
+        variance_K = loss_constants(
+            config.with_values({**values, **({option: end} if option else {})}), assets, vqvae
+        ).variance_K
         for discrepancy in _choices(config, "loss.discrepancy", **values):
             try:
                 check_reference(variance_K, vqvae.scales, anchor, discrepancy)

@@ -1,10 +1,8 @@
-"""From a configuration to images, model and loss: the one place where settings become arguments."""
+"""From a configuration to images, tokenizer, model and loss: the one place where settings become arguments."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,20 @@ import torch
 
 from uvar_tune import seeds
 from uvar_tune.config.schema import Config
-from uvar_tune.data import TokenCache, load_images
+from uvar_tune.data import load_images
 from uvar_tune.errors import ConfigError
-from uvar_tune.io.atomic import write_text_atomic
-from uvar_tune.io.hashing import content_hash
-from uvar_tune.io.safe_load import read_json
 from uvar_tune.model import VAR, VQVAE, start_from
 from uvar_tune.model.scales import split
-from uvar_tune.objective import CompositeLoss, LossTerms, build_classes, build_reference
+from uvar_tune.objective import CompositeLoss, LossTerms
 from uvar_tune.specs import Assets
-from uvar_tune.training import latest_valid, load_checkpoint, load_tokenizer, tokenizer_hash
+from uvar_tune.training import latest_valid, load_checkpoint, load_tokenizer
+from uvar_tune.trial.loss_constants import loss_constants
+
+FUSED_FROM = 1024  # codes from which the fused loss pays under `training.fused: auto`
 
 
 def load_split(config: Config, split: str):
-    """The images of a split, as `data.*` names them."""
+    """The images of a split (section ``data``)."""
     data = config.data
     return load_images(
         data.name,
@@ -130,32 +128,16 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def loss_arguments(config: Config, assets: Assets, vqvae, device) -> dict[str, Any]:
-    """What `composite_loss` takes beside logits and targets, for this configuration."""
-    o = config.loss
-    variance_K, classes_V = calibration(config, assets, vqvae)
-    return {
-        "scales": vqvae.scales,
-        "codebook": vqvae.codebook_VC.detach(),
-        "classes": classes_V.to(device),
-        "reference_variance": variance_K.to(device),
-        "lambda_1": o.lambda_1,
-        "lambda_2": o.lambda_2,
-        "dispersion": o.dispersion,
-        "discrepancy": o.discrepancy,
-        "normalize": o.normalize,
-        "kl_smoothing": o.kl_smoothing,
-        "first_order": o.first_order,
-        "epsilon": o.epsilon,
-        "alpha": o.alpha,
-    }
-
-
-FUSED_FROM = 1024  # codes from which the logits of a batch are worth not being held
-
-
 def training_loss(config: Config, assets: Assets, vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
-    """The ``loss`` of `train`: (model, vqvae, tokens_BL, labels_B, noise) → LossTerms under this configuration."""
+    """The ``loss`` that `train` takes: (model, vqvae, tokens_BL, labels_B, noise) → LossTerms.
+
+    Args:
+        config: with raw weights of the loss.
+        assets: shared by the trials of a study.
+        vqvae: the tokenizer.
+        bare: the model without its data-parallel wrapper, whose head the fused loss differentiates.
+        device: of the model.
+    """
     compute = batch_loss(config, assets, vqvae, bare, device)
 
     def loss(model, tokenizer, tokens_BL, labels_B, noise):
@@ -165,65 +147,16 @@ def training_loss(config: Config, assets: Assets, vqvae, bare: VAR, device) -> C
 
 
 def batch_loss(config: Config, assets: Assets, vqvae, bare: VAR, device) -> Callable[..., LossTerms]:
-    """(model, teacher_input, tokens_BL, labels_B, noise) → LossTerms under this configuration."""
-    objective = CompositeLoss(**loss_arguments(config, assets, vqvae, device), device=device)
+    """(model, teacher_input, tokens_BL, labels_B, noise) → LossTerms; arguments as `training_loss`."""
+    composite = CompositeLoss(
+        config.loss, **loss_constants(config, assets, vqvae).arguments(vqvae, device), device=device
+    )
     fused = config.training.fused == "on" or (config.training.fused == "auto" and vqvae.vocab_size >= FUSED_FROM)
 
     def loss(model, teacher_input, tokens_BL, labels_B, noise):
         if fused:
             hidden_BLD = model(labels_B, teacher_input, hidden=True, **noise)
-            return objective.fused(hidden_BLD, bare.head.weight, bare.head.bias, tokens_BL)
-        return objective(model(labels_B, teacher_input, **noise), tokens_BL)
+            return composite.fused(hidden_BLD, bare.head.weight, bare.head.bias, tokens_BL)
+        return composite(model(labels_B, teacher_input, **noise), tokens_BL)
 
     return loss
-
-
-def calibration(config: Config, assets: Assets, vqvae) -> tuple[torch.Tensor, torch.Tensor]:
-    """(σ²⋆ of each scale, semantic class of each code), from the training tokens; cached by the hash of their sources."""
-    o, cache = config.loss, Path(assets.cache) / "references"
-    options = {
-        "uniform": {},
-        "dataset": {"condition_on": o.condition_on},
-        "normal": {"perplexity": o.perplexity, "distance": o.distance},
-        "semantic": {"neighbours": o.neighbours, "distance": o.distance},
-    }[o.reference]
-    asked = {"name": o.reference, "dispersion": o.dispersion, **options}
-    partition = {"name": o.partition, "count": o.class_count, "distance": o.distance}
-
-    def reference() -> dict[str, Any]:
-        tokens = TokenCache.open(assets.tokens["train"])
-        found = build_reference(
-            codebook=vqvae.codebook_VC.cpu(),
-            tokens_NL=tokens.tokens_NL,
-            labels_N=tokens.labels_N,
-            scales=vqvae.scales,
-            num_classes=assets.num_classes,
-            **asked,
-        )
-        return {"variance": found.variance_K.tolist(), "diagnostics": found.diagnostics}
-
-    def classes() -> dict[str, Any]:
-        decode = partial(_decode_alone, vqvae) if o.partition == "reconstruction" else None
-        return {"classes": build_classes(codebook=vqvae.codebook_VC.cpu(), decode=decode, **partition).tolist()}
-
-    variance = _cached(cache, {"tokens": Path(assets.tokens["train"]).name, **asked}, reference)["variance"]
-    tokenizer = {"tokenizer": tokenizer_hash(assets.tokenizer), "scales": vqvae.scales}
-    found = _cached(cache, {**tokenizer, **partition}, classes)["classes"]
-    return torch.tensor(variance), torch.tensor(found)
-
-
-def _decode_alone(vqvae, codes_n: torch.Tensor) -> torch.Tensor:
-    """The image that each code makes alone, everywhere at the finest scale."""
-    tokens = [torch.zeros(len(codes_n), p * p, dtype=torch.long) for p in vqvae.scales]
-    tokens[-1] += codes_n[:, None]
-    with torch.no_grad():
-        return vqvae.decode([part.to(vqvae.codebook_VC.device) for part in tokens]).cpu()
-
-
-def _cached(directory: Path, sources: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The JSON made from ``sources``, written once (by atomic rename; two processes make the same)."""
-    path = directory / f"{content_hash(sources)}.json"
-    if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, json.dumps({"sources": sources, **make()}))
-    return read_json(path)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from uvar_tune.config.schema import Config
+from uvar_tune.config.schema import LAMBDAS, Config
 from uvar_tune.errors import ConfigError
-from uvar_tune.objective import lambda_for_share
+from uvar_tune.objective import weights_for_shares
 from uvar_tune.specs import TrialSpec
 from uvar_tune.training import Checkpoint, differences, latest_valid, load_checkpoint, require_same
 from uvar_tune.trial.factory import new_var
@@ -29,26 +29,17 @@ def resolve_lambdas(config: Config, spec: TrialSpec, vqvae, device) -> tuple[Con
     gradient at the baseline's predictions (docs/method.md); {} where λ is given as it is."""
     if config.loss.lambda_unit != "share":
         return config, {}
-    asked = {
-        "second_order": ("loss.lambda_1", config.loss.lambda_1),
-        "semantic_entropy": ("loss.lambda_2", config.loss.lambda_2),
-    }
-    ran: dict[str, Any] = {name: 0.0 for name, _ in asked.values()}
-    if any(share for _, share in asked.values()):
+    plain = config.model_copy(update={"loss": config.loss.baseline()})
+    if any(config.loss.weights):
         weights = best_available_weights(spec.baseline_directory)
         baseline = new_var(config, vqvae, spec.assets.num_classes, seed=0, empty=True).to(device)
         baseline.load_state_dict(weights)
-        plain = config.with_values({**ran, "loss.lambda_unit": "raw"})
         shares = shares_at(plain, spec.assets, baseline.eval(), vqvae, device)
         try:
-            ran |= {
-                name: lambda_for_share(share, shares[f"{term}_unit"], term=term)
-                for term, (name, share) in asked.items()
-                if share
-            }
+            plain = plain.model_copy(update={"loss": weights_for_shares(config.loss, shares)})
         except ConfigError as error:
             raise InfeasibleTrial(str(error)) from None
-    return config.with_values({**ran, "loss.lambda_unit": "raw"}), ran
+    return plain, {name: plain.get(name) for name in LAMBDAS}
 
 
 def best_available_weights(trial_directory: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from uvar_tune.model.scales import split
 from uvar_tune.objective import gradient_shares
 from uvar_tune.seeds import SAMPLING
 from uvar_tune.specs import Assets, TrialSpec
-from uvar_tune.trial.factory import calibration, loss_arguments
+from uvar_tune.trial.loss_constants import loss_constants
 from uvar_tune.trial.sample_scorer import Sampler, SampleScorer, from_rank_0
 
 SHARE_IMAGES = 128  # held-out images on which gradient shares are measured
@@ -136,11 +136,11 @@ class Scorer:
     def _held_out(self) -> dict[str, float]:
         """Of the validation split, every label kept: NLL, calibration and class accuracy; predictive entropy and the objective's
         terms, unweighted, by scale; the share that each term has of the gradient."""
-        assets, objective = self.spec.assets, self.config.loss
+        assets = self.spec.assets
         held_out = TokenCache.open(assets.tokens["validation"])
         about = {"chunk": self.config.evaluation.chunk, "device": self.device}
         found = likelihood(self.var, self.vqvae, held_out.tokens_NL, held_out.labels_N, **about)
-        variance_K, classes_V = calibration(self.config, assets, self.vqvae)
+        variance_K, classes_V = loss_constants(self.config, assets, self.vqvae)
         found |= scorecard(
             self.var,
             self.vqvae,
@@ -148,10 +148,7 @@ class Scorer:
             held_out.labels_N,
             classes_V=classes_V,
             reference_variance_K=variance_K.tolist(),
-            dispersion=objective.dispersion,
-            discrepancy=objective.discrepancy,
-            normalize=objective.normalize,
-            kl_smoothing=objective.kl_smoothing,
+            loss=self.config.loss,
             **about,
         )
         shares = shares_at(self.config, assets, self.var, self.vqvae, self.device)
@@ -166,7 +163,8 @@ def shares_at(config: Config, assets: Assets, var, vqvae, device) -> dict[str, f
     labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"), device=device)
     with torch.no_grad():
         logits_BLV = var(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales)))
-    return gradient_shares(logits_BLV, tokens_BL, **loss_arguments(config, assets, vqvae, device))
+    constants = loss_constants(config, assets, vqvae)
+    return gradient_shares(logits_BLV, tokens_BL, config.loss, **constants.arguments(vqvae, device))
 
 
 def _by_class(samples_N3HW: torch.Tensor, labels_N: torch.Tensor, each: int) -> torch.Tensor:
