@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.config.loading import validate
+from uvar_tune.config.paths import INPUT_PATHS, in_ray_job, same_path
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError, nearest
 from uvar_tune.io.atomic import write_text_atomic
@@ -199,12 +200,7 @@ def resolve_root(config_root: str | None) -> Path:
             where="run.root",
             nearest=f"~/{config_root}",
         )
-    return Path(config_root).expanduser().absolute()
-
-
-def in_ray_job() -> bool:
-    """Whether this process is the entry point of a submitted Ray job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return Path(os.path.expandvars(config_root)).expanduser().absolute()
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -228,4 +224,6 @@ def _walk(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, 
                     if before.get(part) != after.get(part)
                 )
             else:
-                yield f"{section}.{key}", before, after
+                name = f"{section}.{key}"
+                if not (name in INPUT_PATHS and before and after and same_path(before, after)):
+                    yield name, before, after

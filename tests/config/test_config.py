@@ -9,6 +9,7 @@ from uvar_tune.config.loading import parse_yaml, read_config, validate
 from uvar_tune.config.schema import Config, dotted_names
 from uvar_tune.errors import ConfigError
 from uvar_tune.io.hashing import content_hash
+from uvar_tune.io.safe_load import dump_yaml
 
 LAMBDA = {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0}
 
@@ -81,8 +82,8 @@ def refusal(read, *arguments) -> ConfigError:
             None,
         ),
         ({"study": {"pruner": "successive_halving", "rungs": [6400, 16000]}}, "same whole multiple", None),
-        ({"study": {"further_metrics": ["is"], "pruner": "median", "rungs": [6400]}}, "needs study.stop_metric", None),
-        ({"study": {"stop_metric": "kid"}}, "study.stop_metric 'kid' is none of the metrics", None),
+        ({"study": {"further_metrics": ["is"], "pruner": "median", "rungs": [6400]}}, "needs study.rung_metric", None),
+        ({"study": {"rung_metric": "kid"}}, "study.rung_metric 'kid' is none of the metrics", None),
         ({"study": {"further_metrics": ["fid"]}}, "name a metric twice", None),
         ({"study": {"constraints": {"nll_token": {}}}}, "a constraint needs max, min", None),
         ({"study": {"max_gpu_hours": 5}}, "run.gpus_per_worker is 0", None),
@@ -161,14 +162,14 @@ NEIGHBOURS = {"role": "nuisance", "type": "float", "low": 2, "high": 32}
         ({"tokenizer.beta": {**NEIGHBOURS}}, "'tokenizer.beta' cannot be searched"),  # one tokenizer serves all trials
         (
             {"loss.neighbours": {**NEIGHBOURS, "when": {"loss.reference": "semantic"}}, "loss.reference": REFERENCE},
-            "must be sampled, and stand before it",
+            "must be sampled before it",
         ),
         (
             {"loss.reference": REFERENCE, "loss.neighbours": {**NEIGHBOURS, "when": {"loss.reference": "semantics"}}},
             "is never 'semantics'",
         ),
-        ({"loss.neighbours": {**NEIGHBOURS, "baseline": 64}}, "baseline 64 lies outside its range [2, 32]"),
-        ({"loss.reference": {**REFERENCE, "baseline": "dataset"}}, "baseline 'dataset' lies outside its range"),
+        ({"loss.neighbours": {**NEIGHBOURS, "baseline": 64}}, "baseline 64 is outside its range [2, 32]"),
+        ({"loss.reference": {**REFERENCE, "baseline": "dataset"}}, "baseline 'dataset' is outside its range"),
         (
             {"inference.cfg_scale": {"role": "fixed", "type": "categorical", "choices": [1.5]}},
             "'per_checkpoint' searches it",
@@ -189,7 +190,7 @@ NEIGHBOURS = {"role": "nuisance", "type": "float", "low": 2, "high": 32}
             {"inference.search_axes": {"role": "inference", "type": "categorical", "choices": ["cfg_scale"]}},
             "cannot be searched",
         ),
-        ({"inference.cfg_scale": {"role": "inference", "type": "float", "low": 1, "high": 4}}, "0 lies outside"),
+        ({"inference.cfg_scale": {"role": "inference", "type": "float", "low": 1, "high": 4}}, "0 is outside"),
         (
             {
                 "loss.reference": REFERENCE,
@@ -206,7 +207,7 @@ NEIGHBOURS = {"role": "nuisance", "type": "float", "low": 2, "high": 32}
                 "loss.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 0.5]},
                 "loss.reference": REFERENCE,
             },
-            "makes no difference where loss.lambda_1 is 0",
+            "has no effect if loss.lambda_1 is 0",
         ),
     ],
 )
@@ -296,9 +297,9 @@ def test_a_mistake_is_shown_where_it_was_made(written):
     path = written({"study": {"seed": 1}})
     assert refusal(lambda: read_config(path, trials=0)).where == "--trials"
     assert refusal(lambda: read_config(path, name="a/b")).where == "--study"
-    assert "stands twice" in refusal(lambda: read_config(path, ["study.trials=4"], trials=5)).message
+    assert "is given twice" in refusal(lambda: read_config(path, ["study.trials=4"], trials=5)).message
     assert (
-        "training.images stands twice"
+        "training.images is given twice"
         in refusal(read_config, path, ["training.images=64000", "training.images=32000"]).message
     )
     bad = written({"training": {"images": 100}})
@@ -349,7 +350,7 @@ def test_rates_as_people_write_them(written):
 
 def test_a_name_that_looks_like_a_number_reads_back(written):
     config = read_config(written("study: {name: '1e3', question: '2E-4'}"))
-    assert read_config(written(yaml.safe_dump(config.tree()))) == config
+    assert read_config(written(dump_yaml(config.tree()))) == config
     assert read_config(written("study: {}"), ["study.name='1e3'"]).study.name == "1e3"
 
 
@@ -370,7 +371,7 @@ def test_a_written_configuration_reads_back_as_itself():
         },
         "x",
     )
-    again = validate(parse_yaml(yaml.safe_dump(config.tree()), "y"), "y")
+    again = validate(parse_yaml(dump_yaml(config.tree()), "y"), "y")
     assert again == config and content_hash(again.tree()) == content_hash(config.tree())
     assert content_hash(again.with_values({"study.seed": 1}).tree()) != content_hash(config.tree())
 
@@ -380,3 +381,41 @@ def test_every_dotted_name_can_be_read_and_replaced():
     assert len(dotted_names()) == len(set(dotted_names())) > 60
     for name in dotted_names():
         assert config.with_values({name: config.get(name)}) == config, name
+
+
+def test_every_setting_has_a_description():
+    for section, field in Config.model_fields.items():
+        for name, setting in getattr(field.annotation, "model_fields", {}).items():
+            assert setting.description and setting.description.endswith("."), f"{section}.{name}"
+
+
+WORDS = {
+    "on": "on",
+    "no": "no",
+    "2026-11-25": "2026-11-25",
+    "1:30": "1:30",
+    "true": True,
+    "null": None,
+    "010": 10,
+    "1_000": 1000,
+    "1e-3": 1e-3,
+    "'1e-3'": "1e-3",
+    "": None,
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_yaml_words_mean_the_same_everywhere(word):
+    value = WORDS[word]
+    for text in (f"a: {word}", f"{{a: {word}}}"):
+        assert parse_yaml(text, "x") == {"a": value}
+    assert parse_yaml(dump_yaml({"a": word, "b": value}), "x") == {"a": word, "b": value}
+
+
+def test_words_of_a_choice_need_no_quotes(written):
+    for fused in ("on", "off", "auto"):
+        assert read_config(written(f"training: {{fused: {fused}}}")).training.fused == fused
+        assert read_config(written("study:"), [f"training.fused={fused}"]).training.fused == fused
+    config = read_config(written("training: {compile: yes}\ndata: {classes: [no, on]}\nstudy: {name: 2026-11-25}"))
+    assert (config.training.compile, config.data.classes, config.study.name) == (True, ("no", "on"), "2026-11-25")
+    assert config == read_config(written(dump_yaml(config.tree())))

@@ -12,7 +12,7 @@ import torch
 from tests.helpers.search_cases import details
 from uvar_tune.config.loading import read_config
 from uvar_tune.config.schema import REFERENCES, ModelConfig
-from uvar_tune.config.space import searched
+from uvar_tune.config.space import searched_entries
 from uvar_tune.model import VAR
 from uvar_tune.search.objectives import check_objective, named_scores
 from uvar_tune.search.study import Search
@@ -52,7 +52,7 @@ def test_a_space_file_loads_and_says_what_it_is_for(path):
     config = read_config(path)
     check_objective(config)
     assert config.study.name == path.stem and config.study.question
-    assert config.space and searched(config)
+    assert config.space and searched_entries(config)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

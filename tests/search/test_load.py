@@ -81,7 +81,7 @@ def test_the_front_holds_the_feasible_that_none_beats(files):
     assert results.pareto == (1, 3)  # trial 2 beats all and oversteps the bound; 4 and 5 are beaten by 1 and 3
 
 
-@pytest.mark.parametrize("several", [{}, {"further_metrics": ["recall"], "stop_metric": "fid"}])
+@pytest.mark.parametrize("several", [{}, {"further_metrics": ["recall"], "rung_metric": "fid"}])
 def test_rungs_are_compared_with_the_end(files, several):
     config, search = searched(files, rungs=[6400, 12800], pruner="median", **several)
     results = load_results(config, files, search)

@@ -26,7 +26,7 @@ from uvar_tune.search.pruning import rung_correlation
         ({"further_metrics": ["learning_rate"]}, "'learning_rate' is not one of"),
         ({"constraints": {"nll_tokn": {"max": 1}}}, "did you mean 'nll_token'"),
         (
-            {"further_metrics": ["ece_token"], "stop_metric": "ece_token", "pruner": "median", "rungs": [6400]},
+            {"further_metrics": ["ece_token"], "rung_metric": "ece_token", "pruner": "median", "rungs": [6400]},
             "cannot stop trials",
         ),
     ],

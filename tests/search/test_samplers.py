@@ -8,7 +8,7 @@ import math
 import pytest
 
 from tests.helpers.search_cases import NARROW, SPACE, bowl, details, run_to_end, study_config
-from uvar_tune.config.space import searched
+from uvar_tune.config.space import searched_entries
 from uvar_tune.search.samplers import sobol_point
 from uvar_tune.search.study import Search
 
@@ -24,7 +24,7 @@ def halves_of(proposals, name=LAMBDA_1) -> int:
 @pytest.mark.parametrize("count", [4, 8])
 def test_the_sobol_start_fills_the_space_evenly(count):
     """The first 2^m points of a scrambled Sobol sequence: one in each of 2^m slices of every parameter."""
-    entries = searched(study_config(space=NARROW))
+    entries = searched_entries(study_config(space=NARROW))
     points = [sobol_point(entries, index, seed=5) for index in range(count)]
     for name, entry in entries.items():
         slices = {int(count * math.log(point[name] / entry.low) / math.log(entry.high / entry.low)) for point in points}
@@ -33,7 +33,7 @@ def test_the_sobol_start_fills_the_space_evenly(count):
 
 
 def test_a_sobol_point_lies_in_the_space():
-    entries = searched(study_config())
+    entries = searched_entries(study_config())
     for index in range(64):
         for name, value in sobol_point(entries, index, seed=1).items():
             assert entries[name].holds(value), (name, value)

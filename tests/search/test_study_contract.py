@@ -11,7 +11,7 @@ from tests.helpers.search_cases import SPACE, Clock, bowl, details, run_to_end, 
 from uvar_tune.config.loading import validate
 from uvar_tune.errors import ConfigError
 from uvar_tune.search.pruning import rung_values
-from uvar_tune.search.study import Search, searched
+from uvar_tune.search.study import Search, searched_entries
 from uvar_tune.specs import CrashReason, crash
 
 LOST, LOST_AGAIN = crash("OSError", "worker lost"), crash("OSError", "worker lost again")
@@ -195,8 +195,8 @@ class TestContract:
         assert stored[3].user_attrs["outcome"] == "stopped" and stored[3].intermediate_values == {8000: 6.0}
         assert stored[1].intermediate_values == {8000: 1.0}
 
-    def test_several_objectives_are_stopped_by_their_stop_metric(self, storage_url, name):
-        study = {"trials": 9, "pruner": "median", "rungs": [8000], "further_metrics": ["is"], "stop_metric": "is"}
+    def test_several_objectives_are_stopped_by_their_rung_metric(self, storage_url, name):
+        study = {"trials": 9, "pruner": "median", "rungs": [8000], "further_metrics": ["is"], "rung_metric": "is"}
         search = self.opened(storage_url, name, **study)
         for number in range(5):
             search.ask()
@@ -272,7 +272,7 @@ class TestContract:
 
 
 def test_profiled_and_fixed_parameters_are_not_sampled():
-    assert list(searched(study_config())) == [
+    assert list(searched_entries(study_config())) == [
         "loss.lambda_1",
         "loss.lambda_2",
         "loss.reference",
@@ -280,4 +280,4 @@ def test_profiled_and_fixed_parameters_are_not_sampled():
         "model.depth",
     ]
     joint = validate({"inference": {"search": "joint"}, "space": SPACE}, "test")
-    assert "inference.cfg_scale" in searched(joint)
+    assert "inference.cfg_scale" in searched_entries(joint)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from uvar_tune.config.loading import validate
-from uvar_tune.config.space import searched, searched_inference_entries
+from uvar_tune.config.space import searched_entries, searched_inference_entries
 from uvar_tune.evaluation.cfg_search import InferencePointSearch
 
 LAMBDA = {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0}
@@ -36,7 +36,7 @@ def asked(config, fid=lambda point: 1.0):
 def test_the_space_alone_decides_over_truncation():
     plain, named = config_of({}), config_of({"inference.top_k": TOP_K})
     assert {frozenset(point) for point in asked(plain)} == {frozenset({"cfg_scale", "seeds"})}
-    assert list(searched(named)) == ["loss.lambda_1"]  # it costs no trial
+    assert list(searched_entries(named)) == ["loss.lambda_1"]  # it costs no trial
     points = asked(named, lambda point: 2.0 + (point["top_k"] != 16) + abs(math.log1p(point["cfg_scale"]) - 0.4))
     assert {frozenset(point) for point in points} == {frozenset({"cfg_scale", "top_k", "seeds"})}
     assert {point["top_k"] for point in points} == {0, 16, 32} and len(points) <= 3 + 8 + 1

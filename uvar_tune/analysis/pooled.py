@@ -14,7 +14,7 @@ import numpy as np
 from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult, require_same_protocol
 from uvar_tune.analysis.verdict import Arm, Verdict, compare_with_baseline, half_width
 from uvar_tune.config.schema import Config
-from uvar_tune.config.space import searched
+from uvar_tune.config.space import searched_entries
 from uvar_tune.errors import ConfigError
 from uvar_tune.study_dir import differences
 
@@ -51,7 +51,7 @@ def pool(studies: Sequence[tuple[Config, StudyResults]]) -> Pooled:
             more than its name and its seed; a baseline without a score, or no other arm.
     """
     _check(studies)
-    names = list(searched(studies[0][0]))
+    names = list(searched_entries(studies[0][0]))
     trials_of: dict[str, dict[int, TrialResult]] = {}
     untested: dict[str, str] = {}
     for config, results in studies:

@@ -95,7 +95,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
 
 def _row(config, trial, assets: Assets, cache: Path) -> dict[str, Any]:
     """One trial's scores at the CFG scales of the configuration: A as stored, B from its checkpoint."""
-    from uvar_tune.config.space import searched
+    from uvar_tune.config.space import searched_entries
     from uvar_tune.pipeline import restore
     from uvar_tune.trial.sample_scorer import Sampler, SampleScorer
 
@@ -116,7 +116,7 @@ def _row(config, trial, assets: Assets, cache: Path) -> dict[str, Any]:
             where=f"trial {trial.number}",
         )
     return {
-        "params": {name: trial.params[name] for name in searched(config)},
+        "params": {name: trial.params[name] for name in searched_entries(config)},
         "seed": trial.seeds["training"],
         "scores": scores,
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from uvar_tune.config.paths import in_ray_job
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError, choose, nearest
 from uvar_tune.io.outputs import check_directory
 from uvar_tune.search.objectives import check_objective
-from uvar_tune.study_dir import StudyDirectory, in_ray_job
+from uvar_tune.study_dir import StudyDirectory
 
 PHASES = ("calibrate", "noise", "explore", "refine", "inference", "confirm")
 SEARCH, ALL = "search", "all"

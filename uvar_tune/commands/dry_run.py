@@ -10,7 +10,7 @@ from uvar_tune.analysis.results import StudyResults
 from uvar_tune.commands.checks import SEARCH, check_folder, check_place, check_study, phases_of
 from uvar_tune.commands.dry_run_phases import ENDED, foretold, timed
 from uvar_tune.config.schema import Config
-from uvar_tune.config.space import baseline_point, searched, searched_inference_entries
+from uvar_tune.config.space import baseline_point, searched_entries, searched_inference_entries
 from uvar_tune.errors import ConfigError
 from uvar_tune.io.uri import redact_url
 from uvar_tune.study_dir import StudyDirectory, resolve_root
@@ -58,7 +58,7 @@ def _log_search(config: Config, total: int) -> None:
         f"{total} trials of {t.images:,} images ({t.images // t.batch_size:,} steps of {t.batch_size}); "
         f"objective {config.study.metric} at {config.evaluation.samples:,} samples, sampler {config.study.sampler}"
     )
-    for name, entry in searched(config).items():
+    for name, entry in searched_entries(config).items():
         held = (
             ", ".join(map(str, entry.choices))
             if entry.choices
@@ -72,7 +72,7 @@ def _log_search(config: Config, total: int) -> None:
         logger.info(f"  inference.cfg_scale: each checkpoint scored at {scales}" + f"; with it {others}" * bool(others))
     for rung in config.study.rungs:
         logger.info(
-            f"  rung at {rung:,} images: {config.study.rung_metric} of {config.study.rung_samples:,} samples, "
+            f"  rung at {rung:,} images: {config.study.pruning_metric} of {config.study.rung_samples:,} samples, "
             f"{config.study.pruner}"
         )
 

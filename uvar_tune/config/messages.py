@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line: the key, the value, the rule, the nearest valid choice."""
+"""Validation errors of a configuration as one line: the key, the value, the rule, the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -8,59 +8,65 @@ from uvar_tune.config.schema import Config, Constraint, Section
 from uvar_tune.config.space_entry import SpaceEntry
 from uvar_tune.errors import ConfigError, nearest
 
-_LONGEST = 80  # characters of a value that are shown
+_MAX_VALUE_LENGTH = 80  # characters of a value that a message shows
 
 
-def complaint(error: ValidationError, where: str | None = None) -> ConfigError:
-    """The first complaint of a validation as a ConfigError."""
+def config_error(error: ValidationError, where: str | None = None) -> ConfigError:
+    """The first problem that a validation found, as a ConfigError.
+
+    Args:
+        error: raised by pydantic.
+        where: file or argument that holds the configuration.
+    """
     first = error.errors(include_url=False)[0]
-    place = [_key(part) for part in first["loc"]]
-    dotted, message = ".".join(place), first["msg"].removeprefix("Value error, ")
+    keys = [_printable_key(part) for part in first["loc"]]
+    dotted, message = ".".join(keys), first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"unknown key {dotted!r}", where=where, nearest=nearest(dotted, _siblings(place)))
+        return ConfigError(f"unknown key {dotted!r}", where=where, nearest=nearest(dotted, _valid_keys(keys)))
     value = first.get("input")
     shown = f" {_short(value)}" if isinstance(value, (str, int, float, bool)) else " (nothing)" if value is None else ""
-    near = None
+    choice = None
     if first["type"] == "literal_error":
-        near = nearest(value, [part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")])
-    message = _wanted(first["type"], value) or (
+        choices = first["ctx"]["expected"].replace(" or ", ", ").split(",")
+        choice = nearest(value, [part.strip(" '") for part in choices])
+    message = _rule(first["type"], value) or (
         message[0].lower() + message[1:] if first["type"] != "value_error" else message
     )
-    return ConfigError(f"{dotted}{shown}: {message}" if place else message, where=where, nearest=near)
+    return ConfigError(f"{dotted}{shown}: {message}" if keys else message, where=where, nearest=choice)
 
 
-def _wanted(kind: str, value: object) -> str | None:
-    """What stands there instead, in the words of YAML, where pydantic's would not help."""
+def _rule(kind: str, value: object) -> str | None:
+    """The rule in terms of YAML, if pydantic's message would not help."""
     if kind == "string_type" and isinstance(value, (int, float)):
         return "a text is expected; put it into quotes"
     if kind in ("tuple_type", "list_type"):
-        return f"a list is expected, such as [{value[:_LONGEST] if isinstance(value, str) and value else '0, 1'}]"
+        example = value[:_MAX_VALUE_LENGTH] if isinstance(value, str) and value else "0, 1"
+        return f"a list is expected, such as [{example}]"
     return None
 
 
-def _key(part: object) -> str:
-    """A key as it stands in a message of one line."""
+def _printable_key(part: object) -> str:
     text = str(part)
-    return text if text.isprintable() and len(text) <= _LONGEST else _short(text)
+    return text if text.isprintable() and len(text) <= _MAX_VALUE_LENGTH else _short(text)
 
 
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole number of thousands of digits
+    except ValueError:  # Python does not print an integer of thousands of digits
         text = "(a number of thousands of digits)"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}…"
 
 
-def _siblings(place: list[str]) -> list[str]:
-    """The valid keys at ``place``, dotted."""
-    if len(place) == 1:
+def _valid_keys(keys: list[str]) -> list[str]:
+    """The dotted names that are valid where the last of ``keys`` is not."""
+    if len(keys) == 1:
         return list(Config.model_fields)
-    if place[0] == "space":
-        known = SpaceEntry.model_fields
-    elif place[:2] == ["study", "constraints"]:
-        known = Constraint.model_fields
+    if keys[0] == "space":
+        fields = SpaceEntry.model_fields
+    elif keys[:2] == ["study", "constraints"]:
+        fields = Constraint.model_fields
     else:
-        kind = Config.model_fields[place[0]].annotation
-        known = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else {}
-    return [".".join([*place[:-1], key]) for key in known]
+        kind = Config.model_fields[keys[0]].annotation
+        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else {}
+    return [".".join([*keys[:-1], field]) for field in fields]

@@ -1,4 +1,4 @@
-"""One entry of ``space:``, a searched parameter: its role, type, range, condition and the baseline's value."""
+"""One entry of section ``space``: role, type, range, condition and baseline value of a parameter."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class SpaceEntry(BaseModel):
-    """A parameter of the space, under its dotted name.
+    """A parameter of the space; its key in ``space`` is its dotted name."""
 
-    ``role``: scientific (what the question is about), nuisance (tuned so that the comparison is fair), inference
-    (needs no retraining), fixed (one choice, named because the answer holds for it alone).
-    ``when``: {dotted name: value or list of values}; the parameter exists only where each holds.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     role: Literal["scientific", "nuisance", "inference", "fixed"]
+    """scientific: the subject of the question; nuisance: tuned for a fair comparison; inference: needs no retraining;
+    fixed: one choice, stated because the answer holds only for it."""
     type: Literal["float", "int", "categorical"]
+    """Type of the parameter."""
     low: float | None = None
+    """Lower bound of a float or int."""
     high: float | None = None
+    """Upper bound of a float or int."""
     log: bool = False
+    """Search on a log scale."""
     choices: tuple[str | int | float | bool, ...] | None = None
+    """Values of a categorical parameter."""
     when: dict[str, Any] = {}
+    """Condition: dotted name → value or list of values. The parameter exists only if every part holds."""
     baseline: Any = None
+    """Value of the baseline (default: the configuration's)."""
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -50,25 +54,32 @@ class SpaceEntry(BaseModel):
         return self
 
     def active(self, values: dict[str, Any]) -> bool:
-        """Whether the condition ``when`` holds, given the values suggested so far and the configuration's own."""
+        """Whether the condition ``when`` holds.
+
+        Args:
+            values: dotted name → value, of the parameters sampled so far and of the configuration.
+        """
         return all(
-            values.get(name) in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
-            for name, wanted in self.when.items()
+            values.get(name) in (allowed if isinstance(allowed, (list, tuple)) else [allowed])
+            for name, allowed in self.when.items()
         )
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` lies in the range, or is one of the choices."""
+        """Whether ``value`` is in the range, or one of the choices."""
         if self.type == "categorical":
             return any(
                 value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices
             )
-        whole = self.type == "float" or (isinstance(value, (int, float)) and value % 1 == 0)
+        is_integral = self.type == "float" or (isinstance(value, (int, float)) and value % 1 == 0)
         return (
-            isinstance(value, (int, float)) and not isinstance(value, bool) and whole and self.low <= value <= self.high
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and is_integral
+            and self.low <= value <= self.high
         )
 
     def edges(self) -> list[Any]:
-        """The extreme values, or all choices: what must be valid for the whole range to be."""
+        """The bounds, or all choices. If they are valid, the whole range is."""
         if self.type == "categorical":
             return list(self.choices)
         return [int(self.low), int(self.high)] if self.type == "int" else [self.low, self.high]

@@ -22,16 +22,29 @@ if TYPE_CHECKING:
 MAX_YAML_BYTES, MAX_JSON_BYTES = 2**20, 2**24  # files written by this package are far smaller
 _MAX_YAML_NODES = 2**15  # about 2 s; a configuration that lists every class of a large data set has fewer
 _MAX_INT_BITS = 1024  # a float holds no larger number
-_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
+# Plain scalars by the core schema of YAML 1.2: on, off, yes, no, dates and 1:30 are text, 010 is ten. Underscores may
+# group digits, as in YAML 1.1 and Python.
+_SCALARS = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+)
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """SafeLoader without aliases (they can expand to gigabytes) and duplicate keys, with a bound on the nodes.
+    """SafeLoader of YAML 1.2 scalars, without aliases (they can expand to gigabytes) and duplicate keys.
 
-    Numbers are those of YAML 1.2 as well: 1e-3 and .5e2, which YAML 1.1 reads as text.
+    The number of nodes is bounded.
     """
 
     nodes = 0
+    yaml_implicit_resolvers = {}
 
     def compose_node(self, parent, index):
         """Count a node and refuse an alias."""
@@ -56,8 +69,9 @@ class _YamlLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_integer(self, node):
-        """Refuse an integer beyond the range of floats."""
-        value = self.construct_yaml_int(node)
+        """Decimal, octal (0o) or hexadecimal (0x); refuse an integer beyond the range of floats."""
+        text = node.value.replace("_", "")
+        value = int(text, 16 if "0x" in text else 8 if "0o" in text else 10)
         if value.bit_length() > _MAX_INT_BITS:
             line = node.start_mark.line + 1
             raise ConfigError(f"line {line}: a whole number of {value.bit_length():,} bits is too large")
@@ -65,8 +79,15 @@ class _YamlLoader(yaml.SafeLoader):
 
 
 _YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_integer)
-for _kind in (_YamlLoader, yaml.SafeDumper):  # what is written reads back: a text such as 1e3 gets quotes
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+class _YamlDumper(yaml.SafeDumper):
+    """SafeDumper that quotes a text which YAML 1.1 or 1.2 would read as something else."""
+
+
+for _tag, _pattern, _first in _SCALARS:
+    for _kind in (_YamlLoader, _YamlDumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), list(_first))
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -89,7 +110,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def dump_yaml(tree: Any) -> str:
     """Plain data as YAML, keys in their order; `parse_yaml` reads it back unchanged."""
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_YAML_BYTES) -> str:

@@ -47,7 +47,7 @@ def load_results(config: Config, files: StudyDirectory, search: Search | None = 
     protocol = _common_protocol(proposed, files.name)
     direction_of, rungs = dict(zip(config.study.metrics, directions(config), strict=True)), rung_values(proposed)
     trials = tuple(_trial_result(config, files, trial, rungs.get(trial.number, {})) for trial in proposed)
-    final = {trial.number: trial.metric_values[config.study.rung_metric] for trial in trials if trial.metric_values}
+    final = {trial.number: trial.metric_values[config.study.pruning_metric] for trial in trials if trial.metric_values}
     results = StudyResults(
         name=files.name,
         metric=config.study.metric,

@@ -40,11 +40,11 @@ def check_objective(config: Config) -> None:
         _check_name(config, name, (*OBJECTIVES, *BESIDE), "study.further_metrics")
     for name in study.constraints:
         _check_name(config, name, (*OBJECTIVES, *BESIDE, *COSTS), "study.constraints")
-    if study.rungs and study.rung_metric not in OBJECTIVES:
+    if study.rungs and study.pruning_metric not in OBJECTIVES:
         raise ConfigError(
-            f"{study.rung_metric!r} cannot stop trials: rungs score the samples of a short run (one of: "
+            f"{study.pruning_metric!r} cannot stop trials: rungs score the samples of a short run (one of: "
             f"{', '.join(OBJECTIVES)})",
-            where="study.stop_metric",
+            where="study.rung_metric",
             nearest=study.metric,
         )
 

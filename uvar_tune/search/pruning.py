@@ -2,7 +2,7 @@
 
 A rung is a number of training images at which the study's own objective is scored at a smaller sample count. With one
 objective the rung values are the trial's intermediate values. Optuna keeps none for several objectives: there the values
-of `study.stop_metric` lie in a study of their own, `NAME/rungs`, with the same trial numbers, in the same storage.
+of `study.rung_metric` lie in a study of their own, `NAME/rungs`, with the same trial numbers, in the same storage.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rungs:
         self._reconciled = False
         study.pruner = make_pruner(config)
         if config.study.further_metrics and config.study.rungs:
-            direction = metric(config.study.rung_metric).direction
+            direction = metric(config.study.pruning_metric).direction
             self._beside = open_study(storage, f"{study.study_name}/rungs", [direction], {})
             self._beside.pruner, self._beside.sampler = study.pruner, optuna.samplers.RandomSampler(seed=0)
             self._storage, self._beside_id = storage, storage.get_study_id_from_name(f"{study.study_name}/rungs")
@@ -84,7 +84,7 @@ class Rungs:
 
 
 def rung_values(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, float]]:
-    """Trial number → {images: value of `study.rung_metric`}, of the stored trials that reached a rung."""
+    """Trial number → {images: value of `study.pruning_metric`}, of the stored trials that reached a rung."""
     return {
         trial.number: {int(images): told["value"] for images, told in trial.user_attrs["rungs"].items()}
         for trial in trials

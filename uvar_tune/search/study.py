@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 
 from uvar_tune import seeds
 from uvar_tune.config.schema import Config
-from uvar_tune.config.space import baseline_point, grid_size, point, searched
+from uvar_tune.config.space import baseline_point, grid_size, point, searched_entries
 from uvar_tune.config.space_entry import SpaceEntry
 from uvar_tune.search.budget import Ledger, Spent, exhausted
 from uvar_tune.search.objectives import directions, violations
@@ -77,10 +77,10 @@ class Search:
         self.study = open_study(self.storage, name, directions(config), space)
         self._study_id = self.storage.get_study_id_from_name(name)
         self._rungs = Rungs(config, self.study, self.storage)
-        self._entries = searched(config)
+        self._entries = searched_entries(config)
         whole = 1 + grid_size(config) if config.study.sampler == "grid" else config.study.trials
         self._total = min(config.study.trials, whole)
-        self._judged = config.study.metrics.index(config.study.rung_metric)  # which objective the rungs score
+        self._judged = config.study.metrics.index(config.study.pruning_metric)  # which objective the rungs score
         self._load()
 
     def ask(self) -> Proposal | None:

@@ -61,12 +61,12 @@ class Scorer:
         for cfg_scale in self._coarse():
             samples = draw({"cfg_scale": cfg_scale}, "sampling-a")
             if self.judge:
-                scores.append(self.judge(samples)[study.rung_metric])
+                scores.append(self.judge(samples)[study.pruning_metric])
         self.var.train(mode)
         if not scores:
             return None
-        value = min(scores) if metric(study.rung_metric).direction == "minimize" else max(scores)
-        self.recorder.metrics(images, {f"rung/{study.rung_metric}": value})
+        value = min(scores) if metric(study.pruning_metric).direction == "minimize" else max(scores)
+        self.recorder.metrics(images, {f"rung/{study.pruning_metric}": value})
         return value
 
     def score(self, images: int) -> dict[str, Any]:
