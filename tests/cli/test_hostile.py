@@ -19,10 +19,10 @@ from PIL import Image
 from uvar_tune.commands.final_run import run_final
 from uvar_tune.commands.train_tokenizer import run_tokenizer
 from uvar_tune.config.loading import read_config
-from uvar_tune.config.schema import ModelConfig, TokenizerConfig
+from uvar_tune.config.schema import DataConfig, ModelConfig, TokenizerConfig
 from uvar_tune.data import load_images
 from uvar_tune.data.folder import read_image
-from uvar_tune.data.scan import UNREADABLE
+from uvar_tune.data.verification import UNREADABLE
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import open_extractor
 from uvar_tune.model import VAR, VQVAE, load_official, start_from
@@ -311,7 +311,7 @@ def test_images_that_unfold(tmp_path, kind):
     IMAGES[kind](tmp_path / "train" / "a" / "1.png")
     with pytest.raises(UNREADABLE):
         read_image(tmp_path / "train" / "a" / "1.png")
-    text = refusal(load_images, "folder", split="train", path=str(tmp_path), image_size=16)
+    text = refusal(load_images, DataConfig(name="folder", path=str(tmp_path), image_size=16), "train")
     assert "1 of 2 images cannot be read" in text and "1.png" in text
 
 
@@ -366,9 +366,9 @@ def test_classes_are_names_of_directories_that_are_there(tmp_path, name):
     for place in ("data/train/a", "data/val/a", "secret"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "0.png").write_bytes(_png())
-    asked = {"split": "train", "classes": (name,)}
-    assert "data.classes" in refusal(load_images, "folder", path=str(tmp_path / "data"), image_size=16, **asked)
-    assert "data.classes" in refusal(load_images, "digits", **asked)
+    folder = DataConfig(name="folder", path=str(tmp_path / "data"), image_size=16, classes=(name,))
+    assert "data.classes" in refusal(load_images, folder, "train")
+    assert "data.classes" in refusal(load_images, DataConfig(classes=(name,)), "train")
 
 
 def test_which_settings_are_free_text():

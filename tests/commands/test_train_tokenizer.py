@@ -16,7 +16,7 @@ from PIL import Image
 from tests.helpers.commands import TINY, end_session
 from uvar_tune.commands.train_tokenizer import run_tokenizer
 from uvar_tune.config.loading import read_config
-from uvar_tune.config.schema import Config
+from uvar_tune.config.schema import Config, DataConfig
 from uvar_tune.data import load_images
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.reconstruction import reconstruction
@@ -68,7 +68,7 @@ def test_it_ends_with_the_place_and_how_to_use_it(trained):
     assert "continues at " in text and f"use it with tokenizer.path={directory / 'tokenizer'}" in text
     assert "held-out reconstruction MSE" in text and "of 64 codes in use" in text and str(official) in text
     vqvae = load_tokenizer(directory / "tokenizer")
-    scores = reconstruction(vqvae.eval(), load_images("digits", split="validation"))
+    scores = reconstruction(vqvae.eval(), load_images(DataConfig(), "validation"))
     assert f"MSE {scores['reconstruction_mse']:.4f}" in text and scores["reconstruction_mse"] < 0.3
     with Image.open(directory / "trials" / "00000" / "samples" / "reconstructions-000000001280.png") as picture:
         assert picture.width > 2 * picture.height  # two rows

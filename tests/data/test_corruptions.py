@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from uvar_tune.data.corruptions import CORRUPTIONS, FOREIGN, SEVERITIES, corrupt, foreign
+from uvar_tune.data.corruptions import CORRUPTIONS, OUT_OF_DISTRIBUTION, SEVERITIES, corrupt, out_of_distribution
 from uvar_tune.errors import ConfigError
 
 
@@ -53,10 +53,10 @@ def test_strengths_by_hand(images):
 
 
 def test_foreign_images(images):
-    assert torch.equal(foreign(images, "inverted"), 255 - images)
-    noise = foreign(images, "noise", seed=2)
-    assert torch.equal(noise[4:6], foreign(images[4:6], "noise", seed=2, start=4))
-    assert 120 < noise.float().mean() < 135 and set(FOREIGN) == {"noise", "inverted"}
+    assert torch.equal(out_of_distribution(images, "inverted"), 255 - images)
+    noise = out_of_distribution(images, "noise", seed=2)
+    assert torch.equal(noise[4:6], out_of_distribution(images[4:6], "noise", seed=2, start=4))
+    assert 120 < noise.float().mean() < 135 and set(OUT_OF_DISTRIBUTION) == {"noise", "inverted"}
 
 
 def test_bad_names_and_severities(images):

@@ -9,9 +9,10 @@ import struct
 import pytest
 from PIL import Image
 
+from uvar_tune.config.schema import DataConfig
 from uvar_tune.data import load_images
 from uvar_tune.data.folder import read_image
-from uvar_tune.data.scan import UNREADABLE
+from uvar_tune.data.verification import UNREADABLE
 from uvar_tune.errors import ConfigError
 
 
@@ -44,8 +45,8 @@ def misplaced(path):
     [
         (nowhere, "No such file"),
         (round_about, "symbolic links"),
-        (device, "no regular file"),
-        (os.mkfifo, "no regular file"),
+        (device, "not a regular file"),
+        (os.mkfifo, "not a regular file"),
         (sparse, "3,221,225,472 bytes, more than"),
         (lambda path: path.mkdir(), "directory"),
         (misplaced, "TypeError"),
@@ -56,9 +57,9 @@ def test_what_is_no_picture_is_refused_or_skipped(folder, make, why):
     path.unlink()
     make(path)
     with pytest.raises(ConfigError, match=f"1 of 7 images cannot be read: .*cats/1.png .*{why}"):
-        load_images("folder", split="train", path=str(folder), image_size=16)
+        load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")
     with pytest.warns(match=why):
-        found = load_images("folder", split="train", path=str(folder), image_size=16, on_corrupt="skip")
+        found = load_images(DataConfig(name="folder", path=str(folder), image_size=16, on_corrupt="skip"), "train")
     assert found.labels_N.tolist() == [0, 0, 1, 1, 2, 2] and found.images[:].shape[0] == 6
     with pytest.raises(UNREADABLE):
         read_image(path)
@@ -69,33 +70,36 @@ def test_a_link_that_leads_somewhere_again_is_looked_at_again(folder):
     path.rename(folder / "away.png")
     nowhere(path)
     with pytest.raises(ConfigError, match="1 of 7"):
-        load_images("folder", split="train", path=str(folder), image_size=16)
+        load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")
     (folder / "away.png").rename(folder / "train" / "cats" / "nothing")
-    assert len(load_images("folder", split="train", path=str(folder), image_size=16)) == 7
+    assert len(load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")) == 7
 
 
 def test_names_that_are_no_utf8(folder):
     old = os.fsencode(folder / "train" / "cats") + b"/\xe9.png"
     os.rename(folder / "train" / "cats" / "1.png", old)
-    found = load_images("folder", split="train", path=str(folder), image_size=16)
+    found = load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")
     assert len(found) == 7 and found.images[:].shape[0] == 7
     with open(old, "w") as handle:
         handle.write("no picture")
-    with pytest.raises(ConfigError, match=r"cats/\\xe9\.png: cannot be read any more"):
+    with pytest.raises(ConfigError, match=r"cats/\\xe9\.png: can no longer be read"):
         found.images[:3]
     with pytest.raises(ConfigError, match=r"cats/\\xe9\.png \(Unidentified") as refused:
-        load_images("folder", split="train", path=str(folder), image_size=16)
+        load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")
     str(refused.value).encode()
     with pytest.warns(match=r"xe9\.png"):
-        found = load_images("folder", split="train", path=str(folder), image_size=16, on_corrupt="skip")
+        found = load_images(DataConfig(name="folder", path=str(folder), image_size=16, on_corrupt="skip"), "train")
     assert found.skipped[0][0].encode().endswith(rb"cats/\xe9.png")
 
 
 def test_the_hash_of_a_folder_is_that_of_names_and_contents(folder):
     """Caches are keyed by it."""
     (folder / "val" / "cats" / "0.png").rename(folder / "val" / "cats" / "é.png")
-    digest = hashlib.sha256(b"lanczos-1.125/crop/white/1/validation/16")
+    digest = hashlib.sha256(b"lanczos-1.125/crop/white/exif/2/validation/16")
     for label, name in enumerate(("cats/é.png", "dogs/0.png", "owls/0.png")):
         content = hashlib.sha256((folder / "val" / name).read_bytes()).hexdigest()
         digest.update(f"{label}/{name}/{content}\n".encode())
-    assert load_images("folder", split="validation", path=str(folder), image_size=16).sha256 == digest.hexdigest()
+    assert (
+        load_images(DataConfig(name="folder", path=str(folder), image_size=16), "validation").sha256
+        == digest.hexdigest()
+    )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from uvar_tune.config.schema import DataConfig
 from uvar_tune.data import ImageSet, TokenCache, build_token_cache, load_images, token_cache
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
@@ -45,7 +46,7 @@ def test_rows_are_the_tokens_of_the_images(tmp_path, images, vqvae):
 
 
 def test_crops_of_a_folder_are_its_random_crops(tmp_path, folder, vqvae):
-    pictures = load_images("folder", split="train", path=str(folder), image_size=8)
+    pictures = load_images(DataConfig(name="folder", path=str(folder), image_size=8), "train")
     cache = build_token_cache(tmp_path / "c", pictures, vqvae, crops=3)
     expected = concat(vqvae.encode(to_unit(pictures.crops([2, 2], [0, 2]))))
     assert np.array_equal(cache.tokens_NL[[6, 8]], expected.numpy())
@@ -163,12 +164,12 @@ def header(shape, dtype="<i8"):
 @pytest.mark.parametrize(
     "facts, message",
     [
-        ({"images": None}, "None where a size stands"),
-        ({"images": "x", "crops": 1 << 30}, "x where a size stands"),
-        ({"scales": [1, "a"]}, "a where a size stands"),
+        ({"images": None}, "None as a size"),
+        ({"images": "x", "crops": 1 << 30}, "x as a size"),
+        ({"scales": [1, "a"]}, "a as a size"),
         ({"scales": None}, "no token cache"),
         ({"images": 12}, "are not 12 rows"),
-        ({"scales": [1.0, 2.0, 4.0]}, "1.0 where a size stands"),
+        ({"scales": [1.0, 2.0, 4.0]}, "1.0 as a size"),
         ({"source": None}, "no token cache"),
     ],
 )
@@ -219,6 +220,6 @@ def test_what_does_not_belong_together_is_refused(tmp_path, images, vqvae):
     with pytest.raises(ConfigError, match="tokens of other images"):
         build_token_cache(tmp_path / "c", other, vqvae)
     with pytest.raises(ConfigError, match="images of 16 px, the tokenizer takes 8"):
-        build_token_cache(tmp_path / "d", load_images("digits", split="validation"), vqvae)
+        build_token_cache(tmp_path / "d", load_images(DataConfig(), "validation"), vqvae)
     with pytest.raises(ConfigError, match="crops 0"):
         build_token_cache(tmp_path / "d", images, vqvae, crops=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uvar_tune.config.schema import ModelConfig, TokenizerConfig
+from uvar_tune.config.schema import DataConfig, ModelConfig, TokenizerConfig
 from uvar_tune.data import load_images
 from uvar_tune.evaluation import save_classifier, train_classifier
 from uvar_tune.model import VAR, VQVAE
@@ -11,7 +11,7 @@ from uvar_tune.model import VAR, VQVAE
 
 @pytest.fixture(scope="session")
 def digits():
-    return {split: load_images("digits", split=split) for split in ("train", "validation")}
+    return {split: load_images(DataConfig(), split) for split in ("train", "validation")}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from uvar_tune.config.schema import LossConfig, ModelConfig, TokenizerConfig, TrainingConfig
+from uvar_tune.config.schema import DataConfig, LossConfig, ModelConfig, TokenizerConfig, TrainingConfig
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged
 from uvar_tune.model import VAR, VQVAE
@@ -200,7 +200,7 @@ def run_tokenizer_rank(directory: Path, rank: int, world_size: int, *, meeting: 
         torch.manual_seed(3)
         vqvae = VQVAE(TokenizerConfig(vocab_size=32, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=SCALES))
     model = torch.nn.parallel.DistributedDataParallel(vqvae) if world_size > 1 else vqvae
-    images = load_images("digits", split="train", image_size=8)
+    images = load_images(DataConfig(image_size=8), "train")
     config = TokenizerConfig(images=640, batch_size=32, learning_rate=2e-3)
     run = RunContext(seed=1, rank=rank, world_size=world_size, log_images=160)
     for event in train_tokenizer(model, images, config, run):

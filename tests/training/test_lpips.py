@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from uvar_tune.config.schema import TokenizerConfig
+from uvar_tune.config.schema import DataConfig, TokenizerConfig
 from uvar_tune.data import load_images
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
@@ -32,7 +32,7 @@ def small() -> VQVAE:
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_images("digits", split="train", image_size=20)
+    return load_images(DataConfig(image_size=20), "train")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from uvar_tune import seeds
-from uvar_tune.config.schema import TokenizerConfig
+from uvar_tune.config.schema import DataConfig, TokenizerConfig
 from uvar_tune.data import ImageSet, load_images
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
@@ -28,7 +28,7 @@ def small(vocab_size: int = 32) -> VQVAE:
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_images("digits", split="train", image_size=8)
+    return load_images(DataConfig(image_size=8), "train")
 
 
 SETTINGS = dict(images=3200, batch_size=32, learning_rate=3e-3)
@@ -115,7 +115,7 @@ def test_spread_takes_distant_vectors_first():
 
 def test_alarm_when_few_codes_serve():
     """One image over and over has use for few codes; said once, not at every look."""
-    pixels = load_images("digits", split="train", image_size=8).images[:1].expand(64, -1, -1, -1).contiguous()
+    pixels = load_images(DataConfig(image_size=8), "train").images[:1].expand(64, -1, -1, -1).contiguous()
     alike = ImageSet(pixels, torch.zeros(64, dtype=torch.long), ["0"], "0" * 64, 8)
     config = TokenizerConfig(images=1920, batch_size=64, learning_rate=1e-3)
     events = list(train_tokenizer(small(64), alike, config, RUN))
@@ -137,4 +137,4 @@ def test_bad_settings_are_refused(digits, changes, message):
 
 def test_images_of_another_size_are_refused():
     with pytest.raises(ConfigError, match="images of 16 px, this tokenizer takes 8"):
-        train_tokenizer(small(), load_images("digits", split="train"), CONFIG, RUN)
+        train_tokenizer(small(), load_images(DataConfig(), "train"), CONFIG, RUN)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from uvar_tune.config.loading import validate
-from uvar_tune.config.schema import TokenizerConfig
+from uvar_tune.config.schema import DataConfig, TokenizerConfig
 from uvar_tune.data import TokenCache, build_token_cache, load_images
 from uvar_tune.errors import ConfigError
 from uvar_tune.metrics import metric
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     torch.manual_seed(0)
     save_tokenizer(root / "tokenizer", VQVAE(TokenizerConfig(**SETTINGS)))
     vqvae = load_tokenizer(root / "tokenizer").eval().requires_grad_(False)
-    splits = {name: load_images("digits", split=name, image_size=16) for name in ("train", "validation")}
+    splits = {name: load_images(DataConfig(image_size=16), name) for name in ("train", "validation")}
     for name, images in splits.items():
         build_token_cache(root / "tokens" / name, images, vqvae)
     tokens = {name: str(root / "tokens" / name) for name in splits}

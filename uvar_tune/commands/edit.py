@@ -19,7 +19,7 @@ from PIL import Image
 from uvar_tune.commands.edit_picture import Row, save_picture
 from uvar_tune.console import progress_callback
 from uvar_tune.data.folder import read_image, shrink
-from uvar_tune.data.scan import UNREADABLE
+from uvar_tune.data.verification import UNREADABLE
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.model import box_mask, inpaint
 from uvar_tune.model.editing import check_mask

@@ -23,6 +23,7 @@ REFERENCES = ("uniform", "dataset", "semantic", "normal")
 SAMPLERS = ("tpe", "gp", "qmc", "random", "nsga2", "grid")
 SEARCH_AXES = ("cfg_scale", "temperature", "cfg_ramp")
 PRUNERS = ("none", "median", "successive_halving")
+IMAGE_FORMATS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "gif", "avif", "jp2", "none")
 LAMBDAS = ("loss.lambda_1", "loss.lambda_2")
 SHARE_BOUNDS = (1e-3, 0.3)  # shares of the gradient: negligible below, rivalling the cross-entropy above
 # Bounds of the sampling settings; beyond them samples do not change, or float32 overflows.
@@ -164,6 +165,10 @@ class DataConfig(Section):
     """Names of the classes to use (default: all)."""
     on_corrupt: Literal["refuse", "skip"] = "refuse"
     """Whether an unreadable image ends the command or is left out."""
+    nested: bool = False
+    """Whether the subfolders of a class are read too."""
+    formats: tuple[Literal[IMAGE_FORMATS], ...] = IMAGE_FORMATS[:9]
+    """File extensions to read; none: files without an extension."""
 
     @model_validator(mode="after")
     def _folder_has_a_path(self):

@@ -1,7 +1,7 @@
-"""Corrupted and foreign images for robustness on small pictures: the suite `digits-c8`, and what is out of distribution.
+"""Corrupted and out-of-distribution images to test robustness on small images: the benchmark `digits-c8`.
 
 Eight kinds of corruption at five severities, after ImageNet-C (Hendrycks & Dietterich 2019) but made for 16x16 pixels.
-Noise is drawn per image index, so an image is corrupted alike in whatever batch or order it comes.
+Noise is drawn per image index, so the corruption of an image is independent of batch and order.
 
 Shapes: N images, H, W; uint8 in and out.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional
 from uvar_tune import seeds
 from uvar_tune.errors import ConfigError, choose
 
-SUITE = "digits-c8"
+BENCHMARK = "digits-c8"
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -26,9 +26,14 @@ def corrupt(images_N3HW: Tensor, kind: str, severity: int, *, seed: int = 0, sta
     """uint8 images under one corruption.
 
     Args:
+        images_N3HW: uint8.
         kind: one of `CORRUPTIONS`.
         severity: 1 … 5.
-        seed, start: image i draws its noise from (seed, kind, start + i), the same at all severities.
+        seed: of the noise.
+        start: image i draws its noise from (seed, kind, start + i), the same at all severities.
+
+    Raises:
+        ConfigError: an unknown kind or severity.
     """
     choose(kind, CORRUPTIONS, "corruption")
     if severity not in SEVERITIES:
@@ -43,16 +48,23 @@ def corrupt(images_N3HW: Tensor, kind: str, severity: int, *, seed: int = 0, sta
     return (apply(unit_N3HW, strengths[severity - 1], noise) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def foreign(images_N3HW: Tensor, kind: str, *, seed: int = 0, start: int = 0) -> Tensor:
-    """uint8 images out of distribution: `noise` keeps nothing but the shape, `inverted` turns light to dark."""
-    choose(kind, FOREIGN, "out-of-distribution set")
+def out_of_distribution(images_N3HW: Tensor, kind: str, *, seed: int = 0, start: int = 0) -> Tensor:
+    """uint8 images out of distribution: `noise` keeps only the shape, `inverted` exchanges light and dark.
+
+    Args:
+        images_N3HW: uint8.
+        kind: one of `OUT_OF_DISTRIBUTION`.
+        seed: as `corrupt`.
+        start: as `corrupt`.
+    """
+    choose(kind, OUT_OF_DISTRIBUTION, "out-of-distribution set")
     if kind == "inverted":
         return 255 - images_N3HW
     return (_Noise(images_N3HW, seed, kind, start).uniform() * 255).round().to(torch.uint8)
 
 
 class _Noise:
-    """Draws of each image from its own generator. Grey noise: the same in the three channels."""
+    """Random numbers of each image, drawn from its own generator; equal in the three channels."""
 
     def __init__(self, images_N3HW: Tensor, seed: int, kind: str, start: int):
         self.count, _, self.height, self.width = images_N3HW.shape
@@ -63,9 +75,11 @@ class _Noise:
         return torch.stack([sample(seeds.generator(*self._seed, self._start + i)) for i in range(self.count)])
 
     def normal(self) -> Tensor:
+        """(N, 3, H, W) standard normal."""
         return self._draw(lambda g: torch.randn(1, self.height, self.width, generator=g)).expand(-1, 3, -1, -1)
 
     def uniform(self) -> Tensor:
+        """(N, 3, H, W) uniform in [0, 1)."""
         return self._draw(lambda g: torch.rand(1, self.height, self.width, generator=g)).expand(-1, 3, -1, -1)
 
     def numbers(self, count: int) -> Tensor:
@@ -78,7 +92,7 @@ def _gaussian_noise(x: Tensor, strength: float, noise: _Noise) -> Tensor:
 
 
 def _impulse_noise(x: Tensor, strength: float, noise: _Noise) -> Tensor:
-    """A share of the pixels turns black or white."""
+    """Set a share of the pixels to black or white."""
     u = noise.uniform()
     return torch.where(u < strength / 2, 0.0, torch.where(u > 1 - strength / 2, 1.0, x))
 
@@ -91,7 +105,7 @@ def _gaussian_blur(x: Tensor, strength: float, noise: _Noise) -> Tensor:
 
 
 def _motion_blur(x: Tensor, strength: float, noise: _Noise) -> Tensor:
-    """Along the diagonal."""
+    """Blur along the diagonal."""
     return _filter(x, torch.eye(int(strength)))
 
 
@@ -111,17 +125,17 @@ def _brightness(x: Tensor, strength: float, noise: _Noise) -> Tensor:
 
 
 def _pixelate(x: Tensor, strength: float, noise: _Noise) -> Tensor:
-    """Averaged to a share of the resolution and back."""
+    """Average to a share of the resolution, then upsample."""
     small = functional.adaptive_avg_pool2d(x, max(2, round(strength * x.shape[-1])))
     return functional.interpolate(small, size=x.shape[2:], mode="nearest")
 
 
 def _occlusion(x: Tensor, strength: float, noise: _Noise) -> Tensor:
-    """A grey square, its side a share of the image's, at a random place."""
-    place_N2 = noise.numbers(2)
+    """Draw a grey square at a random position; the strength is its side as a share of the image's."""
+    corner_N2 = noise.numbers(2)
     height, width = x.shape[2:]
     side = strength * min(height, width)
-    top, left = (place_N2 * (torch.tensor([height, width]) - side)).floor().unbind(1)
+    top, left = (corner_N2 * (torch.tensor([height, width]) - side)).floor().unbind(1)
     row, column = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
     inside = (
         (row >= top[:, None, None])
@@ -132,7 +146,7 @@ def _occlusion(x: Tensor, strength: float, noise: _Noise) -> Tensor:
     return torch.where(inside[:, None], 0.5, x)
 
 
-# kind → (function, its strength at severities 1 … 5)
+# kind → (function, strength at severities 1 … 5)
 CORRUPTIONS: dict[str, tuple[Callable[[Tensor, float, _Noise], Tensor], tuple[float, ...]]] = {
     "gaussian_noise": (_gaussian_noise, (0.08, 0.14, 0.22, 0.32, 0.45)),
     "impulse_noise": (_impulse_noise, (0.04, 0.08, 0.14, 0.22, 0.32)),
@@ -143,4 +157,4 @@ CORRUPTIONS: dict[str, tuple[Callable[[Tensor, float, _Noise], Tensor], tuple[fl
     "pixelate": (_pixelate, (0.45, 0.38, 0.32, 0.25, 0.19)),
     "occlusion": (_occlusion, (0.2, 0.28, 0.36, 0.44, 0.52)),
 }
-FOREIGN = ("noise", "inverted")
+OUT_OF_DISTRIBUTION = ("noise", "inverted")

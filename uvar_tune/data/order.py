@@ -1,8 +1,8 @@
-"""Which image stands where: position p of a training (images seen before it) → image, crop.
+"""Data order: position p of a training (the number of images seen before) → image and crop.
 
-Each epoch is a permutation of its own, drawn from (seed, epoch). Batches are consecutive positions and may run over the
-end of an epoch, so no image is dropped or seen twice, and nothing depends on ranks or batch size: a rank takes its
-positions out of the batch, and to resume is to go on at a position.
+Each epoch is a permutation drawn from (seed, epoch). Batches are consecutive positions and may cross the end of an epoch,
+so no image is dropped or repeated within an epoch, and nothing depends on ranks or batch size: a rank takes its positions
+from the batch, and a resumed training continues at a position.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from uvar_tune import seeds
 from uvar_tune.errors import ConfigError
 
-ORDER, CROPS = 0, 1  # what is drawn, beside the noise of a step (training.loop)
+ORDER, CROPS = 0, 1  # purposes of the draws; training.loop has a third, the noise of a step
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """The permutation of 0 … count-1 in which epoch ``epoch`` sees the images, int64."""
+    """The order of the images in an epoch: a permutation of 0 … count-1, int64."""
     return torch.randperm(count, generator=seeds.generator(seed, ORDER, epoch))
 
 
@@ -27,7 +27,8 @@ class Order:
 
     Args:
         count: images of the set.
-        crops: crops of each image, one of which is drawn for each image and epoch.
+        seed: of the training.
+        crops: crops per image, one of which is drawn for each image and epoch.
     """
 
     def __init__(self, count: int, *, seed: int, crops: int = 1):
@@ -39,30 +40,35 @@ class Order:
     def at(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(index_B, crop_B) of the images at these positions, int64."""
         position_B = torch.as_tensor(positions)
-        epoch_B, place_B = position_B // self.count, position_B % self.count
-        parts = [(self._epoch(epoch), place_B[epoch_B == epoch]) for epoch in epoch_B.unique().tolist()]
+        epoch_B, offset_B = position_B // self.count, position_B % self.count
+        parts = [(self._epoch(epoch), offset_B[epoch_B == epoch]) for epoch in epoch_B.unique().tolist()]
         index_B, crop_B = torch.empty_like(position_B), torch.empty_like(position_B)
-        for epoch, ((order_N, crop_N), place) in zip(epoch_B.unique().tolist(), parts, strict=True):
-            index_B[epoch_B == epoch] = order_N[place]
-            crop_B[epoch_B == epoch] = crop_N[place]
+        for epoch, ((order_N, crop_N), offset) in zip(epoch_B.unique().tolist(), parts, strict=True):
+            index_B[epoch_B == epoch] = order_N[offset]
+            crop_B[epoch_B == epoch] = crop_N[offset]
         return index_B, crop_B
 
     def _epoch(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         if epoch not in self._epochs:
-            self._epochs = {known: pair for known, pair in self._epochs.items() if known == epoch - 1}
+            self._epochs = {epoch - 1: self._epochs[epoch - 1]} if epoch - 1 in self._epochs else {}
             crop_N = torch.randint(self.crops, (self.count,), generator=seeds.generator(self.seed, CROPS, epoch))
             self._epochs[epoch] = epoch_order(self.count, seed=self.seed, epoch=epoch), crop_N
         return self._epochs[epoch]
 
 
 def check_positions(*, images: int, batch_size: int, shares: int, count: int) -> None:
-    """ConfigError unless ``images`` are whole batches, a batch is ``shares`` equal parts, and the data hold a batch.
+    """Verify that the sizes of a training divide.
 
     Args:
-        shares: ranks x accumulation.
-        count: images of the data.
+        images: of the training, a multiple of the batch.
+        batch_size: global, a multiple of ``shares`` and at most ``count``.
+        shares: ranks x accumulation steps.
+        count: images of the data set.
+
+    Raises:
+        ConfigError: with the nearest valid number.
     """
-    for what, value, unit, by in (
+    for name, value, unit, unit_name in (
         ("training images", images, batch_size, "the batch"),
         ("batch size", batch_size, shares, "ranks x accumulate"),
     ):
@@ -70,7 +76,8 @@ def check_positions(*, images: int, batch_size: int, shares: int, count: int) ->
             low = value // unit * unit
             near = [number for number in (low, low + unit) if number > 0]
             raise ConfigError(
-                f"{what} {value} is not a whole multiple of {by} {unit}; the nearest: " + " or ".join(map(str, near)),
+                f"{name} {value} is not a whole multiple of {unit_name} {unit}; the nearest: "
+                + " or ".join(map(str, near)),
                 where="training",
                 nearest=str(near[0]),
             )

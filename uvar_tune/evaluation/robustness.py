@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uvar_tune.data.corruptions import CORRUPTIONS, FOREIGN, SEVERITIES, corrupt, foreign
+from uvar_tune.data.corruptions import CORRUPTIONS, OUT_OF_DISTRIBUTION, SEVERITIES, corrupt, out_of_distribution
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.calibration import auroc, ood_score
 from uvar_tune.evaluation.features import check_images
@@ -72,9 +72,9 @@ def out_of_distribution_sets(images, *, seed: int = 0) -> dict[str, Changed]:
     """`noise` and `inverted`: as many foreign images as there are ``images``, made of them."""
 
     def turned(kind: str) -> Changed:
-        return Changed(images, lambda part, start: foreign(part, kind, seed=seed, start=start))
+        return Changed(images, lambda part, start: out_of_distribution(part, kind, seed=seed, start=start))
 
-    return {kind: turned(kind) for kind in FOREIGN}
+    return {kind: turned(kind) for kind in OUT_OF_DISTRIBUTION}
 
 
 def tokenize(vqvae, images, *, chunk: int = 64, device="cpu") -> Tensor:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from uvar_tune.config.schema import DataConfig
 from uvar_tune.data import ImageSet
+from uvar_tune.data.classes import select_classes
 from uvar_tune.data.corruptions import SEVERITIES
-from uvar_tune.data.folder import SUFFIXES, FolderImages, read_image
-from uvar_tune.data.images import chosen_classes
-from uvar_tune.data.scan import scan
+from uvar_tune.data.folder import read_class_folders
+from uvar_tune.data.listing import class_folders as list_class_folders
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.robustness import Corrupted
 
@@ -31,27 +30,16 @@ def class_folders(
     Raises ConfigError: no such folder, an empty one, a class that is missing or without images, unreadable images.
     """
     place = Path(path)
-    names = sorted(entry.name for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
+    names = list_class_folders(place) if place.is_dir() else []
     if not names:
         raise ConfigError(
             "holds no folder CLASS with images" if place.is_dir() else "is no directory", where=str(place)
         )
-    chosen = chosen_classes(names, classes, str(place))
-    found = [
-        (label, file)
-        for label, name in enumerate(chosen)
-        for file in sorted((place / name).iterdir())
-        if file.suffix.lower() in SUFFIXES
-    ]
-    empty = sorted(set(range(len(chosen))) - {label for label, _ in found})
-    if empty:
-        raise ConfigError(f"holds no image of class {chosen[empty[0]]!r}", where=str(place))
-    kept, skipped, sha256 = scan(
-        place, found, check=read_image, on_corrupt=on_corrupt, threads=4, recipe=f"centre/{image_size}"
+    config = DataConfig(name="folder", path=str(place), image_size=image_size, on_corrupt=on_corrupt)
+    class_names = select_classes(names, classes, str(place))
+    return read_class_folders(
+        place, class_names, config, random_crops=False, recipe=f"centre/exif/{image_size}", where=str(place)
     )
-    images = FolderImages([file for _, file in kept], image_size, random_crops=False)
-    labels_N = torch.tensor([label for label, _ in kept], dtype=torch.long)
-    return ImageSet(images, labels_N, chosen, sha256, image_size, skipped)
 
 
 def imagenet_c(

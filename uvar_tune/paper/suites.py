@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uvar_tune.data.corruptions import SUITE
+from uvar_tune.data.corruptions import BENCHMARK
 from uvar_tune.errors import ConfigError, Diverged
 from uvar_tune.evaluation import (
     Corrupted,
@@ -58,7 +58,7 @@ class Comparison:
         data = self.ours.config.data
         if self.imagenet_c is None:
             images = self.ours.splits["validation"]
-            return SUITE, corrupted_sets(images.images, images.labels_N)
+            return BENCHMARK, corrupted_sets(images.images, images.labels_N)
         names = self.ours.splits["validation"].class_names
         return Path(self.imagenet_c).name, imagenet_c(
             self.imagenet_c, image_size=data.image_size, classes=names, on_corrupt=data.on_corrupt

@@ -10,7 +10,7 @@ import torch
 
 from uvar_tune import seeds
 from uvar_tune.config.schema import Config
-from uvar_tune.data import load_images
+from uvar_tune.data import ImageSet, load_images
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VAR, VQVAE, start_from
 from uvar_tune.model.scales import split
@@ -22,17 +22,9 @@ from uvar_tune.trial.loss_constants import loss_constants
 FUSED_FROM = 1024  # codes from which the fused loss pays under `training.fused: auto`
 
 
-def load_split(config: Config, split: str):
+def load_split(config: Config, split: str) -> ImageSet:
     """The images of a split (section ``data``)."""
-    data = config.data
-    return load_images(
-        data.name,
-        split=split,
-        path=data.path,
-        image_size=data.image_size,
-        classes=data.classes,
-        on_corrupt=data.on_corrupt,
-    )
+    return load_images(config.data, split)
 
 
 def tokenizer_seed(config: Config) -> int:
