@@ -8,11 +8,13 @@ fixed point mistakes sharper predictions for better ones.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uvar_tune.analysis.noise import MIN_PAIRS, Noise, variance_components
 from uvar_tune.analysis.results import BASELINE, Replicate, StudyResults, TrialResult, require_same_protocol
+from uvar_tune.analysis.sequential import SequentialDesign
 from uvar_tune.analysis.verdict import Arm, Verdict, compare_with_baseline
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import baseline_point
@@ -78,17 +80,22 @@ def confirm_arms(config: Config, results: StudyResults, tuned_baseline: Mapping[
 
 
 def verdicts(
-    config: Config, replicates: Sequence[Replicate], results: StudyResults
+    config: Config,
+    replicates: Sequence[Replicate],
+    search_values: Mapping[str, float | None],
+    design: SequentialDesign,
 ) -> tuple[list[Verdict], dict[str, str]]:
     """Test every arm against the baseline.
 
-    Only indices that every tested arm has finished count. An arm that lost a replicate for a reason of its own (it
-    diverged) is not tested: without that replicate its mean would be biased in its favour.
+    Of each arm the first replicates count that it and the baseline have finished without a gap. An arm that lost a
+    replicate for a reason of its own (it diverged) is not tested: without that replicate its mean would be biased in its
+    favour.
 
     Args:
         config: of the study.
         replicates: of the phase `confirm`.
-        results: of the search.
+        search_values: arm → its score in the search, if it has one.
+        design: of the sequential test.
 
     Returns:
         (one verdict for each tested arm, arm → why it has none).
@@ -106,23 +113,34 @@ def verdicts(
             outcome = replicate.attributes.get("outcome", replicate.state.lower())
             untested[replicate.arm] = f"replicate {replicate.index}: {outcome}"
     tested = {arm: values for arm, values in scores.items() if arm not in untested}
-    common = set.intersection(*map(set, tested.values())) if tested else set()
-    if BASELINE not in tested or not common:
+    pairs = {arm: _finished_in_order(values, tested.get(BASELINE, {})) for arm, values in tested.items()}
+    if not pairs.get(BASELINE):
         raise ConfigError(
             f"the baseline has no replicate to compare with ({untested.get(BASELINE, 'none has finished')})",
             where="--phase confirm",
         )
-    search_values = {arm_of(trial): trial.value for trial in results.trials}
     protocol = _common_protocol(replicates, tested)
     arms = [
-        Arm(arm, {index: values[index] for index in sorted(common)}, protocol, search_values.get(arm))
-        for arm, values in tested.items()
+        Arm(arm, {index: tested[arm][index] for index in range(count)}, protocol, search_values.get(arm))
+        for arm, count in pairs.items()
+        if count
     ]
     baseline = next(arm for arm in arms if arm.name == BASELINE)
     candidates = [arm for arm in arms if arm.name != BASELINE]
     if not candidates:
         return [], untested
-    return compare_with_baseline(baseline, candidates, direction=metric(config.study.metric).direction), untested
+    direction = metric(config.study.metric).direction
+    return compare_with_baseline(baseline, candidates, direction=direction, design=design), untested
+
+
+def search_values(results: StudyResults) -> dict[str, float | None]:
+    """Arm → the score of its trial in the search."""
+    return {arm_of(trial): trial.value for trial in results.trials}
+
+
+def _finished_in_order(values: Mapping[int, float], baseline: Mapping[int, float]) -> int:
+    """How many replicates, counted from 0 without a gap, both an arm and the baseline have finished."""
+    return next(index for index in itertools.count() if index not in values or index not in baseline)
 
 
 def _common_protocol(replicates: Sequence[Replicate], tested: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Several studies of one grid under different seeds, pooled: every configuration is an arm, every study a replicate.
 
 All trials of a grid share their training and sampling seeds (`uvar_tune.search.study`). Each study therefore holds one pair
-of every arm with the baseline, and the verdicts are computed as in the phase `confirm`.
+of every arm with the baseline, and the verdicts are computed as in the phase `confirm`: sequentially, with `MAX_PAIRS` at the
+last look, so that adding one study after the other and looking each time keeps the error rate.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult, require_same_protocol
+from uvar_tune.analysis.sequential import SequentialDesign
 from uvar_tune.analysis.verdict import Arm, Verdict, compare_with_baseline, half_width
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import searched_entries
 from uvar_tune.errors import ConfigError
 from uvar_tune.study_dir import differences
 
+MAX_PAIRS = 32  # studies that can be pooled: the last look of the sequential test
 CONFIDENCE = 0.95  # of the interval around a mean over seeds
 
 
@@ -74,7 +77,8 @@ def pool(studies: Sequence[tuple[Config, StudyResults]]) -> Pooled:
     baseline, *candidates = (
         Arm(arm, {seed: trial.value for seed, trial in trials.items()}, first.protocol) for arm, trials in arms.items()
     )
-    verdicts = compare_with_baseline(baseline, candidates, direction=first.direction)
+    design = SequentialDesign(max_pairs=MAX_PAIRS)
+    verdicts = compare_with_baseline(baseline, candidates, direction=first.direction, design=design)
     return Pooled(
         studies={results.name: config.study.seed for config, results in studies},
         arms=arms,
@@ -92,6 +96,8 @@ def mean_with_half_width(values: Sequence[float]) -> tuple[float, float]:
 def _check(studies: Sequence[tuple[Config, StudyResults]]) -> None:
     if len(studies) < 2:
         raise ConfigError("a single study cannot be pooled: give --study twice or more", where="--study")
+    if len(studies) > MAX_PAIRS:
+        raise ConfigError(f"{len(studies)} studies: at most {MAX_PAIRS} can be pooled", where="--study")
     first, results = studies[0]
     seeds: dict[int, str] = {}
     for config, other in studies:

@@ -12,7 +12,7 @@ effect. The t statistics of normal differences do not depend on their variance, 
 each N, with a fixed seed. The repeated p-value holds at any look, and looking less often only makes it more conservative.
 
 Rounds: a study that is extended after its confirmation and then has other candidates is confirmed again on fresh seeds. The
-rounds share one error rate: round r may spend `ROUND_SHARES` of it, which adds up to at most one over all rounds.
+rounds share one error rate: round r may spend `round_share(r)` of it, and the shares add up to one.
 
 Legend: N pairs at most, n pairs so far, R simulated paths, … any leading axes.
 """
@@ -20,6 +20,7 @@ Legend: N pairs at most, n pairs so far, R simulated paths, … any leading axes
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -31,6 +32,24 @@ FUTILITY = 0.1  # an arm stops if it would reach a verdict in its favour with le
 _DELTA = 0.25
 _PATHS = 200_000
 _SEED = 20
+
+
+@dataclass(frozen=True)
+class SequentialDesign:
+    """What is fixed before the first pair is looked at.
+
+    Attributes:
+        max_pairs: N, the pairs at the last look.
+        round_number: 1 for the first confirmation of a study, 2 for one with other candidates, …
+    """
+
+    max_pairs: int
+    round_number: int = 1
+
+    @property
+    def level(self) -> float:
+        """The family-wise error rate that this round may spend."""
+        return ALPHA * round_share(self.round_number)
 
 
 def round_share(round_number: int) -> float:

@@ -1,12 +1,13 @@
 """The verdict on a candidate over paired seeds: better than the baseline, not distinguishable, or worse.
 
 A pair is one replicate: candidate and baseline trained and sampled under the same seeds, whose common effect cancels in the
-difference. Better: a paired one-sided t test at 5 % rejects "no better" after Holm's correction over the candidates. Worse:
-the mirrored test, corrected as a family of its own. So the probability of *any* false "better" in a study is at most 5 %,
-however the candidates correlate through the shared baseline, and likewise for "worse"; an arm cannot be both. Fewer than
-four pairs never give a verdict.
+difference. Better: a paired one-sided t test rejects "no better" after Holm's correction over the candidates. Worse: the
+mirrored test, corrected as a family of its own. Under a `SequentialDesign` the p-values hold at every look, and all rounds of
+confirmation share one error rate. So the probability of *any* false "better" in a study is at most 5 %, whatever the pattern
+of looks and however the candidates correlate through the shared baseline, and likewise for "worse"; an arm cannot be both.
+Fewer than four pairs never give a verdict.
 
-Legend: M candidates, N pairs, … any leading axes (repeats of a simulated study).
+Legend: M candidates, N pairs, … any leading axes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import scipy  # lazy: its subpackages are imported on first use
 
 from uvar_tune.analysis.noise import ALPHA, CONFIDENCE, MIN_PAIRS, seeds_needed
 from uvar_tune.analysis.results import require_same_protocol
+from uvar_tune.analysis.sequential import SequentialDesign, is_futile, nominal_level, repeated_p, round_share, weighted_z
 from uvar_tune.errors import ConfigError, choose
 
 BETTER, UNDECIDED, WORSE = "better", "not distinguishable", "worse"
@@ -56,18 +58,18 @@ class Verdict:
         value: the candidate's mean over the replicates.
         baseline: the baseline's mean over the replicates.
         difference: of the means.
-        low: lower end of the 90 % interval of this difference, which excludes 0 if and only if the unadjusted one-sided
-            test at 5 % rejects. None with fewer than 2 pairs or differences without spread.
+        low: lower end of the 90 % interval of this difference alone and at this look alone, which excludes 0 if and only
+            if a single one-sided t test at 5 % rejects. None with fewer than 2 pairs or differences without spread.
         high: upper end of that interval.
-        simultaneous_low: lower end of Bonferroni's interval, valid for all candidates together. If it excludes 0, so does
-            the verdict; Holm's procedure may decide more.
+        simultaneous_low: lower end of the interval that holds for all candidates (Bonferroni) and all looks together.
+            If it excludes 0, so does the verdict; Holm's procedure may decide more.
         simultaneous_high: upper end of that interval.
         sd: standard deviation of the differences.
         pairs: N.
-        p_value: of "no better", unadjusted.
-        p_adjusted: of "no better", after Holm.
-        p_worse: of "no worse", unadjusted.
-        p_worse_adjusted: of "no worse", after Holm.
+        p_value: of "no better" at this look alone, not adjusted.
+        p_adjusted: of "no better", over all looks and rounds, after Holm.
+        p_worse: of "no worse" at this look alone, not adjusted.
+        p_worse_adjusted: of "no worse", over all looks and rounds, after Holm.
         seeds_needed: pairs with which one test at 5 % detects a true difference of this size with probability 80 %; None if
             the difference is not in the candidate's favour.
         selection_bias: the winner's curse: by how much the search value is better than the mean over fresh seeds; None
@@ -75,6 +77,9 @@ class Verdict:
         candidates: number of candidates tested together.
         confidence: of the interval.
         note: why there is no test; "" if there is one.
+        max_pairs: pairs at the last look of the design; None without a sequential design.
+        round_number: of the confirmation.
+        stopped: why no further pairs are needed: better, worse, futile or complete; "" while more are to come.
     """
 
     arm: str
@@ -98,19 +103,26 @@ class Verdict:
     candidates: int
     confidence: float = CONFIDENCE
     note: str = ""
+    max_pairs: int | None = None
+    round_number: int = 1
+    stopped: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; ``Verdict(**tree)`` restores it."""
         return dataclasses.asdict(self)
 
 
-def compare_with_baseline(baseline: Arm, candidates: Sequence[Arm], *, direction: str) -> list[Verdict]:
+def compare_with_baseline(
+    baseline: Arm, candidates: Sequence[Arm], *, direction: str, design: SequentialDesign | None = None
+) -> list[Verdict]:
     """Test every candidate against the baseline.
 
     Args:
         baseline: its scores.
-        candidates: their scores on the same replicates.
+        candidates: their scores. Without a design, on the same replicates as the baseline; with one, on the first of
+            them, because an arm may stop before the others.
         direction: of the metric, minimize or maximize.
+        design: of a sequential test; None for a single look at a number of pairs that was fixed beforehand.
 
     Returns:
         One verdict a candidate, in their order.
@@ -120,48 +132,56 @@ def compare_with_baseline(baseline: Arm, candidates: Sequence[Arm], *, direction
             not finite; the message names it.
     """
     sign = {"minimize": -1.0, "maximize": 1.0}[choose(direction, ("minimize", "maximize"), "direction")]
-    replicates = _check(baseline, candidates)
+    replicates = _check(baseline, candidates, prefix=design is not None)
     base_N = np.array([baseline.scores[r] for r in replicates], dtype=np.float64)
-    scores_MN = np.array([[arm.scores[r] for r in replicates] for arm in candidates], dtype=np.float64)
-    gains_MN = sign * (scores_MN - base_N)
-    resolution = _ROUNDING * max(np.abs(scores_MN).max(), np.abs(base_N).max())
-    tests = [None] * len(candidates)
-    if len(replicates) > 1:
-        tests = [
-            {key: float(of_M[i]) for key, of_M in paired_tests(gains_MN, resolution).items()}
-            for i in range(len(candidates))
-        ]
+    scores = [np.array([arm.scores[r] for r in replicates if r in arm.scores], dtype=np.float64) for arm in candidates]
+    resolution = _ROUNDING * max(np.abs(values_N).max() for values_N in (base_N, *scores))
+    tests = [_test(sign * (scores_N - base_N[: len(scores_N)]), resolution, design) for scores_N in scores]
+    for key in ("better", "worse"):
+        adjusted = holm(np.array([test[f"{key}_over_looks"] for test in tests]))
+        tests = [{**test, f"{key}_adjusted": float(p)} for test, p in zip(tests, adjusted, strict=True)]
     return [
-        _verdict(arm, sign, float(scores_N.mean()), float(base_N.mean()), len(replicates), test, len(candidates))
-        for arm, scores_N, test in zip(candidates, scores_MN, tests, strict=True)
+        _verdict(arm, sign, scores_N, base_N[: len(scores_N)], test, len(candidates), design)
+        for arm, scores_N, test in zip(candidates, scores, tests, strict=True)
     ]
 
 
-def paired_tests(gains_MN: np.ndarray, resolution: float = 0.0) -> dict[str, np.ndarray]:
-    """The tests behind the verdicts: name → values (…, M).
+def _test(gains_N: np.ndarray, resolution: float, design: SequentialDesign | None) -> dict[str, float]:
+    """One candidate's test at its last look, and its p-values over all looks and rounds; p = 1 with a single pair."""
+    if len(gains_N) < 2:
+        return dict.fromkeys(("better_over_looks", "worse_over_looks"), 1.0)
+    last = {key: float(value) for key, value in paired_test(gains_N, resolution).items()}
+    if design is None or len(gains_N) < MIN_PAIRS:
+        return {**last, "better_over_looks": last["better"], "worse_over_looks": last["worse"]}
+    over_looks = {}
+    for key in ("better", "worse"):
+        looks = [
+            weighted_z(paired_test(gains_N[:n], resolution)[key], n, design.max_pairs)
+            for n in range(MIN_PAIRS, min(len(gains_N), design.max_pairs) + 1)
+        ]
+        p = float(repeated_p(np.max(looks), design.max_pairs)) / round_share(design.round_number)
+        over_looks[f"{key}_over_looks"] = min(p, 1.0)
+    return {**last, **over_looks}
+
+
+def paired_test(gains_N: np.ndarray, resolution: float = 0.0) -> dict[str, np.ndarray]:
+    """The paired one-sided t tests of "no better" and "no worse" at one look.
 
     Args:
-        gains_MN: (…, M, N ≥ 2) paired gains over the baseline, positive = better.
+        gains_N: (…, N ≥ 2) paired gains over the baseline, positive = better.
         resolution: a spread up to this counts as zero. The t test is then undefined and replaced by the exact sign test
             (N equal signs have probability 2⁻ᴺ).
 
     Returns:
-        mean and sd of the gains; better and worse (unadjusted p); better_adjusted and worse_adjusted (Holm over M).
+        mean and sd of the gains; better and worse: their p-values. Each of shape (…).
     """
-    pairs = gains_MN.shape[-1]
-    mean, sd = gains_MN.mean(-1), gains_MN.std(-1, ddof=1)
+    pairs = gains_N.shape[-1]
+    mean, sd = gains_N.mean(-1), gains_N.std(-1, ddof=1)
     flat = sd <= resolution
     statistic = mean / np.where(flat, 1.0, sd) * math.sqrt(pairs)
     better = np.where(flat, np.where(mean > resolution, 0.5**pairs, 1.0), scipy.stats.t.sf(statistic, pairs - 1))
     worse = np.where(flat, np.where(mean < -resolution, 0.5**pairs, 1.0), scipy.stats.t.cdf(statistic, pairs - 1))
-    return {
-        "mean": mean,
-        "sd": np.where(flat, 0.0, sd),
-        "better": better,
-        "worse": worse,
-        "better_adjusted": holm(better),
-        "worse_adjusted": holm(worse),
-    }
+    return {"mean": mean, "sd": np.where(flat, 0.0, sd), "better": better, "worse": worse}
 
 
 def holm(p_M: np.ndarray) -> np.ndarray:
@@ -180,40 +200,64 @@ def decide(better_adjusted: float, worse_adjusted: float, pairs: int) -> str:
 
 
 def _verdict(
-    arm: Arm, sign: float, value: float, baseline: float, pairs: int, test: dict[str, float] | None, candidates: int
+    arm: Arm,
+    sign: float,
+    scores_N: np.ndarray,
+    base_N: np.ndarray,
+    test: dict[str, float],
+    candidates: int,
+    design: SequentialDesign | None,
 ) -> Verdict:
-    difference = value - baseline
-    spread = test["sd"] if test else None
-    unadjusted = _interval(difference, spread, pairs, ALPHA)
-    simultaneous = _interval(difference, spread, pairs, ALPHA / candidates)
-    p = test or dict.fromkeys(("better", "better_adjusted", "worse", "worse_adjusted"))
+    pairs, value, baseline = len(scores_N), float(scores_N.mean()), float(base_N.mean())
+    difference, spread = value - baseline, test.get("sd")
+    tail = (ALPHA if design is None else design.level) / candidates
+    if design is not None and pairs >= MIN_PAIRS:
+        tail = nominal_level(tail, min(pairs, design.max_pairs), design.max_pairs)
+    low, high = _interval(difference, spread, pairs, ALPHA)
+    simultaneous_low, simultaneous_high = _interval(difference, spread, pairs, tail)
     note = ""
     if pairs < MIN_PAIRS:
         note = f"{pairs} pair{'s' * (pairs > 1)}: a verdict needs at least {MIN_PAIRS}"
     elif not spread:
         note = "differences without spread: sign test instead of t test"
+    verdict = decide(test["better_adjusted"], test["worse_adjusted"], pairs)
     return Verdict(
         arm=arm.name,
-        verdict=decide(p["better_adjusted"], p["worse_adjusted"], pairs),
+        verdict=verdict,
         value=value,
         baseline=baseline,
         direction="maximize" if sign > 0 else "minimize",
         difference=difference,
-        low=unadjusted[0],
-        high=unadjusted[1],
-        simultaneous_low=simultaneous[0],
-        simultaneous_high=simultaneous[1],
+        low=low,
+        high=high,
+        simultaneous_low=simultaneous_low,
+        simultaneous_high=simultaneous_high,
         sd=spread,
         pairs=pairs,
-        p_value=p["better"],
-        p_adjusted=p["better_adjusted"],
-        p_worse=p["worse"],
-        p_worse_adjusted=p["worse_adjusted"],
+        p_value=test.get("better"),
+        p_adjusted=test["better_adjusted"] if test.get("better") is not None else None,
+        p_worse=test.get("worse"),
+        p_worse_adjusted=test["worse_adjusted"] if test.get("worse") is not None else None,
         seeds_needed=seeds_needed(sign * difference, spread) if spread else None,
         candidates=candidates,
         note=note,
         selection_bias=None if arm.search_value is None else sign * (arm.search_value - value),
+        max_pairs=design.max_pairs if design else None,
+        round_number=design.round_number if design else 1,
+        stopped=_stopped(verdict, sign * difference, spread, pairs, candidates, design) if design else "",
     )
+
+
+def _stopped(
+    verdict: str, gain: float, spread: float | None, pairs: int, candidates: int, design: SequentialDesign
+) -> str:
+    """Why the arm needs no further pairs; "" while more are to come."""
+    if verdict != UNDECIDED:
+        return verdict
+    if pairs >= design.max_pairs:
+        return "complete"
+    futile = spread is not None and is_futile(gain, spread, pairs, design.max_pairs, design.level / candidates)
+    return "futile" if futile else ""
 
 
 def _interval(centre: float, sd: float | None, pairs: int, tail: float) -> tuple[float | None, float | None]:
@@ -234,8 +278,14 @@ def half_width(sd: float, count: int, tail: float) -> float:
     return float(scipy.stats.t.isf(tail, count - 1)) * sd / math.sqrt(count)
 
 
-def _check(baseline: Arm, candidates: Sequence[Arm]) -> list[int]:
-    """The common replicates in order; ConfigError if the arms cannot be compared."""
+def _check(baseline: Arm, candidates: Sequence[Arm], prefix: bool) -> list[int]:
+    """The baseline's replicates in order; ConfigError if the arms cannot be compared.
+
+    Args:
+        baseline: its arm.
+        candidates: the other arms.
+        prefix: whether an arm may have the first of the baseline's replicates only.
+    """
     if not candidates:
         raise ConfigError("no candidate to compare with the baseline", where="confirm")
     names = [arm.name for arm in (baseline, *candidates)]
@@ -245,16 +295,19 @@ def _check(baseline: Arm, candidates: Sequence[Arm]) -> list[int]:
     if not baseline.scores:
         raise ConfigError("no replicate has a score", where=f"arm {baseline.name!r}")
     for arm in (baseline, *candidates):
-        _check_arm(arm, baseline)
+        _check_arm(arm, baseline, prefix)
     return sorted(baseline.scores)
 
 
-def _check_arm(arm: Arm, baseline: Arm) -> None:
+def _check_arm(arm: Arm, baseline: Arm, prefix: bool) -> None:
     where = f"arm {arm.name!r}"
     for replicate, score in sorted(arm.scores.items()):
         if not math.isfinite(score):
             raise ConfigError(f"{score} is not a score", where=f"{where}, replicate {replicate}")
-    for replicate in sorted(set(arm.scores) ^ set(baseline.scores)):
+    if not arm.scores:
+        raise ConfigError("no replicate has a score", where=where)
+    expected = sorted(baseline.scores)[: len(arm.scores)] if prefix else baseline.scores
+    for replicate in sorted(set(arm.scores) ^ set(expected)):
         lacking = arm if replicate in baseline.scores else baseline
         raise ConfigError(
             f"no score, and {(baseline if lacking is arm else arm).name!r} has one: every arm needs the same "
