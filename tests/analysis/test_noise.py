@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from uvar_tune.analysis.noise import CONFIDENCE, MIN_PAIRS, detectable_gap, power, seeds_needed, variance_components
-from uvar_tune.analysis.verdict import paired_tests
+from uvar_tune.analysis.verdict import paired_test
 from uvar_tune.errors import ConfigError
 
 TRAINING, SHARED, REST = 1.5, 0.6, 0.9  # standard deviations
@@ -82,7 +82,7 @@ def test_detectable_gap_is_found_four_times_in_five():
         shared_RN + TRAINING * rng.standard_normal((repeats, pairs)) + REST * rng.standard_normal((repeats, pairs))
         for _ in range(2)
     ]
-    found = np.mean(paired_tests((sides[0] - sides[1] + gap)[:, None])["better"] <= 0.05)
+    found = np.mean(paired_test((sides[0] - sides[1] + gap)[:, None])["better"] <= 0.05)
     assert abs(found - 0.8) < 4 * math.sqrt(0.8 * 0.2 / repeats)
 
 

@@ -10,12 +10,14 @@ from scipy import stats
 
 from uvar_tune.analysis.noise import ALPHA, MIN_PAIRS
 from uvar_tune.analysis.sequential import (
+    SequentialDesign,
     conditional_power,
     nominal_level,
     repeated_p,
     round_share,
     weighted_z,
 )
+from uvar_tune.analysis.verdict import BETTER, UNDECIDED, Arm, compare_with_baseline
 
 REPEATS, PAIRS = 2000, 12
 
@@ -70,3 +72,67 @@ def test_conditional_power_against_simulated_rest():
     critical = stats.t.isf(nominal_level(ALPHA, PAIRS, PAIRS), PAIRS - 1) * math.sqrt(PAIRS)
     simulated = (mean * n + rest > critical * sd).mean()
     assert conditional_power(mean, sd, n, PAIRS, ALPHA) == pytest.approx(simulated, abs=0.01)
+
+
+def confirm(effects_se: list[float], seed: int, round_number: int = 1) -> tuple[list[str], int]:
+    """A confirmation as a study runs it, one arm an effect in standard errors: (verdicts, trainings)."""
+    rng = np.random.default_rng(seed)
+    base_N = 40 + rng.standard_normal(PAIRS)
+    scale = math.sqrt(2 / PAIRS)  # standard error of the mean difference of two unit variances
+    scores_MN = [40 + rng.standard_normal(PAIRS) - effect * scale for effect in effects_se]
+    design = SequentialDesign(PAIRS, round_number)
+    pairs = [MIN_PAIRS] * len(effects_se)
+    while True:
+        baseline = Arm("baseline", dict(enumerate(base_N[: max(pairs)].tolist())))
+        arms = [
+            Arm(f"arm {i}", dict(enumerate(scores_N[:n].tolist())))
+            for i, (scores_N, n) in enumerate(zip(scores_MN, pairs, strict=True))
+        ]
+        verdicts = compare_with_baseline(baseline, arms, direction="minimize", design=design)
+        if all(verdict.stopped for verdict in verdicts):
+            return [verdict.verdict for verdict in verdicts], sum(pairs) + max(pairs)
+        pairs = [n + (not verdict.stopped) for n, verdict in zip(pairs, verdicts, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def null_studies():
+    return [confirm([0.0, 0.0, 0.0, 0.0], seed) for seed in range(150)]
+
+
+def test_confirmations_without_effect_stop_early(null_studies):
+    fixed = 5 * PAIRS
+    assert np.mean([trainings for _, trainings in null_studies]) <= 0.6 * fixed
+    assert np.mean([BETTER in verdicts for verdicts, _ in null_studies]) <= ALPHA + 3 * math.sqrt(0.05 * 0.95 / 150)
+
+
+def test_an_effect_of_three_standard_errors_costs_less():
+    studies = [confirm([3.0, 0.0, 0.0, 0.0], seed) for seed in range(80)]
+    assert np.mean([trainings for _, trainings in studies]) <= 0.6 * 5 * PAIRS
+    assert np.mean([verdicts[0] == BETTER for verdicts, _ in studies]) >= 0.3
+    strong = [confirm([6.0], seed) for seed in range(30)]
+    assert np.mean([verdicts[0] == BETTER for verdicts, _ in strong]) >= 0.9
+
+
+def test_confirming_again_and_again_keeps_the_level():
+    """Two thousand studies without effects, each confirmed in five rounds with other candidates."""
+    rng = np.random.default_rng(8)
+    false = np.zeros(2000, bool)
+    for round_number in range(1, 6):
+        for _ in range(2):
+            gains_RN = rng.standard_normal((2000, PAIRS))
+            p_R = repeated_p(largest_z(gains_RN, list(range(MIN_PAIRS, PAIRS + 1))), PAIRS) / round_share(round_number)
+            false |= 2 * p_R <= ALPHA  # Bonferroni over the two arms, which Holm never exceeds at its first step
+    assert false.mean() <= ALPHA + 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_more_pairs_than_planned_do_not_count_as_looks():
+    arm = Arm("arm", {i: 1.0 + 0.1 * i for i in range(6)})
+    baseline = Arm("baseline", {i: 2.0 + 0.3 * i for i in range(8)})
+    (verdict,) = compare_with_baseline(baseline, [arm], direction="minimize", design=SequentialDesign(6))
+    assert (verdict.pairs, verdict.max_pairs, verdict.stopped) == (6, 6, BETTER)
+    assert verdict.simultaneous_low < verdict.low < verdict.high < verdict.simultaneous_high < 0
+    single = compare_with_baseline(
+        Arm("baseline", {i: baseline.scores[i] for i in range(6)}), [arm], direction="minimize"
+    )[0]
+    assert verdict.p_value == single.p_value and verdict.p_adjusted > single.p_adjusted
+    assert single.verdict != UNDECIDED and single.stopped == ""

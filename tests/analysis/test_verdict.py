@@ -23,7 +23,7 @@ from uvar_tune.analysis.verdict import (
     compare_with_baseline,
     decide,
     holm,
-    paired_tests,
+    paired_test,
 )
 from uvar_tune.errors import ConfigError
 
@@ -43,11 +43,9 @@ def simulate(effects: list[float], pairs: int, seed: int, repeats: int = REPEATS
 
 def words(base_RN: np.ndarray, scores_RMN: np.ndarray) -> np.ndarray:
     """The verdicts (repeats, M) by the tests behind `compare_with_baseline`."""
-    tests = paired_tests(base_RN[:, None] - scores_RMN)
+    tests = paired_test(base_RN[:, None] - scores_RMN)
     pairs = base_RN.shape[-1]
-    return np.vectorize(lambda better, worse: decide(better, worse, pairs))(
-        tests["better_adjusted"], tests["worse_adjusted"]
-    )
+    return np.vectorize(lambda better, worse: decide(better, worse, pairs))(holm(tests["better"]), holm(tests["worse"]))
 
 
 def arms(base_N, scores_MN) -> tuple[Arm, list[Arm]]:
@@ -70,7 +68,7 @@ def test_family_wise_error_at_most_6_percent(effects, pairs):
 
 def test_uncorrected_tests_exceed_the_level():
     base_RN, scores_RMN = simulate([0.0] * 8, 8, seed=7)
-    assert (paired_tests(base_RN[:, None] - scores_RMN)["better"] <= 0.05).any(1).mean() > 0.12
+    assert (paired_test(base_RN[:, None] - scores_RMN)["better"] <= 0.05).any(1).mean() > 0.12
 
 
 def test_power_at_three_standard_errors():

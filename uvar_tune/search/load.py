@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from uvar_tune.analysis.confirmation import SECOND_ALONE, SEMANTIC_ALONE, baseline_noise, verdicts
+from uvar_tune.analysis.confirmation import SECOND_ALONE, SEMANTIC_ALONE, baseline_noise, search_values, verdicts
 from uvar_tune.analysis.results import BASELINE, Replicate, StudyResults, TrialResult, require_same_protocol
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
@@ -19,7 +19,7 @@ from uvar_tune.search.budget import spent
 from uvar_tune.search.importance import importances
 from uvar_tune.search.objectives import directions, pareto_front
 from uvar_tune.search.pruning import rung_correlation, rung_values
-from uvar_tune.search.replicates import load_replicates
+from uvar_tune.search.replicates import confirmation_design, load_replicates
 from uvar_tune.search.storage import require_existing_study, study_trials
 from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
@@ -100,7 +100,8 @@ def _phase_results(config: Config, storage, results: StudyResults) -> dict[str, 
     if any(replicate.arm == BASELINE and replicate.value is not None for replicate in replicates):
         fields |= {"confirmed": _confirmed(replicates), "factorial": _factorial(replicates)}
         try:
-            tested, fields["untested"] = verdicts(config, replicates, results)
+            design = confirmation_design(storage, config)
+            tested, fields["untested"] = verdicts(config, replicates, search_values(results), design)
             fields["verdicts"] = {verdict.arm: verdict.as_dict() for verdict in tested}
         except ConfigError as error:  # the phase is under way, or its arms cannot be compared
             arms = dict.fromkeys(replicate.arm for replicate in replicates)
