@@ -133,6 +133,15 @@ def verdicts(
     return compare_with_baseline(baseline, candidates, direction=direction, design=design), untested
 
 
+def stopped_arms(config: Config, replicates: Sequence[Replicate], design: SequentialDesign) -> set[str]:
+    """The arms that need no further replicates: decided, futile, or without a verdict for a reason of their own."""
+    try:
+        tested, untested = verdicts(config, replicates, {}, design)
+    except ConfigError:  # no pair is complete yet
+        return set()
+    return {verdict.arm for verdict in tested if verdict.stopped} | set(untested)
+
+
 def search_values(results: StudyResults) -> dict[str, float | None]:
     """Arm → the score of its trial in the search."""
     return {arm_of(trial): trial.value for trial in results.trials}
