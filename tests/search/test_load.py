@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.search_cases import NARROW, Clock, study_config
 from uvar_tune.analysis.confirmation import SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING, confirm_arms, verdicts
 from uvar_tune.analysis.results import BASELINE
+from uvar_tune.analysis.sequential import SequentialDesign
 from uvar_tune.errors import ConfigError
 from uvar_tune.search.load import load_results, stored_protocol
 from uvar_tune.search.replicates import Replicates
@@ -197,7 +198,7 @@ def test_a_protocol_that_changed_between_replicates_gives_no_verdict(files):
         work.complete(work.ask().number, 5.0 + number % 3, {"scores": {"fid": 5.0}, "protocol": protocol})
     said = "arm 'baseline', replicate 2: protocol.metric_version is '2', and '1' in replicate 0 of 'baseline'"
     with pytest.raises(ConfigError, match=said):
-        verdicts(config, work.replicates(), results)
+        verdicts(config, work.replicates(), {}, SequentialDesign(4))
     found = load_results(config, files, search)
     assert (
         found.verdicts == {}

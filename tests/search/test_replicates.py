@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.search_cases import details, study_config
-from uvar_tune.search.replicates import Replicates, load_replicates
+from uvar_tune.analysis.confirmation import stopped_arms
+from uvar_tune.errors import ConfigError
+from uvar_tune.search.replicates import Replicates, confirmation_design, load_replicates
 
 FIRST = {"baseline": {}, "trial 3": {"training.learning_rate": 1e-3}}
 OTHER = {"baseline": {}, "trial 9": {"training.learning_rate": 2e-3}}
@@ -56,3 +58,54 @@ def test_a_phase_that_was_made_and_given_nothing_is_the_one(begin, journal):
     work = begin(FIRST, 2)
     work.storage.create_new_study(work.study.directions, "study/confirm-2")  # the driver died within the next line
     assert begin(OTHER, 2).phase == "confirm-2"
+
+
+def score(arm: str, index: int) -> float:
+    """FID: one arm is far better than the baseline, one is the same, one is worse."""
+    return {"baseline": 5.0, "good": 3.0, "same": 5.0, "bad": 6.0}[arm] + 0.01 * ((index * 7 + len(arm)) % 5)
+
+
+@pytest.fixture
+def sequential(journal):
+    config = study_config()
+
+    def start(count: int = 12) -> Replicates:
+        arms = {
+            name: {"training.learning_rate": i / 1e3} for i, name in enumerate(("baseline", "good", "same", "bad"), 1)
+        }
+        rule = lambda replicates, design: stopped_arms(config, replicates, design)  # noqa: E731
+        return Replicates(config, journal, "confirm", arms, count, stop_rule=rule)
+
+    return start
+
+
+def test_sequential_arms_stop_one_by_one(sequential):
+    work, runs = sequential(), []
+    running = []
+    while (proposal := work.ask()) is not None or running:
+        if proposal is not None:
+            running.append(proposal)
+            if len(running) < 3:  # three trials at once, and the driver dies now and then
+                continue
+        first = running.pop(0)
+        if first.number % 5 == 4 and first.attempt == 1:
+            work, running = sequential(), []
+            continue
+        index = work.storage.get_trial_user_attrs(work._trial_id(first.number))["replicate"]
+        runs.append((first.kind, index))
+        value = score(first.kind, index)
+        work.complete(first.number, value, details(fid=value))
+    pairs = {arm: sorted(index for name, index in runs if name == arm) for arm in work.arms}
+    assert all(indices == list(range(len(indices))) for indices in pairs.values())  # each once, without a gap
+    assert len(pairs["good"]) < 12 and len(pairs["bad"]) < 12 and len(pairs["same"]) < 12
+    assert len(pairs["baseline"]) == max(len(pairs[arm]) for arm in ("good", "same", "bad"))
+    assert work.done() and work.left() == 0 and work.ask() is None
+
+
+def test_maximum_of_pairs_is_fixed_once_begun(sequential, journal):
+    work = sequential()
+    work.complete(work.ask().number, 1.0, details(fid=1.0))
+    with pytest.raises(ConfigError, match="20 replicates, but the maximum .* was fixed at 12"):
+        sequential(20)
+    design = confirmation_design(work.storage, study_config())
+    assert (design.max_pairs, design.round_number) == (12, 1)

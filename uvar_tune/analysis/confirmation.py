@@ -1,9 +1,9 @@
 """The phase `confirm`: which configurations are compared under fresh paired seeds, and the verdicts.
 
-The best trial of a search is only a candidate: its score is selected among many. The arms are the baseline (cross-entropy),
-the best trials, the 2×2 design around the best one (each term alone; both together are the trial itself) and label
-smoothing as a competitor. Every network is scored at its own best CFG scale and temperature, because a comparison at one
-fixed point mistakes sharper predictions for better ones.
+The best trial of a search is only a candidate: its score is selected among many. The arms are the baseline
+(cross-entropy), the best trials, the 2×2 design around the best one (each term alone; both together are the trial
+itself) and label smoothing as a competitor. Every network is scored at its own best CFG scale and temperature, because
+a comparison at one fixed point mistakes sharper predictions for better ones.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def verdicts(
     """Test every arm against the baseline.
 
     Of each arm the first replicates count that it and the baseline have finished without a gap. An arm that lost a
-    replicate for a reason of its own (it diverged) is not tested: without that replicate its mean would be biased in its
-    favour.
+    replicate for a reason of its own (it diverged) is not tested: without that replicate its mean would be biased in
+    its favour.
 
     Args:
         config: of the study.
@@ -104,14 +104,11 @@ def verdicts(
         ConfigError: the baseline has no replicate that counts, or protocols differ.
     """
     scores: dict[str, dict[int, float]] = {}
-    untested: dict[str, str] = {}
     for replicate in replicates:
         scores.setdefault(replicate.arm, {})
         if replicate.value is not None:
             scores[replicate.arm][replicate.index] = replicate.value
-        elif replicate.state in ("PRUNED", "FAIL"):
-            outcome = replicate.attributes.get("outcome", replicate.state.lower())
-            untested[replicate.arm] = f"replicate {replicate.index}: {outcome}"
+    untested = _lost_arms(replicates)
     tested = {arm: values for arm, values in scores.items() if arm not in untested}
     pairs = {arm: _finished_in_order(values, tested.get(BASELINE, {})) for arm, values in tested.items()}
     if not pairs.get(BASELINE):
@@ -119,6 +116,7 @@ def verdicts(
             f"the baseline has no replicate to compare with ({untested.get(BASELINE, 'none has finished')})",
             where="--phase confirm",
         )
+    untested |= {arm: "no pair is complete yet" for arm, count in pairs.items() if not count}
     protocol = _common_protocol(replicates, tested)
     arms = [
         Arm(arm, {index: tested[arm][index] for index in range(count)}, protocol, search_values.get(arm))
@@ -136,10 +134,19 @@ def verdicts(
 def stopped_arms(config: Config, replicates: Sequence[Replicate], design: SequentialDesign) -> set[str]:
     """The arms that need no further replicates: decided, futile, or without a verdict for a reason of their own."""
     try:
-        tested, untested = verdicts(config, replicates, {}, design)
+        tested, _ = verdicts(config, replicates, {}, design)
     except ConfigError:  # no pair is complete yet
-        return set()
-    return {verdict.arm for verdict in tested if verdict.stopped} | set(untested)
+        tested = []
+    return {verdict.arm for verdict in tested if verdict.stopped} | set(_lost_arms(replicates))
+
+
+def _lost_arms(replicates: Sequence[Replicate]) -> dict[str, str]:
+    """Arm → why one of its replicates has no score, for arms that lost one."""
+    return {
+        replicate.arm: f"replicate {replicate.index}: {replicate.attributes.get('outcome', replicate.state.lower())}"
+        for replicate in replicates
+        if replicate.value is None and replicate.state in ("PRUNED", "FAIL")
+    }
 
 
 def search_values(results: StudyResults) -> dict[str, float | None]:

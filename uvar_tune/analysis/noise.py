@@ -2,9 +2,9 @@
 
 The baseline is scored over T training seeds × S sampling seeds, every checkpoint under the same sampling seeds:
 y_ts = μ + training_t + sampling_s + rest_ts, all random and independent (two-way crossed design, one score a cell). The
-mean squares estimate S·σ²_training + σ²_rest, T·σ²_sampling + σ²_rest and σ²_rest. Intervals: Graybill & Wang (1980) for
-sums of mean squares, Ting et al. (1990) for differences, both as in Burdick & Graybill, *Confidence Intervals on Variance
-Components* (1992), §3.2–3.3; they assume normal effects.
+mean squares estimate S·σ²_training + σ²_rest, T·σ²_sampling + σ²_rest and σ²_rest. Intervals: Graybill & Wang (1980)
+for sums of mean squares, Ting et al. (1990) for differences, both as in Burdick & Graybill, *Confidence Intervals on
+Variance Components* (1992), §3.2–3.3; they assume normal effects.
 
 Power is that of the paired one-sided t test behind the verdicts (`uvar_tune.analysis.verdict`).
 
@@ -80,8 +80,8 @@ class Noise:
     def detectable_gap(self, pairs: int) -> float:
         """The smallest true gap that ``pairs`` paired seeds detect with probability 80 %, in the unit of the score.
 
-        Assumes that both sides have this noise and share nothing but the sampling effect. Any further correlation through
-        the common seeds makes smaller gaps detectable.
+        Assumes that both sides have this noise and share nothing but the sampling effect. Any further correlation
+        through the common seeds makes smaller gaps detectable.
         """
         return detectable_gap(math.sqrt(2) * self.replicate.sd, pairs)
 

@@ -1,8 +1,8 @@
 """Several studies of one grid under different seeds, pooled: every configuration is an arm, every study a replicate.
 
-All trials of a grid share their training and sampling seeds (`uvar_tune.search.study`). Each study therefore holds one pair
-of every arm with the baseline, and the verdicts are computed as in the phase `confirm`: sequentially, with `MAX_PAIRS` at the
-last look, so that adding one study after the other and looking each time keeps the error rate.
+All trials of a grid share their training and sampling seeds (`uvar_tune.search.study`). Each study therefore holds one
+pair of every arm with the baseline, and the verdicts are computed as in the phase `confirm`: sequentially, with
+`MAX_PAIRS` at the last look, so that adding one study after the other and looking each time keeps the error rate.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def pool(studies: Sequence[tuple[Config, StudyResults]]) -> Pooled:
         studies: configuration and results of each.
 
     Raises:
-        ConfigError: fewer than two studies; a duplicate seed; a study that is not a grid, or that differs from the first in
-            more than its name and its seed; a baseline without a score, or no other arm.
+        ConfigError: fewer than two studies; a duplicate seed; a study that is not a grid, or that differs from the
+            first in more than its name and its seed; a baseline without a score, or no other arm.
     """
     _check(studies)
     names = list(searched_entries(studies[0][0]))

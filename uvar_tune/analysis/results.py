@@ -32,7 +32,8 @@ class TrialResult:
         kind: baseline or search.
         state: Optuna's: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
         outcome: complete, stopped, diverged, out_of_memory, infeasible or crashed; None while it runs.
-        params: dotted name → the value that ran; a parameter of the inference search (the CFG scale) at its selected value.
+        params: dotted name → the value that ran; a parameter of the inference search (the CFG scale) at its selected
+            value.
         value: of the study metric, if COMPLETE.
         scores: metric → value at the selected inference point, on the evaluation seeds.
         inference_points: every scored point in order: {cfg_scale, …, seeds: selection or evaluation, metric → value}.
@@ -44,7 +45,8 @@ class TrialResult:
         provenance: commit, source hash, versions, machine.
         effective_parameters: λ by dotted name, if the space searches shares of the gradient.
         metric_values: study metric → value, if COMPLETE; the first is ``value``.
-        violations: constraint → excess over its bound in the metric's unit, at most 0 if it holds; {} without constraints.
+        violations: constraint → excess over its bound in the metric's unit, at most 0 if it holds; {} without
+            constraints.
         rungs: training images → value of the rung metric there.
         wall_sec: wall seconds of the last attempt before its first step (start-up) and after it (work), and of the
             attempts before it (earlier).
@@ -84,8 +86,8 @@ class TrialResult:
         """Metrics over training, from ``metrics.jsonl``.
 
         Returns:
-            One row for each logged number of images, with the columns images, time (seconds since the epoch) and one for
-            each metric. An attempt that resumed from a checkpoint replaces what was logged after that checkpoint.
+            One row for each logged number of images, with the columns images, time (seconds since the epoch) and one
+            for each metric. An attempt that resumed from a checkpoint replaces what was logged after that checkpoint.
         """
         import pandas
 
@@ -164,7 +166,8 @@ class StudyResults:
         untested: arm → why it has no verdict.
         noise: the baseline's `Noise` as plain data, after the phase `noise`.
         further_metrics: name → direction.
-        pareto: numbers of the feasible trials that no other dominates, best in the study metric first; () with one metric.
+        pareto: numbers of the feasible trials that no other dominates, best in the study metric first; () with one
+            metric.
         confirmed: arm of the phase `confirm` → {values: {replicate index: value}, mean, points: {inference parameter →
             median of the selected values}}; arms with a score only.
         factorial: cell of the 2×2 design (none, second, semantic, both) → its arm; {} before the phase `confirm`.
@@ -233,8 +236,8 @@ class StudyResults:
         """One row a trial.
 
         Returns:
-            The columns number, kind, state, outcome, the parameters by dotted name, value, the scores by metric, feasible,
-            verdict, attempts, seconds and directory.
+            The columns number, kind, state, outcome, the parameters by dotted name, value, the scores by metric,
+            feasible, verdict, attempts, seconds and directory.
         """
         import pandas
 

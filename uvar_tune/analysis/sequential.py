@@ -1,17 +1,19 @@
 """Group-sequential tests on paired differences: valid at every look, whatever the pattern of looks.
 
 The confirmation of a study looks at the pairs again and again: after each replicate, after a restart, after a stop. A
-p-value that is valid once would then find too many effects. Here the maximum number of pairs N is fixed beforehand, and the
-test statistic is the largest weighted z-score over all looks so far:
+p-value that is valid once would then find too many effects. Here the maximum number of pairs N is fixed beforehand, and
+the test statistic is the largest weighted z-score over all looks so far:
 
     C = max over MIN_PAIRS ≤ n ≤ N of z_n · (n/N)^(1/2 − Δ),    z_n = Φ⁻¹(1 − p_n),
 
 with p_n the paired one-sided t test at n pairs and Δ = 1/4 (Wang & Tsiatis 1987: between O'Brien–Fleming, Δ = 0, and
-Pocock, Δ = 1/2). The repeated p-value (Jennison & Turnbull 1989) is the probability of a C at least as large if there is no
-effect. The t statistics of normal differences do not depend on their variance, so this distribution is simulated once for
-each N, with a fixed seed. The repeated p-value holds at any look, and looking less often only makes it more conservative.
+Pocock, Δ = 1/2). The repeated p-value (Jennison & Turnbull 1989) is the probability of a C at least as large if there
+is no effect. The t statistics of normal differences do not depend on their variance, so this distribution is simulated
+once for each N, with a fixed seed. The repeated p-value holds at any look, and looking less often only makes it more
+conservative.
 
-Rounds: a study that is extended after its confirmation and then has other candidates is confirmed again on fresh seeds. The
+Rounds: a study that is extended after its confirmation and then has other candidates is confirmed again on fresh seeds.
+    The
 rounds share one error rate: round r may spend `round_share(r)` of it, and the shares add up to one.
 
 Legend: N pairs at most, n pairs so far, R simulated paths, … any leading axes.

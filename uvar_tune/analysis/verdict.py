@@ -1,11 +1,12 @@
 """The verdict on a candidate over paired seeds: better than the baseline, not distinguishable, or worse.
 
-A pair is one replicate: candidate and baseline trained and sampled under the same seeds, whose common effect cancels in the
-difference. Better: a paired one-sided t test rejects "no better" after Holm's correction over the candidates. Worse: the
-mirrored test, corrected as a family of its own. Under a `SequentialDesign` the p-values hold at every look, and all rounds of
-confirmation share one error rate. So the probability of *any* false "better" in a study is at most 5 %, whatever the pattern
-of looks and however the candidates correlate through the shared baseline, and likewise for "worse"; an arm cannot be both.
-Fewer than four pairs never give a verdict.
+A pair is one replicate: candidate and baseline trained and sampled under the same seeds, whose common effect cancels in
+the difference. Better: a paired one-sided t test rejects "no better" after Holm's correction over the candidates.
+Worse: the mirrored test, corrected as a family of its own. Under a `SequentialDesign` the p-values hold at every look,
+    and all rounds of
+confirmation share one error rate. So the probability of *any* false "better" in a study is at most 5 %, whatever the
+pattern of looks and however the candidates correlate through the shared baseline, and likewise for "worse"; an arm
+cannot be both. Fewer than four pairs never give a verdict.
 
 Legend: M candidates, N pairs, … any leading axes.
 """
@@ -23,7 +24,14 @@ import scipy  # lazy: its subpackages are imported on first use
 
 from uvar_tune.analysis.noise import ALPHA, CONFIDENCE, MIN_PAIRS, seeds_needed
 from uvar_tune.analysis.results import require_same_protocol
-from uvar_tune.analysis.sequential import SequentialDesign, is_futile, nominal_level, repeated_p, round_share, weighted_z
+from uvar_tune.analysis.sequential import (
+    SequentialDesign,
+    is_futile,
+    nominal_level,
+    repeated_p,
+    round_share,
+    weighted_z,
+)
 from uvar_tune.errors import ConfigError, choose
 
 BETTER, UNDECIDED, WORSE = "better", "not distinguishable", "worse"
@@ -58,8 +66,9 @@ class Verdict:
         value: the candidate's mean over the replicates.
         baseline: the baseline's mean over the replicates.
         difference: of the means.
-        low: lower end of the 90 % interval of this difference alone and at this look alone, which excludes 0 if and only
-            if a single one-sided t test at 5 % rejects. None with fewer than 2 pairs or differences without spread.
+        low: lower end of the 90 % interval of this difference alone and at this look alone, which excludes 0 if and
+            only if a single one-sided t test at 5 % rejects. None with fewer than 2 pairs or differences without
+            spread.
         high: upper end of that interval.
         simultaneous_low: lower end of the interval that holds for all candidates (Bonferroni) and all looks together.
             If it excludes 0, so does the verdict; Holm's procedure may decide more.
@@ -70,8 +79,8 @@ class Verdict:
         p_adjusted: of "no better", over all looks and rounds, after Holm.
         p_worse: of "no worse" at this look alone, not adjusted.
         p_worse_adjusted: of "no worse", over all looks and rounds, after Holm.
-        seeds_needed: pairs with which one test at 5 % detects a true difference of this size with probability 80 %; None if
-            the difference is not in the candidate's favour.
+        seeds_needed: pairs with which one test at 5 % detects a true difference of this size with probability 80 %;
+            None if the difference is not in the candidate's favour.
         selection_bias: the winner's curse: by how much the search value is better than the mean over fresh seeds; None
             without a search value.
         candidates: number of candidates tested together.
@@ -128,8 +137,8 @@ def compare_with_baseline(
         One verdict a candidate, in their order.
 
     Raises:
-        ConfigError: no candidate or no pair, a duplicate name, arms of unequal replicates or protocols, or a score that is
-            not finite; the message names it.
+        ConfigError: no candidate or no pair, a duplicate name, arms of unequal replicates or protocols, or a score that
+            is not finite; the message names it.
     """
     sign = {"minimize": -1.0, "maximize": 1.0}[choose(direction, ("minimize", "maximize"), "direction")]
     replicates = _check(baseline, candidates, prefix=design is not None)

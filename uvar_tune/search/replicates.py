@@ -1,10 +1,11 @@
 """Replicates: named configurations, each under several training seeds, in an Optuna study of their own.
 
-They are stored in `NAME/noise` and `NAME/confirm`, never in `NAME`: the sampler sees search trials only. Training seeds depend
-on the replicate alone, so that configurations are paired; sampling seeds are common. If the arms of a study have changed, its
-phase starts again as `NAME/confirm-2` on fresh seeds, and the earlier results are kept. Replicates run round by round (every
-arm once, then every arm again), so that an interrupted phase still holds pairs. A phase with a `stop_rule` is sequential: an
-arm runs its next replicate once its last pair is complete and the rule has not stopped it.
+They are stored in `NAME/noise` and `NAME/confirm`, never in `NAME`: the sampler sees search trials only. Training seeds
+depend on the replicate alone, so that configurations are paired; sampling seeds are common. If the arms of a study have
+changed, its phase starts again as `NAME/confirm-2` on fresh seeds, and the earlier results are kept. Replicates run
+round by round (every arm once, then every arm again), so that an interrupted phase still holds pairs. A phase with a
+`stop_rule` is sequential: an arm runs its next replicate once its last pair is complete and the rule has not stopped
+it.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ class Replicates:
         ]
 
     def _may_start(self, arm: str, index: int, scored: set[tuple[str, int]], stopped: set[str]) -> bool:
-        """In a sequential phase, whether the last pair has been looked at: of the arm, or of any arm for the baseline."""
+        """In a sequential phase, whether the last pair has been looked at: of the arm, or of any arm for the
+        baseline.
+        """
         if self._stop_rule is None or index < MIN_PAIRS:
             return True
         others = set(self.arms) - stopped - {BASELINE} if arm == BASELINE else {arm}
