@@ -6,11 +6,21 @@ does nothing where it has been done.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from typing import Any
 
-from uvar_tune.analysis.confirmation import BASELINE, arm_of, baseline_noise, confirm_arms, trained_values, verdicts
+from uvar_tune.analysis.confirmation import (
+    BASELINE,
+    arm_of,
+    baseline_noise,
+    confirm_arms,
+    search_values,
+    stopped_arms,
+    trained_values,
+    verdicts,
+)
 from uvar_tune.commands.checks import SEARCH
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import BASELINE as PLAIN
@@ -112,7 +122,9 @@ class Phases:
                 name: value for name, value in baseline_point(self.config).items() if not name.startswith("inference.")
             }
         }
-        return Replicates(self.config, self._url, "noise", arms, study.noise_replicates, study.noise_samplings)
+        return Replicates(
+            self.config, self._url, "noise", arms, study.noise_replicates, samplings=study.noise_samplings
+        )
 
     def _search(self, runner: TuneRunner, concurrent: int) -> None:
         runner.run(SearchWork(self._search_of(SEARCH)), concurrent)
@@ -149,7 +161,9 @@ class Phases:
             self.say_verdicts(work, results)
 
     def confirm(self, arms: dict[str, dict[str, Any]]) -> Replicates:
-        return Replicates(self.deep(), self._url, "confirm", arms, self.config.study.confirm_replicates)
+        config, pairs = self.deep(), self.config.study.confirm_replicates
+        rule = functools.partial(stopped_arms, self.config)
+        return Replicates(config, self._url, "confirm", arms, pairs, stop_rule=rule)
 
     def deep(self) -> Config:
         """The configuration under which networks are compared: each at its own best point over all confirm axes."""
@@ -180,10 +194,14 @@ class Phases:
         return {name: value for name, value in best.user_attrs["values"].items() if name in nuisance}
 
     def say_verdicts(self, work: Replicates, results) -> None:
-        found, lost = verdicts(self.config, work.replicates(), results)
+        found, lost = verdicts(self.config, work.replicates(), search_values(results), work.design)
         (self.files.directory / "verdicts.json").write_text(json.dumps([one.as_dict() for one in found], indent=1))
         for one in found:
-            interval = f"[{one.low:.3g}, {one.high:.3g}]" if one.low is not None else "no interval"
+            interval = (
+                f"[{one.simultaneous_low:.3g}, {one.simultaneous_high:.3g}]"
+                if one.simultaneous_low is not None
+                else "no interval"
+            )
             flattered = (
                 f", the search had flattered it by {one.selection_bias:.3g}" if one.selection_bias is not None else ""
             )
@@ -194,7 +212,7 @@ class Phases:
             )
             logger.info(
                 f"  {one.arm}: {one.verdict}; {self.config.study.metric} {one.value:.4g} against {one.baseline:.4g}, "
-                f"difference {one.difference:+.3g} {interval} over {one.pairs} pairs{flattered}{needed}"
+                f"difference {one.difference:+.3g} {interval} over {one.pairs} of at most {one.max_pairs} pairs{flattered}{needed}"
             )
         for arm, why in lost.items():
             logger.info(f"  {arm}: no verdict ({why})")

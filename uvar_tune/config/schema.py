@@ -110,8 +110,8 @@ class StudyConfig(Section):
     """Sampling seeds on which each of them is scored."""
     confirm_top: Positive = 2
     """Number of trials to confirm."""
-    confirm_replicates: Positive = 8
-    """Fresh paired seeds of each arm in phase confirm."""
+    confirm_replicates: Positive = 12
+    """Maximum number of fresh training seeds of each arm in the phase `confirm`; arms stop earlier if they can."""
     confirm_axes: tuple[Literal[SEARCH_AXES], ...] = ("cfg_scale", "temperature")
     """Inference parameters at whose best point each arm is compared."""
     confirm_refinements: Annotated[int, Field(ge=0, le=32)] = 8
