@@ -81,7 +81,7 @@ class StudyDirectory:
             experiment="uvar_tune",
             study=self.name,
             artifact_root=self.root / "mlartifacts",
-            spool_dir=self.directory / "mlflow",
+            outbox_dir=self.directory / "mlflow",
         )
 
     def create(self) -> None:

@@ -404,10 +404,10 @@ def test_which_settings_are_free_text():
 @pytest.mark.parametrize("text", [b"", b"[]", b"7", b"\xff", ("[" * DEEP).encode(), b'{"runs": {"../x": "y"}}'])
 def test_a_state_of_the_spool_that_is_not_ours(tmp_path, text):
     """What another wrote into the study's directory makes no path of a name."""
-    from uvar_tune.tracking.outbox import Outbox, known_runs
+    from uvar_tune.tracking.outbox import Outbox, run_ids
 
     (tmp_path / "state.json").write_bytes(text)
-    assert known_runs(tmp_path) == {} and Outbox(tmp_path).load()["outbox"] == 0
+    assert run_ids(tmp_path) == {} and Outbox(tmp_path).load_state().offset == 0
 
 
 def test_no_shell_is_built_from_strings():

@@ -1,11 +1,11 @@
-"""`uvar-tune sync`: what is left over, and a whole study made anew."""
+"""`uvar-tune sync`: what is pending, and the rebuild of a whole study."""
 
 import subprocess
 import sys
 
 import torch
 
-from tests.helpers.mlflow_place import Place, record
+from tests.helpers.mlflow_store import MLflowStore, record
 from tests.helpers.whole_study import CONFIG, content, run_study, sync
 from uvar_tune.search.storage import open_storage, verify_directory_owner
 from uvar_tune.specs import OutcomeKind, TrialOutcome
@@ -18,8 +18,8 @@ from uvar_tune.trial.trial import write_config
 
 def test_a_study_is_made_anew_on_an_empty_server_and_unchanged_on_a_full_one(tmp_path):
     """Also where nothing is left of what it was told: then storage and records tell it."""
-    place = Place(tmp_path)
-    sink, checkpoint = run_study(place), tmp_path / "whole" / "trials" / "00000" / "checkpoints" / "000000000640"
+    store = MLflowStore(tmp_path)
+    tracker, checkpoint = run_study(store), tmp_path / "whole" / "trials" / "00000" / "checkpoints" / "000000000640"
     save_checkpoint(
         checkpoint,
         var_state={"weight": torch.ones(2)},
@@ -27,9 +27,9 @@ def test_a_study_is_made_anew_on_an_empty_server_and_unchanged_on_a_full_one(tmp
         tokenizer={"path": "t", "sha256": "0" * 64},
         training_state={"images": 640},
     )
-    sink.artifact(0, checkpoint, "checkpoint")
-    assert sink.close(60)
-    before = content(place)
+    tracker.log_artifact(0, checkpoint, "checkpoint")
+    assert tracker.close(60)
+    before = content(store)
     assert "checkpoint/000000000640/var.safetensors" in before["trial 0"][-1] and "study.yaml" in before["whole"][-1]
     statuses = {
         "trial 0": "FINISHED",
@@ -45,28 +45,28 @@ def test_a_study_is_made_anew_on_an_empty_server_and_unchanged_on_a_full_one(tmp
         ("third.db", "outbox.jsonl"),
         ("third.db", "state.json"),
     ):
-        place.use(database)
+        store.use(database)
         if lost:
             (tmp_path / "whole" / "mlflow" / lost).unlink()
-        done = sync(place, "--rebuild")
+        done = sync(store, "--rebuild")
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-        assert content(place) == before, (database, lost)
+        assert content(store) == before, (database, lost)
 
 
 def test_what_the_outbox_has_lost_in_part_is_told_before_the_rest(tmp_path):
     """As after `mlflow/` was deleted while the study went on."""
-    place = Place(tmp_path)
-    assert run_study(place).close(60)
-    before, spool = content(place), Outbox(tmp_path / "whole" / "mlflow")
-    kept = spool.operations()
-    spool.rewrite([operation for operation in kept if operation.get("number") in (None, 2)])
-    place.use("second.db")
-    assert sync(place, "--rebuild").returncode == 0
-    assert content(place) == before
+    store = MLflowStore(tmp_path)
+    assert run_study(store).close(60)
+    before, outbox = content(store), Outbox(tmp_path / "whole" / "mlflow")
+    kept = outbox.operations()
+    outbox.replace_all([operation for operation in kept if operation.get("number") in (None, 2)])
+    store.use("second.db")
+    assert sync(store, "--rebuild").returncode == 0
+    assert content(store) == before
 
 
 def test_nothing_of_a_final_run_is_lost_by_making_it_anew(tmp_path):
-    place, files = Place(tmp_path), StudyDirectory(tmp_path, "whole-final")
+    store, files = MLflowStore(tmp_path), StudyDirectory(tmp_path, "whole-final")
     files.prepare()
     files.claim(CONFIG)
     write_config(files.trial(0), CONFIG)
@@ -78,63 +78,63 @@ def test_nothing_of_a_final_run_is_lost_by_making_it_anew(tmp_path):
     )
     write_outcome(files.trial(0), {"training": 7}, outcome)
     for database in ("mlflow.db", "second.db"):
-        place.use(database)
-        done = sync(place, "--rebuild", study="whole-final")
+        store.use(database)
+        done = sync(store, "--rebuild", study="whole-final")
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-        found = content(place)
+        found = content(store)
         assert {name: shown[0] for name, shown in found.items()} == {"whole-final": "FINISHED", "trial 0": "FINISHED"}
         assert found["trial 0"][2]["protocol.samples"] == "1000" and len(found["trial 0"][1]) == 21
     assert not files.journal.exists()
 
 
 def test_a_storage_that_is_gone_is_said_and_nothing_is_dropped(tmp_path):
-    place = Place(tmp_path)
-    assert run_study(place).close(60)
-    before, outbox = content(place), (tmp_path / "whole" / "mlflow" / "outbox.jsonl").read_bytes()
+    store = MLflowStore(tmp_path)
+    assert run_study(store).close(60)
+    before, outbox = content(store), (tmp_path / "whole" / "mlflow" / "outbox.jsonl").read_bytes()
     verify_directory_owner(
         open_storage(f"journal:{tmp_path / 'whole' / 'optuna.journal'}"), "whole", tmp_path / "whole"
     )
     (tmp_path / "whole" / "optuna.journal").rename(tmp_path / "elsewhere.journal")
-    done = sync(place, "--rebuild")
+    done = sync(store, "--rebuild")
     assert done.returncode == 2 and "does not hold study 'whole', whose trials lie in" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and content(place) == before
+    assert len(done.stderr.strip().splitlines()) == 1 and content(store) == before
     assert (tmp_path / "whole" / "mlflow" / "outbox.jsonl").read_bytes() == outbox
     assert not (tmp_path / "whole" / "optuna.journal").exists()
 
 
 def test_a_root_that_was_moved_takes_its_runs_along(tmp_path):
-    old, new = Place(tmp_path / "old"), Place(tmp_path / "new")
+    old, new = MLflowStore(tmp_path / "old"), MLflowStore(tmp_path / "new")
     old.root.mkdir()
     assert run_study(old).close(60)
     before = content(old)
     old.root.rename(new.root)
-    said = sync(new, "--rebuild")
+    done = sync(new, "--rebuild")
     assert (
-        said.returncode == 1
-        and f"below {old.root}, which is gone: where run.root was moved, link the old path" in said.stdout
+        done.returncode == 1
+        and f"below {old.root}, which is gone: if run.root was moved, link the old path" in done.stdout
     )
     old.root.symlink_to(new.root)
     assert sync(new).returncode == 0 and content(new) == before
 
 
 def test_what_was_left_over_is_sent_and_then_nothing_is(tmp_path):
-    place = Place(tmp_path)
-    place.uri, uri = "http://127.0.0.1:9", place.uri
-    assert not run_study(place).close(60)
-    place.uri = uri
-    done = sync(place)
-    assert done.returncode == 0 and "MLflow has all" in done.stdout and done.stderr == ""
-    assert sorted(content(place)) == ["noise/0", "trial 0", "trial 1", "trial 2", "whole"]
-    assert len(place.rows(place.runs("uvar.trial", "whole/0")[0])) == 10 * 2 + 3
+    store = MLflowStore(tmp_path)
+    store.uri, uri = "http://127.0.0.1:9", store.uri
+    assert not run_study(store).close(60)
+    store.uri = uri
+    done = sync(store)
+    assert done.returncode == 0 and "MLflow is up to date" in done.stdout and done.stderr == ""
+    assert sorted(content(store)) == ["noise/0", "trial 0", "trial 1", "trial 2", "whole"]
+    assert len(store.rows(store.runs("uvar.trial", "whole/0")[0])) == 10 * 2 + 3
 
 
 def test_an_unknown_study_and_a_server_that_is_away(tmp_path, monkeypatch):
-    place = Place(tmp_path)
-    place.uri = "http://ann:s3cret@127.0.0.1:9"
-    assert not run_study(place).close(60)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
-    done = sync(place)
-    assert done.returncode == 1 and "kept and not sent" in done.stdout and "s3cret" not in done.stdout + done.stderr
+    store = MLflowStore(tmp_path)
+    store.uri = "http://ann:s3cret@127.0.0.1:9"
+    assert not run_study(store).close(60)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    done = sync(store)
+    assert done.returncode == 1 and "They are kept" in done.stdout and "s3cret" not in done.stdout + done.stderr
     command = [sys.executable, "-m", "uvar_tune", "sync", "--study", "whoel", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "did you mean 'whole'" in done.stderr

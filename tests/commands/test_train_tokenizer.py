@@ -21,7 +21,7 @@ from uvar_tune.data import load_images
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.reconstruction import reconstruction
 from uvar_tune.specs import OutcomeKind, TokenizerSpec
-from uvar_tune.tracking.writer_lock import open_metrics_log
+from uvar_tune.tracking.metrics_log import open_metrics_log
 from uvar_tune.training import latest_valid, load_tokenizer, save_tokenizer
 from uvar_tune.training.tokenizer_io import check_tokenizer
 from uvar_tune.trial.factory import new_vqvae

@@ -105,7 +105,7 @@ def ended(process, cli, root: Path, server) -> str:
     """What the sweep said; what it left is sent by the door that it names, where the study was over before the server was back."""
     text, _ = process.communicate(timeout=600)
     assert process.returncode == 0, text
-    if "are kept and not sent" in text:
+    if "They are kept" in text:
         synced = cli(
             "sync",
             "--study",

@@ -6,14 +6,14 @@ import os
 import subprocess
 from unittest import mock
 
-from tests.helpers.mlflow_place import record
+from tests.helpers.mlflow_store import record
 from uvar_tune.cli.main import main
 from uvar_tune.config.schema import Config
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking.metrics_log import MetricsLog
-from uvar_tune.tracking.parameters import run_parameters, scored_under, study_parameters, that_ran
+from uvar_tune.tracking.parameters import effective_parameters, run_parameters, score_parameters, study_parameters
 from uvar_tune.trial.trial import write_config
 
 CONFIG = Config.model_validate(
@@ -28,12 +28,12 @@ CONFIG = Config.model_validate(
 )
 
 
-def sync(place, *options, study="whole", **variables):
-    """`uvar-tune sync` on a study, with these environment variables; in this process, which has loaded MLflow."""
-    command = ["sync", "--study", study, "--root", str(place.root), *options]
+def sync(store, *options, study="whole", **variables):
+    """`uvar-tune sync` on a study, with these environment variables, in this process, which has imported MLflow."""
+    command = ["sync", "--study", study, "--root", str(store.root), *options]
     out, err = io.StringIO(), io.StringIO()
     with (
-        mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": place.uri, **variables}),
+        mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": store.uri, **variables}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -41,28 +41,28 @@ def sync(place, *options, study="whole", **variables):
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
-def run_study(place):
+def run_study(store):
     """Three trials as the driver runs them, the second stopped at a rung and the last one diverging, and a replicate of one."""
-    files = StudyDirectory(place.root, "whole")
+    files = StudyDirectory(store.root, "whole")
     files.prepare()
     files.claim(CONFIG)
-    search, sink = Search(CONFIG, files.storage_url(CONFIG)), place.sink("whole")
-    sink.start_study(study_parameters(CONFIG), {"uvar.commit": "abc"})
-    sink.artifact(None, files.config, "")
+    search, tracker = Search(CONFIG, files.storage_url(CONFIG)), store.tracker("whole")
+    tracker.start_study(study_parameters(CONFIG), {"uvar.commit": "abc"})
+    tracker.log_artifact(None, files.config, "")
     MetricsLog(files.directory / "prepare.jsonl").event("prepared", reconstruction_mse=0.02)
-    sink.study_metrics({"prepare/reconstruction_mse": 0.02})
+    tracker.log_study_metrics({"prepare/reconstruction_mse": 0.02})
     for work, phase in (
         (search, "trial"),
         (Replicates(CONFIG, files.storage_url(CONFIG), "noise", {"baseline": {}}, 1), "noise"),
     ):
         while (proposal := work.ask()) is not None:
-            _run(files, work, phase, proposal, sink)
-    sink.study_metrics({"best/fid": 2.0, "best/f1": 0.5})
-    sink.finish_study("FINISHED")
-    return sink
+            _run(files, work, phase, proposal, tracker)
+    tracker.log_study_metrics({"best/fid": 2.0, "best/f1": 0.5})
+    tracker.finish_study("FINISHED")
+    return tracker
 
 
-def _run(files, work, phase, proposal, sink):
+def _run(files, work, phase, proposal, tracker):
     number = proposal.number
     searched = phase == "trial"
     key, directory = (
@@ -70,15 +70,15 @@ def _run(files, work, phase, proposal, sink):
     )
     write_config(directory, CONFIG.with_values(proposal.values))
     tags = {"uvar.kind": proposal.kind, "uvar.phase": phase, "uvar.attempt": "1"}
-    sink.watch_trial(key, directory, run_parameters(CONFIG, proposal.values), tags)
-    recorder = record(directory, range(10), proposal.attempt)
+    tracker.start_trial(key, directory, run_parameters(CONFIG, proposal.values), tags)
+    metrics_log = record(directory, range(10), proposal.attempt)
     if number in (1, 2):
         outcome = {1: "stopped", 2: "diverged"}[number]
         work.prune(number, outcome, {"provenance": {"commit": "abc"}})
-        sink.finish_trial(key, "KILLED" if outcome == "stopped" else "FAILED")
+        tracker.finish_trial(key, "KILLED" if outcome == "stopped" else "FAILED")
         return
-    recorder.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=2.0)
-    recorder.metrics(640, {"fid": 2.0})
+    metrics_log.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=2.0)
+    metrics_log.metrics(640, {"fid": 2.0})
     scores, params = {"fid": 2.0, "f1": 0.5}, {"inference.cfg_scale": 1.5}
     protocol, ran = {"samples": 1000, "reference": "4677e795", "divisor": ""}, {"loss.lambda_1": 0.25}
     work.complete(
@@ -92,19 +92,21 @@ def _run(files, work, phase, proposal, sink):
             "provenance": {"commit": "abc"},
         },
     )
-    sink.finish_trial(key, "FINISHED", scores, {**params, **that_ran(ran), **scored_under(protocol, proposal.seeds)})
+    tracker.finish_trial(
+        key, "FINISHED", scores, {**params, **effective_parameters(ran), **score_parameters(protocol, proposal.seeds)}
+    )
 
 
-def content(place):
+def content(store):
     """Everything that the database shows of the study, run by run, ids and the clock set aside."""
     found = {}
-    for name, run_id, status in place.query("select name, run_uuid, status from runs where lifecycle_stage = 'active'"):
+    for name, run_id, status in store.query("select name, run_uuid, status from runs where lifecycle_stage = 'active'"):
         assert name not in found
-        tags = {key: value for key, value in place.tags(run_id).items() if key != "mlflow.parentRunId"}
-        rows = place.query(
+        tags = {key: value for key, value in store.tags(run_id).items() if key != "mlflow.parentRunId"}
+        rows = store.query(
             "select key, step, value, case when key like 'best/%' or key like 'prepare/%' then 0 else timestamp "
             "end from metrics where run_uuid = ?",
             run_id,
         )
-        found[name] = (status, sorted(rows), place.params(run_id), tags, place.artifacts(run_id))
+        found[name] = (status, sorted(rows), store.params(run_id), tags, store.artifacts(run_id))
     return found

@@ -2,7 +2,7 @@ import pytest
 
 from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_secrets, redact_url
-from uvar_tune.tracking.parameters import profiled, run_parameters, study_parameters
+from uvar_tune.tracking.parameters import run_parameters, selected_parameters, study_parameters
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,6 @@ def test_a_trial_carries_its_sample_count_and_not_what_it_has_yet_to_decide():
     config = Config.model_validate({"space": space, "evaluation": {"samples": 400}})
     found = run_parameters(config, {"loss.lambda_1": 0.5})
     assert found["evaluation.samples"] == 400 and found["loss.lambda_1"] == 0.5
-    assert profiled(config) == {"inference.cfg_scale"} and "inference.cfg_scale" not in found
+    assert selected_parameters(config) == {"inference.cfg_scale"} and "inference.cfg_scale" not in found
     joint = Config.model_validate({"space": space, "inference": {"search": "joint"}})
     assert run_parameters(joint, {"inference.cfg_scale": 3.0})["inference.cfg_scale"] == 3.0

@@ -31,41 +31,41 @@ def points(path) -> list[tuple[int, float]]:
 
 def test_what_the_disk_refuses_comes_later_in_order_and_no_line_is_torn(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    recorder = MetricsLog(path)
+    metrics_log = MetricsLog(path)
     with files_of_at_most(1000):
         for i in range(50):
-            recorder.metrics(64 * i, {"loss/total": 1.0 * i})
-        recorder.event("log", text="something")
+            metrics_log.metrics(64 * i, {"loss/total": 1.0 * i})
+        metrics_log.event("log", text="something")
         assert 0 < len(points(path)) < 50 and path.read_bytes().endswith(b"\n") and path.stat().st_size <= 1000
         with pytest.raises(OSError):
-            recorder.settle()
+            metrics_log.flush()
         assert path.read_bytes().endswith(b"\n")
-    recorder.settle()
+    metrics_log.flush()
     assert points(path) == [(64 * i, 1.0 * i) for i in range(50)]
     assert [record["kind"] for record in read_records(path)[0]][-1] == "log"
-    recorder.metrics(64 * 50, {"loss/total": 50.0})
+    metrics_log.metrics(64 * 50, {"loss/total": 50.0})
     assert len(points(path)) == 51
 
 
 def test_a_directory_that_is_away_for_a_while(tmp_path):
     path = tmp_path / "trial" / "metrics.jsonl"
-    recorder = MetricsLog(path)
+    metrics_log = MetricsLog(path)
     shutil.rmtree(path.parent)
     for i in range(20):
-        recorder.metrics(64 * i, {"loss/total": 1.0 * i})
+        metrics_log.metrics(64 * i, {"loss/total": 1.0 * i})
     path.parent.mkdir()
-    recorder.metrics(64 * 20, {"loss/total": 20.0})
+    metrics_log.metrics(64 * 20, {"loss/total": 20.0})
     assert points(path) == [(64 * i, 1.0 * i) for i in range(21)]
 
 
 def test_what_waits_is_bounded_and_the_newest_is_kept(tmp_path):
     path = tmp_path / "trial" / "metrics.jsonl"
-    recorder = MetricsLog(path)
+    metrics_log = MetricsLog(path)
     shutil.rmtree(path.parent)
     for i in range(10_500):
-        recorder.metrics(64 * i, {"loss/total": 1.0 * i})
+        metrics_log.metrics(64 * i, {"loss/total": 1.0 * i})
     path.parent.mkdir()
-    recorder.settle()
+    metrics_log.flush()
     assert points(path) == [(64 * i, 1.0 * i) for i in range(500, 10_500)]
 
 

@@ -7,38 +7,38 @@ import sys
 import time
 from pathlib import Path
 
-from tests.helpers.mlflow_place import expected
-from uvar_tune.tracking import known_runs
+from tests.helpers.mlflow_store import expected
+from uvar_tune.tracking import run_ids
 
 DRIVER = Path(__file__).parents[1] / "helpers" / "killed_driver.py"
 
 
-def drive(place, study, first, last, pause, finish=""):
-    command = [sys.executable, str(DRIVER), str(place.root), study, place.uri, *map(str, (first, last, pause)), finish]
+def drive(store, study, first, last, pause, finish=""):
+    command = [sys.executable, str(DRIVER), str(store.root), study, store.uri, *map(str, (first, last, pause)), finish]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
 
 
-def test_killed_in_the_middle_and_started_again(place, said):
-    driver = drive(place, "killed", 0, 100_000, 0.02)
+def test_killed_in_the_middle_and_started_again(store, log_lines):
+    driver = drive(store, "killed", 0, 100_000, 0.02)
     sent = []
     while len(sent) < 60:  # some of it has been sent, more has been recorded
         time.sleep(0.2)
         assert driver.poll() is None
-        run_id = known_runs(place.root / "killed" / "mlflow").get(0)
-        sent = place.rows(run_id) if run_id else []
+        run_id = run_ids(store.root / "killed" / "mlflow").get(0)
+        sent = store.rows(run_id) if run_id else []
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    place.write("killed", 0, range(0))  # mends the line within which the writer was killed
-    done = len((place.trial("killed", 0) / "metrics.jsonl").read_text().splitlines())
-    state = place.root / "killed" / "mlflow" / "state.json"
+    store.write("killed", 0, range(0))  # mends the line within which the writer was killed
+    done = len((store.trial("killed", 0) / "metrics.jsonl").read_text().splitlines())
+    state = store.root / "killed" / "mlflow" / "state.json"
     behind = state.read_text()
-    again = drive(place, "killed", done - 5, done + 50, 0.0)
+    again = drive(store, "killed", done - 5, done + 50, 0.0)
     assert again.communicate()[0].splitlines() == ["closed"]
     state.write_text(behind)  # as if it had been killed between sending and noting it
-    final = drive(place, "killed", 0, 0, 0.0, "finish")
+    final = drive(store, "killed", 0, 0, 0.0, "finish")
     assert final.communicate()[0].splitlines() == ["closed"]
-    [run_id] = place.runs("uvar.trial", "killed/0")
-    assert place.rows(run_id) == sorted([*expected(range(done + 50)), ("fid", 64 * (done + 49), 1.0)])
-    assert place.status(run_id) == "FINISHED"
+    [run_id] = store.runs("uvar.trial", "killed/0")
+    assert store.rows(run_id) == sorted([*expected(range(done + 50)), ("fid", 64 * (done + 49), 1.0)])
+    assert store.status(run_id) == "FINISHED"

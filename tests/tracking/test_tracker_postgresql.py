@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.helpers.mlflow_place import PostgresqlPlace
 from tests.helpers.mlflow_server import MLflow
+from tests.helpers.mlflow_store import PostgresqlStore
 from tests.helpers.postgresql_server import new_database
 from tests.helpers.whole_study import content, run_study, sync
 
@@ -11,29 +11,29 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture
-def place(tmp_path, postgresql):
+def store(tmp_path, postgresql):
     """A study told to a server that is not yet there, whose store is an empty database."""
     (tmp_path / "server").mkdir()
     database = new_database(postgresql, "mlflow_served")
     server = MLflow(tmp_path / "server", store=database)
-    yield PostgresqlPlace(tmp_path, database, server)
+    yield PostgresqlStore(tmp_path, database, server)
     server.kill()
 
 
-def test_a_study_on_postgresql_is_kept_sent_sent_again_and_made_anew(place, tmp_path, postgresql):
-    assert not run_study(place).close(30)
-    place.server.start()
-    told = {"MLFLOW_TRACKING_URI": place.uri}
-    done = sync(place, **told)
-    assert done.returncode == 0 and "MLflow has all" in done.stdout, done.stdout + done.stderr
-    before = content(place)
+def test_a_study_on_postgresql_is_kept_sent_sent_again_and_made_anew(store, tmp_path, postgresql):
+    assert not run_study(store).close(30)
+    store.server.start()
+    told = {"MLFLOW_TRACKING_URI": store.uri}
+    done = sync(store, **told)
+    assert done.returncode == 0 and "MLflow is up to date" in done.stdout, done.stdout + done.stderr
+    before = content(store)
     assert sorted(before) == ["noise/0", "trial 0", "trial 1", "trial 2", "whole"] and before["trial 2"][0] == "FAILED"
     assert len(before["trial 0"][1]) == len(set(before["trial 0"][1])) == 10 * 2 + 3
     assert "config.yaml" in before["trial 0"][-1]
-    assert sync(place, "--rebuild", **told).returncode == 0
-    assert content(place) == before
-    place.server.kill()
-    other = PostgresqlPlace(tmp_path, new_database(postgresql, "mlflow_direct"))
+    assert sync(store, "--rebuild", **told).returncode == 0
+    assert content(store) == before
+    store.server.kill()
+    other = PostgresqlStore(tmp_path, new_database(postgresql, "mlflow_direct"))
     done = sync(other, "--rebuild", MLFLOW_TRACKING_URI=other.uri)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert content(other) == before

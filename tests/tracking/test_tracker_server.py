@@ -1,12 +1,12 @@
-"""The sink against a real `mlflow server`: not there at the start, hung, killed, started again."""
+"""The tracker against a real `mlflow server`: not there at the start, hung, killed, started again."""
 
 import signal
 import time
 
 import pytest
 
-from tests.helpers.mlflow_place import Place, expected, query
 from tests.helpers.mlflow_server import MLflow
+from tests.helpers.mlflow_store import MLflowStore, expected, query
 
 pytestmark = pytest.mark.server
 
@@ -24,37 +24,37 @@ def until(condition):
         time.sleep(0.1)
 
 
-def test_absent_hung_and_killed_nothing_is_missing_and_nothing_twice(tmp_path, server, monkeypatch, said):
+def test_absent_hung_and_killed_nothing_is_missing_and_nothing_twice(tmp_path, server, monkeypatch, log_lines):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    place = Place(tmp_path)
-    sink, directory = place.sink("away", server.uri), place.trial("away", 0)
-    sink.start_study({"study.trials": 2}, {})
-    sink.watch_trial(0, directory, {"loss.lambda_1": 0.5}, {})
-    place.write("away", 0, range(10))
-    until(lambda: said)
-    assert len(said) == 1 and "does not answer" in said[0] and sink.run_id(0) is None
+    store = MLflowStore(tmp_path)
+    tracker, directory = store.tracker("away", server.uri), store.trial("away", 0)
+    tracker.start_study({"study.trials": 2}, {})
+    tracker.start_trial(0, directory, {"loss.lambda_1": 0.5}, {})
+    store.write("away", 0, range(10))
+    until(lambda: log_lines)
+    assert len(log_lines) == 1 and "does not answer" in log_lines[0] and tracker.run_id(0) is None
 
     server.start()
-    until(lambda: len(said) == 2)  # it has caught up, and says so once
+    until(lambda: len(log_lines) == 2)  # it has caught up, and says so once
     server.signal(signal.SIGSTOP)
-    place.write("away", 1, range(4))
-    sink.watch_trial(1, place.trial("away", 1), {}, {})  # its run is asked for from a server that does not answer
-    place.write("away", 0, range(10, 20))
-    until(lambda: len(said) == 3)
+    store.write("away", 1, range(4))
+    tracker.start_trial(1, store.trial("away", 1), {}, {})  # its run is asked for from a server that does not answer
+    store.write("away", 0, range(10, 20))
+    until(lambda: len(log_lines) == 3)
     time.sleep(3)  # a further try runs into the hung server
     server.signal(signal.SIGCONT)
-    until(lambda: len(said) == 4)
+    until(lambda: len(log_lines) == 4)
     server.kill()
-    place.write("away", 0, range(20, 30))
+    store.write("away", 0, range(20, 30))
     (directory / "samples" / "001920.png").write_bytes(b"png")
-    sink.finish_trial(0, "FINISHED", {"fid": 1.0})
-    sink.finish_trial(1, "FAILED")
-    sink.finish_study("FINISHED")
-    assert not sink.close(30)
-    assert "uvar-tune sync --study away" in said[-1]
+    tracker.finish_trial(0, "FINISHED", {"fid": 1.0})
+    tracker.finish_trial(1, "FAILED")
+    tracker.finish_study("FINISHED")
+    assert not tracker.close(30)
+    assert "uvar-tune sync --study away" in log_lines[-1]
 
     server.start()
-    assert place.sink("away", server.uri).close(60)
+    assert store.tracker("away", server.uri).close(60)
     server.kill()
     database = server.directory / "mlflow.db"
     runs = dict(
@@ -74,4 +74,4 @@ def test_absent_hung_and_killed_nothing_is_missing_and_nothing_twice(tmp_path, s
     assert [path.name for path in (server.directory / "artifacts").rglob("*.png")] == ["001920.png"]
     kept = "".join(path.read_text() for path in (tmp_path / "away" / "mlflow").iterdir())
     shown = query(database, "select value from tags") + query(database, "select value from params")
-    assert "s3cret" not in kept + "\n".join(said) + str(shown)
+    assert "s3cret" not in kept + "\n".join(log_lines) + str(shown)

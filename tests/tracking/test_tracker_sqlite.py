@@ -1,218 +1,223 @@
-"""The sink on a real MLflow SQLite store: what its tables hold afterwards."""
+"""The tracker on a real MLflow SQLite store."""
 
+import dataclasses
 import math
 import time
 
-from tests.helpers.mlflow_place import expected, query
-from uvar_tune.tracking import known_runs
+from tests.helpers.mlflow_store import expected, query
+from uvar_tune.tracking import run_ids
 from uvar_tune.tracking.metrics_log import MetricsLog
-from uvar_tune.tracking.mlflow_client import Server
+from uvar_tune.tracking.mlflow_client import MLflowExperiment
 from uvar_tune.tracking.outbox import Outbox
 
 
-def one_trial(place, study, points=range(5)):
-    """A study of one trial, told as the driver tells it; its sink is closed."""
-    recorder = place.write(study, 0, points)
-    directory = place.trial(study, 0)
-    sink = place.sink(study)
-    sink.start_study({"study.trials": 2, "tokenizer.scales": [1, 2]}, {"uvar.commit": "abc"})
-    sink.watch_trial(0, directory, {"loss.lambda_1": 0.5, "evaluation.samples": 400}, {"uvar.kind": "baseline"})
-    return sink, recorder, directory
+def one_trial(store, study, points=range(5)):
+    """A study of one trial, told as the driver tells it; its tracker is closed."""
+    metrics_log = store.write(study, 0, points)
+    directory = store.trial(study, 0)
+    tracker = store.tracker(study)
+    tracker.start_study({"study.trials": 2, "tokenizer.scales": [1, 2]}, {"uvar.commit": "abc"})
+    tracker.start_trial(0, directory, {"loss.lambda_1": 0.5, "evaluation.samples": 400}, {"uvar.kind": "baseline"})
+    return tracker, metrics_log, directory
 
 
-def test_a_study_and_its_trial(place, said):
-    sink, recorder, directory = one_trial(place, "plain")
-    recorder.metrics(640, {"fid": 3.0, "kid": math.nan})
-    recorder.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=3.5)
+def test_a_study_and_its_trial(store, log_lines):
+    tracker, metrics_log, directory = one_trial(store, "plain")
+    metrics_log.metrics(640, {"fid": 3.0, "kid": math.nan})
+    metrics_log.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=3.5)
     (directory / "samples" / "000640.png").write_bytes(b"png")
     checkpoint = directory / "checkpoints" / "000640"
     checkpoint.mkdir(parents=True)
     (checkpoint / "var.safetensors").write_bytes(b"weights")
-    sink.finish_trial(0, "FINISHED", {"fid": 3.0, "recall": 0.5}, {"inference.cfg_scale": 1.5})
-    sink.artifact(0, checkpoint, "checkpoint")
-    sink.artifact(None, directory / "config.yaml", "report")
-    sink.study_metrics({"best/fid": 3.0})
-    sink.finish_study("FINISHED")
-    assert sink.close(60) and said == []
-    [parent], [child] = place.runs("uvar.study", "plain"), place.runs("uvar.trial", "plain/0")
-    assert (sink.run_id(None), sink.run_id(0)) == (parent, child) and known_runs(place.root / "plain" / "mlflow") == {
-        0: child
-    }
-    assert [row for row in place.rows(child) if row[0] in ("loss/total", "grad_norm")] == expected(range(5))
-    assert {row for row in place.rows(child) if row[1] >= 640} == {
+    tracker.finish_trial(0, "FINISHED", {"fid": 3.0, "recall": 0.5}, {"inference.cfg_scale": 1.5})
+    tracker.log_artifact(0, checkpoint, "checkpoint")
+    tracker.log_artifact(None, directory / "config.yaml", "report")
+    tracker.log_study_metrics({"best/fid": 3.0})
+    tracker.finish_study("FINISHED")
+    assert tracker.close(60) and log_lines == []
+    [parent], [child] = store.study_runs("plain"), store.runs("uvar.trial", "plain/0")
+    assert (tracker.run_id(None), tracker.run_id(0)) == (parent, child) and run_ids(
+        store.root / "plain" / "mlflow"
+    ) == {0: child}
+    assert [row for row in store.rows(child) if row[0] in ("loss/total", "grad_norm")] == expected(range(5))
+    assert {row for row in store.rows(child) if row[1] >= 640} == {
         ("fid", 640, 3.0),
         ("kid", 640, 0.0),
         ("recall", 640, 0.5),
-        ("profile/fid", 1500, 3.5),
+        ("cfg_search/fid", 1500, 3.5),
     }
-    assert place.query("select is_nan from metrics where run_uuid = ? and key = 'kid'", child) == [(1,)]
-    assert place.rows(parent) == [("best/fid", 0, 3.0)]
-    assert place.params(parent) == {"study.trials": "2", "tokenizer.scales": "[1, 2]"}
-    assert place.params(child) == {"loss.lambda_1": "0.5", "evaluation.samples": "400", "inference.cfg_scale": "1.5"}
-    tags = place.tags(child)
+    assert store.query("select is_nan from metrics where run_uuid = ? and key = 'kid'", child) == [(1,)]
+    assert store.rows(parent) == [("best/fid", 0, 3.0)]
+    assert store.params(parent) == {"study.trials": "2", "tokenizer.scales": "[1, 2]"}
+    assert store.params(child) == {"loss.lambda_1": "0.5", "evaluation.samples": "400", "inference.cfg_scale": "1.5"}
+    tags = store.tags(child)
     assert (
         tags["mlflow.parentRunId"] == parent and tags["mlflow.runName"] == "trial 0" and tags["uvar.kind"] == "baseline"
     )
-    assert place.artifacts(child) == {"config.yaml", "samples/000640.png", "checkpoint/000640/var.safetensors"}
-    assert place.artifacts(parent) == {"report/config.yaml"}
-    assert place.status(parent) == place.status(child) == "FINISHED"
+    assert store.artifacts(child) == {"config.yaml", "samples/000640.png", "checkpoint/000640/var.safetensors"}
+    assert store.artifacts(parent) == {"report/config.yaml"}
+    assert store.status(parent) == store.status(child) == "FINISHED"
 
 
-def test_the_next_driver_continues_the_runs_also_with_its_spool_lost(place, said):
-    sink, _, directory = one_trial(place, "again")
-    assert sink.close(60)
-    first = place.runs("uvar.trial", "again/0")
-    assert place.status(first[0]) == "RUNNING"
-    for path in (place.root / "again" / "mlflow").glob("*.json*"):
+def test_the_next_driver_continues_the_runs_also_with_its_spool_lost(store, log_lines):
+    tracker, _, directory = one_trial(store, "again")
+    assert tracker.close(60)
+    first = store.runs("uvar.trial", "again/0")
+    assert store.status(first[0]) == "RUNNING"
+    for path in (store.root / "again" / "mlflow").glob("*.json*"):
         path.unlink()
-    sink, _, _ = one_trial(place, "again", range(9))
-    sink.finish_trial(0, "FINISHED")
-    assert sink.close(60)
-    assert place.runs("uvar.trial", "again/0") == first and place.rows(first[0]) == expected(range(9))
-    assert len(place.runs("uvar.study", "again")) == 1
+    tracker, _, _ = one_trial(store, "again", range(9))
+    tracker.finish_trial(0, "FINISHED")
+    assert tracker.close(60)
+    assert store.runs("uvar.trial", "again/0") == first and store.rows(first[0]) == expected(range(9))
+    assert len(store.study_runs("again")) == 1
 
 
-def test_a_study_made_longer_says_so_by_a_tag(place, said):
-    assert one_trial(place, "longer")[0].close(60)
-    sink = place.sink("longer")
-    sink.start_study({"study.trials": 4, "run.workers": 1}, {})
-    assert sink.close(60) and said == []
-    [parent] = place.runs("uvar.study", "longer")
-    assert place.params(parent)["study.trials"] == "2" and place.params(parent)["run.workers"] == "1"
-    assert place.tags(parent)["uvar.changed.study.trials"] == "4"
+def test_a_study_made_longer_says_so_by_a_tag(store, log_lines):
+    assert one_trial(store, "longer")[0].close(60)
+    tracker = store.tracker("longer")
+    tracker.start_study({"study.trials": 4, "run.workers": 1}, {})
+    assert tracker.close(60) and log_lines == []
+    [parent] = store.study_runs("longer")
+    assert store.params(parent)["study.trials"] == "2" and store.params(parent)["run.workers"] == "1"
+    assert store.tags(parent)["uvar.changed.study.trials"] == "4"
 
 
-def test_what_the_server_refuses_holds_up_nothing(place, said):
-    sink, _, directory = one_trial(place, "refused")
-    sink.study_metrics({"no(such)key": 1.0})
-    sink.artifact(0, directory / "gone.png", "samples")
-    sink.finish_trial(0, "FINISHED", {"fid": 1.0})
-    assert sink.close(60)
-    assert len(said) == 2 and "metrics" in said[0] and "gone.png is gone" in said[1]
-    assert len((place.root / "refused" / "mlflow" / "rejected.jsonl").read_text().splitlines()) == 2
-    assert place.status(place.runs("uvar.trial", "refused/0")[0]) == "FINISHED"
+def test_what_the_server_refuses_holds_up_nothing(store, log_lines):
+    tracker, _, directory = one_trial(store, "refused")
+    tracker.log_study_metrics({"no(such)key": 1.0})
+    tracker.log_artifact(0, directory / "gone.png", "samples")
+    tracker.finish_trial(0, "FINISHED", {"fid": 1.0})
+    assert tracker.close(60)
+    assert len(log_lines) == 2 and "metrics" in log_lines[0] and "gone.png is gone" in log_lines[1]
+    assert len((store.root / "refused" / "mlflow" / "dead_letters.jsonl").read_text().splitlines()) == 2
+    assert store.status(store.runs("uvar.trial", "refused/0")[0]) == "FINISHED"
 
 
-def test_what_is_no_operation_is_put_aside_and_the_rest_goes_on(place, said):
-    spool = Outbox(place.root / "nonsense" / "mlflow")
+def test_what_is_no_operation_is_put_aside_and_the_rest_goes_on(store, log_lines):
+    outbox = Outbox(store.root / "nonsense" / "mlflow")
     for operation in (
-        {"op": "metrics", "time": 1.0, "values": {"best/fid": "no number"}},
+        {"op": "log_study_metrics", "time": 1.0, "values": {"best/fid": "no number"}},
         {"op": "dance"},
         {},
-        {"op": "watch"},
+        {"op": "start_trial"},
     ):
-        spool.put(operation)
-    sink, _, _ = one_trial(place, "nonsense")
-    sink.finish_trial(0, "FINISHED")
-    assert sink.close(60) and len(said) == 4
-    assert place.rows(place.runs("uvar.trial", "nonsense/0")[0]) == expected(range(5))
-    assert len((place.root / "nonsense" / "mlflow" / "rejected.jsonl").read_text().splitlines()) == 4
+        outbox.append(operation)
+    tracker, _, _ = one_trial(store, "nonsense")
+    tracker.finish_trial(0, "FINISHED")
+    assert tracker.close(60) and len(log_lines) == 4
+    assert store.rows(store.runs("uvar.trial", "nonsense/0")[0]) == expected(range(5))
+    assert len((store.root / "nonsense" / "mlflow" / "dead_letters.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_second_sink_of_the_study_leaves_delivery_to_the_first(place, said):
-    sink, _, directory = one_trial(place, "shared")
-    while sink.run_id(0) is None:
-        sink._thread.join(0.05)
-    report = place.sink("shared")
+def test_a_second_sink_of_the_study_leaves_delivery_to_the_first(store, log_lines):
+    tracker, _, directory = one_trial(store, "shared")
+    while tracker.run_id(0) is None:
+        tracker._thread.join(0.05)
+    report = store.tracker("shared")
     report.start_study({}, {})
-    report.artifact(None, directory / "config.yaml", "report")
+    report.log_artifact(None, directory / "config.yaml", "report")
     assert report.close(60)
-    [parent] = place.runs("uvar.study", "shared")
-    assert place.artifacts(parent) == {"report/config.yaml"} and place.status(parent) == "RUNNING"
-    assert sink.close(60) and said == []
+    [parent] = store.study_runs("shared")
+    assert store.artifacts(parent) == {"report/config.yaml"} and store.status(parent) == "RUNNING"
+    assert tracker.close(60) and log_lines == []
 
 
-def test_studies_of_one_name_below_two_roots_stay_apart(place, said):
-    assert one_trial(place, "apart")[0].close(60)
-    elsewhere = type(place)(place.root / "elsewhere")
-    elsewhere.uri = place.uri
+def test_studies_of_one_name_below_two_roots_stay_apart(store, log_lines):
+    assert one_trial(store, "apart")[0].close(60)
+    elsewhere = type(store)(store.root / "elsewhere")
+    elsewhere.uri = store.uri
     assert one_trial(elsewhere, "apart")[0].close(60)
-    assert len(place.runs("uvar.study", "apart")) == len(place.runs("uvar.trial", "apart/0")) == 2
+    assert len(store.study_runs("apart")) == len(store.runs("uvar.trial", "apart/0")) == 2
 
 
-def test_a_record_that_cannot_be_read_is_said_and_the_rest_goes_on(place, said):
-    sink, _, directory = one_trial(place, "broken")
-    place.write("broken", 1, range(3))
-    sink.watch_trial(1, place.trial("broken", 1), {}, {})
+def test_a_record_that_cannot_be_read_is_said_and_the_rest_goes_on(store, log_lines):
+    tracker, _, directory = one_trial(store, "broken")
+    store.write("broken", 1, range(3))
+    tracker.start_trial(1, store.trial("broken", 1), {}, {})
     with (directory / "metrics.jsonl").open("a") as handle:
         handle.write("not json\n")
-    sink.finish_trial(1, "FINISHED")
-    assert sink.close(60)
-    assert len(said) == 1 and "metrics.jsonl" in said[0]
-    assert place.rows(place.runs("uvar.trial", "broken/1")[0]) == expected(range(3))
+    tracker.finish_trial(1, "FINISHED")
+    assert tracker.close(60)
+    assert len(log_lines) == 1 and "metrics.jsonl" in log_lines[0]
+    assert store.rows(store.runs("uvar.trial", "broken/1")[0]) == expected(range(3))
 
 
-def test_a_record_that_cannot_be_read_for_a_while_is_sent_when_it_can(place, said):
-    """Any error of the disk will do; a directory in the record's place is one."""
-    directory = place.trial("unread", 0)
+def test_a_record_that_cannot_be_read_for_a_while_is_sent_when_it_can(store, log_lines):
+    """Any error of the disk will do; a directory in the record's store is one."""
+    directory = store.trial("unread", 0)
     (directory / "metrics.jsonl").mkdir()
-    sink = place.sink("unread")
-    sink.start_study({}, {})
-    sink.watch_trial(0, directory, {}, {})
+    tracker = store.tracker("unread")
+    tracker.start_study({}, {})
+    tracker.start_trial(0, directory, {}, {})
     deadline = time.monotonic() + 60
-    while not said and time.monotonic() < deadline:
+    while not log_lines and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(said) == 1 and "cannot be told for now: IsADirectoryError" in said[0]
+    assert len(log_lines) == 1 and "fails with IsADirectoryError" in log_lines[0]
     (directory / "metrics.jsonl").rmdir()
-    place.write("unread", 0, range(3))
-    assert sink.close(60)
-    assert place.rows(place.runs("uvar.trial", "unread/0")[0]) == expected(range(3))
+    store.write("unread", 0, range(3))
+    assert tracker.close(60)
+    assert store.rows(store.runs("uvar.trial", "unread/0")[0]) == expected(range(3))
 
 
-def connection(place):
-    return Server(place.uri, "uvar_tune", place.root / "mlartifacts")
+def connection(store):
+    return MLflowExperiment(store.uri, "uvar_tune", store.root / "mlartifacts")
 
 
-def test_a_run_made_by_a_request_that_was_answered_too_late_is_removed(place, said):
-    sink, _, _ = one_trial(place, "late")
-    assert sink.close(60)
-    [kept] = place.runs("uvar.trial", "late/0")
-    spool = Outbox(place.root / "late" / "mlflow")
-    identity = {key: value for key, value in place.tags(kept).items() if key in ("uvar.trial", "uvar.root")}
-    spare = connection(place).make("trial 0", identity, 1)
-    spool.save({**spool.load(), "uncertain": ["0"]})
-    assert len(place.runs("uvar.trial", "late/0")) == 2
-    sink = place.sink("late")
-    sink.finish_trial(0, "FINISHED")
-    assert sink.close(60) and spool.load()["uncertain"] == []
-    assert place.runs("uvar.trial", "late/0") == [kept] and place.rows(kept) == expected(range(5)) and spare != kept
+def test_a_run_made_by_a_request_that_was_answered_too_late_is_removed(store, log_lines):
+    tracker, _, _ = one_trial(store, "late")
+    assert tracker.close(60)
+    [kept] = store.runs("uvar.trial", "late/0")
+    outbox = Outbox(store.root / "late" / "mlflow")
+    identity = {
+        key: value
+        for key, value in store.tags(kept).items()
+        if key in ("uvar.study", "uvar.level", "uvar.trial", "uvar.fingerprint")
+    }
+    spare = connection(store).create_run("trial 0", identity, 1)
+    outbox.save_state(dataclasses.replace(outbox.load_state(), possibly_duplicated=["0"]))
+    assert len(store.runs("uvar.trial", "late/0")) == 2
+    tracker = store.tracker("late")
+    tracker.finish_trial(0, "FINISHED")
+    assert tracker.close(60) and outbox.load_state().possibly_duplicated == []
+    assert store.runs("uvar.trial", "late/0") == [kept] and store.rows(kept) == expected(range(5)) and spare != kept
 
 
-def test_a_run_that_the_server_has_lost_is_made_again_from_the_record(place, said):
-    assert one_trial(place, "lost")[0].close(60)
-    [first] = place.runs("uvar.trial", "lost/0")
-    connection(place).delete(first)
-    place.write("lost", 0, range(5, 8))
-    sink = place.sink("lost")
-    sink.finish_trial(0, "FINISHED")
-    assert sink.close(60)
-    [second] = place.runs("uvar.trial", "lost/0")
-    assert second != first and place.rows(second) == expected(range(8))
-    assert len(said) == 1 and "lost the run of trial 0" in said[0] and "--rebuild" in said[0]
+def test_a_run_that_the_server_has_lost_is_made_again_from_the_record(store, log_lines):
+    assert one_trial(store, "lost")[0].close(60)
+    [first] = store.runs("uvar.trial", "lost/0")
+    connection(store).delete_run(first)
+    store.write("lost", 0, range(5, 8))
+    tracker = store.tracker("lost")
+    tracker.finish_trial(0, "FINISHED")
+    assert tracker.close(60)
+    [second] = store.runs("uvar.trial", "lost/0")
+    assert second != first and store.rows(second) == expected(range(8))
+    assert len(log_lines) == 1 and "lost the run of trial 0" in log_lines[0] and "--rebuild" in log_lines[0]
 
 
-def test_another_server_gets_the_records_from_their_beginning(place, said, tmp_path):
-    assert one_trial(place, "moved")[0].close(60)
-    place.write("moved", 0, range(5, 8))
-    sink = place.sink("moved", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    sink.finish_trial(0, "FINISHED")
-    assert sink.close(60) and "another server" in said[0]
+def test_another_server_gets_the_records_from_their_beginning(store, log_lines, tmp_path):
+    assert one_trial(store, "moved")[0].close(60)
+    store.write("moved", 0, range(5, 8))
+    tracker = store.tracker("moved", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    tracker.finish_trial(0, "FINISHED")
+    assert tracker.close(60) and "another server" in log_lines[0]
     assert sorted(query(tmp_path / "mlflow.db", "select key, step, value from metrics")) == expected(range(8))
-    assert place.rows(place.runs("uvar.trial", "moved/0")[0]) == expected(range(5))
+    assert store.rows(store.runs("uvar.trial", "moved/0")[0]) == expected(range(5))
 
 
-def test_a_replicate_of_a_phase_has_a_run_of_its_own(place, said):
-    sink, _, _ = one_trial(place, "phased")
-    directory = place.root / "phased" / "confirm" / "00003"
+def test_a_replicate_of_a_phase_has_a_run_of_its_own(store, log_lines):
+    tracker, _, _ = one_trial(store, "phased")
+    directory = store.root / "phased" / "confirm" / "00003"
     (directory / "samples").mkdir(parents=True)
-    recorder = MetricsLog(directory / "metrics.jsonl")
-    recorder.metrics(64, {"loss/total": 2.0})
-    sink.watch_trial("confirm/3", directory, {"loss.lambda_1": 0.5}, {"uvar.phase": "confirm"})
-    sink.finish_trial("confirm/3", "FINISHED", {"fid": 3.0})
-    sink.finish_trial(0, "FINISHED")
-    assert sink.close(60) and said == []
-    [parent], [child] = place.runs("uvar.study", "phased"), place.runs("uvar.trial", "phased/confirm/3")
-    assert sink.run_id("confirm/3") == child and place.status(child) == "FINISHED"
-    assert ("loss/total", 64, 2.0) in place.rows(child)
-    assert place.tags(child)["mlflow.runName"] == "confirm/3" and place.tags(child)["mlflow.parentRunId"] == parent
-    assert known_runs(place.root / "phased" / "mlflow") == {0: place.runs("uvar.trial", "phased/0")[0]}
+    metrics_log = MetricsLog(directory / "metrics.jsonl")
+    metrics_log.metrics(64, {"loss/total": 2.0})
+    tracker.start_trial("confirm/3", directory, {"loss.lambda_1": 0.5}, {"uvar.phase": "confirm"})
+    tracker.finish_trial("confirm/3", "FINISHED", {"fid": 3.0})
+    tracker.finish_trial(0, "FINISHED")
+    assert tracker.close(60) and log_lines == []
+    [parent], [child] = store.study_runs("phased"), store.runs("uvar.trial", "phased/confirm/3")
+    assert tracker.run_id("confirm/3") == child and store.status(child) == "FINISHED"
+    assert ("loss/total", 64, 2.0) in store.rows(child)
+    assert store.tags(child)["mlflow.runName"] == "confirm/3" and store.tags(child)["mlflow.parentRunId"] == parent
+    assert run_ids(store.root / "phased" / "mlflow") == {0: store.runs("uvar.trial", "phased/0")[0]}

@@ -12,16 +12,15 @@ import pytest
 
 from tests.helpers.commands import environment
 from uvar_tune.errors import InfrastructureError
-from uvar_tune.tracking.metrics_log import read_records
-from uvar_tune.tracking.writer_lock import open_metrics_log
+from uvar_tune.tracking.metrics_log import open_metrics_log, read_records
 
 OUTLIVES = """
 import sys, time
 from pathlib import Path
-from uvar_tune.tracking.writer_lock import open_metrics_log
-with open_metrics_log(Path(sys.argv[1]), attempt=1) as recorder:
+from uvar_tune.tracking.metrics_log import open_metrics_log
+with open_metrics_log(Path(sys.argv[1]), attempt=1) as metrics_log:
     for images in range(1, 100_000):
-        recorder.metrics(images, {"loss/total": 1.0})
+        metrics_log.metrics(images, {"loss/total": 1.0})
         if images == 1:
             print("writing", flush=True)
         time.sleep(0.01)
@@ -45,11 +44,11 @@ def test_the_next_attempt_waits_until_the_last_worker_has_ended(tmp_path, outliv
     killer = subprocess.Popen(
         [sys.executable, "-c", "import os, sys, time; time.sleep(1); os.kill(int(sys.argv[1]), 9)", str(outliving.pid)]
     )
-    with open_metrics_log(tmp_path, attempt=2) as recorder:
+    with open_metrics_log(tmp_path, attempt=2) as metrics_log:
         waited = time.monotonic() - began
         reached = max(record["images"] for record in read_records(tmp_path / "metrics.jsonl")[0] if "images" in record)
-        recorder.metrics(reached, {"loss/total": 2.0})  # has been written
-        recorder.metrics(reached + 1, {"loss/total": 2.0})
+        metrics_log.metrics(reached, {"loss/total": 2.0})  # has been written
+        metrics_log.metrics(reached + 1, {"loss/total": 2.0})
     killer.wait()
     assert waited >= 0.9
     records, _ = read_records(tmp_path / "metrics.jsonl")
@@ -69,14 +68,14 @@ def test_it_is_not_waited_for_without_end(tmp_path, outliving):
 
 
 def test_other_ranks_write_nothing_and_wait_for_nobody(tmp_path, outliving):
-    with open_metrics_log(tmp_path, rank=1) as recorder:
-        assert recorder is None
+    with open_metrics_log(tmp_path, rank=1) as metrics_log:
+        assert metrics_log is None
 
 
 def test_whoever_is_first_waits_for_nobody(tmp_path):
     for attempt in (1, 2):
-        with open_metrics_log(tmp_path / "new", attempt=attempt) as recorder:
-            recorder.event("began")
+        with open_metrics_log(tmp_path / "new", attempt=attempt) as metrics_log:
+            metrics_log.event("began")
     assert [record["kind"] for record in read_records(Path(tmp_path / "new" / "metrics.jsonl"))[0]] == [
         "began",
         "began",

@@ -9,7 +9,7 @@ import torch
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.specs import OutcomeKind, TrialOutcome, crash
-from uvar_tune.tracking.writer_lock import open_metrics_log
+from uvar_tune.tracking.metrics_log import open_metrics_log
 from uvar_tune.training import save_checkpoint
 from uvar_tune.trial.outcome_file import read_crash, read_outcome, write_crash, write_outcome
 from uvar_tune.trial.resume import resume

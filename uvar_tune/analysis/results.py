@@ -289,9 +289,9 @@ class StudyResults:
             ConfigError: a trial does not exist, has no score, or no verdict although ``unconfirmed`` is False.
         """
         from uvar_tune.analysis.export import export_trial, select_trials
-        from uvar_tune.tracking import known_runs
+        from uvar_tune.tracking import run_ids
 
-        runs = known_runs(self.directory / "mlflow")
+        runs = run_ids(self.directory / "mlflow")
         target = Path(directory) if directory else self.directory / "export"
         return [
             export_trial(self, one, target, mlflow_run=runs.get(one.number), unconfirmed=unconfirmed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from uvar_tune.cli import doctor, evaluate, sample, study, train
 from uvar_tune.cli.options import echo
 from uvar_tune.cli.usage import Command, usage
 from uvar_tune.errors import BAD_INPUT, FAILED, INTERRUPTED, ConfigError, OutOfMemory, StepFailed, UvarError
+from uvar_tune.tracking import mlflow_client
 
 PROGRAM = "uvar-tune"
 COMMANDS = {
@@ -105,6 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int | None:
     """The exit code of a command. Typer treats any `EOFError` as an abort by the user; here it is an error."""
+    for name, value in mlflow_client.ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in mlflow_client.LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with log_to_stdout():
             return app(arguments, standalone_mode=False, prog_name=PROGRAM)

@@ -139,7 +139,7 @@ def report(
         tracker = directories[0].sink()
         tracker.start_study(params={}, tags={})
         for path in pages.values():
-            tracker.artifact(None, path, "report")
+            tracker.log_artifact(None, path, "report")
         tracker.close()
 
 
@@ -158,12 +158,12 @@ def export(
     from uvar_tune.analysis.export import export_trial, select_trials
     from uvar_tune.search.load import load_results
     from uvar_tune.study_dir import StudyDirectory, resolve_root
-    from uvar_tune.tracking import known_runs
+    from uvar_tune.tracking import run_ids
 
     files = StudyDirectory(resolve_root(root), study)
     config = files.stored()
     results = load_results(config, files)
-    runs = known_runs(files.directory / "mlflow")
+    runs = run_ids(files.directory / "mlflow")
     if run is not None:
         trial = next((number for number, run_id in runs.items() if run_id == run), None)
         if trial is None:

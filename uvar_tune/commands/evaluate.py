@@ -120,9 +120,9 @@ def log(files: StudyDirectory, tables: list[Table], written: list[Path], about: 
         for name, number in row.items()
     }
     sink.start_study(params={**about, **protocols_of(numbers)}, tags={"uvar.kind": "evaluation"})
-    sink.study_metrics({name: number.value for name, number in numbers.items()})
+    sink.log_study_metrics({name: number.value for name, number in numbers.items()})
     for path in written:
-        sink.artifact(None, path, "evaluation")
+        sink.log_artifact(None, path, "evaluation")
     sink.finish_study("FINISHED")
     sink.close()
 

@@ -18,8 +18,8 @@ from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.search.objectives import check_objective
 from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
-from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
-from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_under
+from uvar_tune.tracking import CLOSE_TIMEOUT_SEC, STOP_TIMEOUT_SEC, MLflowTracker
+from uvar_tune.tracking.parameters import provenance_tags, run_parameters, score_parameters
 from uvar_tune.trial.outcome_file import read_outcome
 from uvar_tune.trial.trial import write_config
 
@@ -44,13 +44,13 @@ def run_final(config: Config, name: str, *, replay: bool) -> int:
         sink = files.sink()
         sink.start_study(
             params={"verdict": config.verdict or "none"},
-            tags={**origin_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"},
+            tags={**provenance_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"},
         )
-        status, close_sec = "KILLED", STOPPED_SEC
+        status, close_sec = "KILLED", STOP_TIMEOUT_SEC
         try:
             outcome = _run(config, files, sink, replay)
             status = "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
-            close_sec = CLOSE_SEC
+            close_sec = CLOSE_TIMEOUT_SEC
         except KeyboardInterrupt:
             logger.info("stopped; its checkpoints are kept. The same command continues.")
             raise
@@ -81,11 +81,11 @@ def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, replay: boo
         if replay and read_outcome(directory, _seeds(config, replay)):
             shutil.rmtree(directory)  # a replay that has ended is made anew
         write_config(directory, config)
-        sink.watch_trial(
+        sink.start_trial(
             0,
             directory,
             params=run_parameters(config, {"verdict": config.verdict or "none"}),
-            tags=origin_tags(provenance.origin()),
+            tags=provenance_tags(provenance.origin()),
         )
         spec = TrialSpec(
             config=worker_config(config),
@@ -103,7 +103,7 @@ def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, replay: boo
         with follower.following("training", directory / "metrics.jsonl", config.training.images):
             outcome = run_worker_group(spec, signals)
         if outcome.kind is OutcomeKind.COMPLETE:
-            parameters = {**outcome.inference_parameters, **scored_under(outcome.protocol, spec.seeds)}
+            parameters = {**outcome.inference_parameters, **score_parameters(outcome.protocol, spec.seeds)}
             sink.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)
         else:
             sink.finish_trial(0, status="FAILED")

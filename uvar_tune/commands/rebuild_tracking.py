@@ -1,7 +1,7 @@
-"""Everything of a study for an MLflow server that has none of it.
+"""Rebuild the MLflow view of a study for a server that has none of it.
 
-What was told lies in the outbox, in order, and is sent again as it was. Of trials that the outbox lacks (`NAME/mlflow/` may have
-been deleted) storage, records and `outcome.json` tell what happened, at the times at which it happened.
+The outbox holds every operation, in order; they are sent again unchanged. Trials that it lacks (``NAME/mlflow/`` may
+have been deleted) are restored from the Optuna storage, the metrics logs and the outcome files, with their times.
 """
 
 from __future__ import annotations
@@ -22,156 +22,171 @@ from uvar_tune.specs import OutcomeKind
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import BufferedRunLogger, Outbox
 from uvar_tune.tracking.metrics_log import read_records
-from uvar_tune.tracking.parameters import origin_tags, run_parameters, scored_under, study_parameters, that_ran
+from uvar_tune.tracking.parameters import (
+    effective_parameters,
+    provenance_tags,
+    run_parameters,
+    score_parameters,
+    study_parameters,
+)
 from uvar_tune.trial.outcome_file import read_outcome, stored_seeds
 
-_EMPTY = {"scores": {}, "inference_parameters": {}, "protocol": {}, "effective_parameters": {}}
+_NO_SCORES = {"scores": {}, "inference_parameters": {}, "protocol": {}, "effective_parameters": {}}
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """One run of MLflow's as storage and files have it; ``status`` None while it is under way."""
+class _StoredTrial:
+    """One trial or replicate as storage and files have it.
+
+    Attributes:
+        key: trial number, or phase and number of a replicate.
+        directory: the trial directory.
+        status: status of its MLflow run; None while it is unfinished.
+        values: searched values.
+        tags: tags of its run.
+        outcome: what its scoring reported.
+        started: s since the epoch, if known.
+        ended: s since the epoch, if known.
+    """
 
     key: int | str
     directory: Path
     status: str | None
     values: dict[str, Any]
     tags: dict[str, str]
-    about: dict[str, Any] = field(default_factory=dict)  # what its scorer told
-    span: tuple[float | None, float | None] = (None, None)  # s since 1970
+    outcome: dict[str, Any] = field(default_factory=dict)
+    started: float | None = None
+    ended: float | None = None
 
 
 def rebuild_tracking(files: StudyDirectory) -> None:
     """Make the outbox hold the whole study, none of it delivered.
 
     Raises:
-        ConfigError: no such study; its outbox is being delivered or cannot be written.
+        ConfigError: no such study, or its outbox is being delivered or cannot be written.
     """
-    spool = Outbox(files.directory / "mlflow")
-    kept, told = spool.operations(), BufferedRunLogger(spool)
-    if files.config.exists() or not kept:  # a tokenizer or an evaluation has no study, only what it told
-        known = {str(operation.get("number")) for operation in kept if operation.get("op") == "watch"}
-        _tell(told, files.stored(), files, known, begins=not kept)
-    if not spool.hold():
+    outbox = Outbox(files.directory / "mlflow")
+    operations, run_logger = outbox.operations(), BufferedRunLogger(outbox)
+    if files.config.exists() or not operations:  # a tokenizer or an evaluation has an outbox only
+        tracked = {str(operation.get("number")) for operation in operations if operation.get("op") == "start_trial"}
+        _log_untracked(run_logger, files, tracked, with_study=not operations)
+    if not outbox.acquire_lock():
         raise ConfigError(
-            "another process is sending it to MLflow; try again when it has ended", where=str(spool.directory)
+            "another process is sending it to MLflow; try again when it has ended", where=str(outbox.directory)
         )
     try:
-        spool.rewrite([*told.operations, *spool.operations()])
+        outbox.replace_all([*run_logger.operations, *outbox.operations()])
     except OSError as error:
-        raise ConfigError(f"{spool.directory} cannot be written: {error.strerror}", where="--rebuild") from None
+        raise ConfigError(f"{outbox.directory} cannot be written: {error.strerror}", where="--rebuild") from None
     finally:
-        spool.release()
+        outbox.release_lock()
 
 
-def _tell(told: BufferedRunLogger, config: Config, files: StudyDirectory, known: set[str], begins: bool) -> None:
-    """Tell what is not ``known``; nothing where all is, unless the study has nothing of its own (``begins``)."""
-    begun = trials_by_phase(files.storage_url(config), files.name)
-    final = not begun and not is_study_directory(files.directory) and (files.trial(0) / "config.yaml").exists()
-    if not begun:
+def _log_untracked(run_logger: BufferedRunLogger, files: StudyDirectory, tracked: set[str], with_study: bool) -> None:
+    """Log the trials that are not tracked, and the study if there is one of them or ``with_study``."""
+    config = files.stored()
+    by_phase = trials_by_phase(files.storage_url(config), files.name)
+    is_final = not by_phase and not is_study_directory(files.directory) and (files.trial(0) / "config.yaml").exists()
+    if not by_phase:
         require_existing_study(files.storage_url(config), files.name, files.directory)
-    trials = [
-        trial for trial in ([_final(config, files)] if final else _trials(begun, files)) if str(trial.key) not in known
-    ]
-    if not trials and not begins:
+    stored = [_final_run(config, files)] if is_final else _stored_trials(by_phase, files)
+    trials = [trial for trial in stored if str(trial.key) not in tracked]
+    if not trials and not with_study:
         return
-    _tell_study(told, config, files, trials, final)
+    _log_study(run_logger, config, files, trials, is_final)
     for trial in trials:
-        _tell_trial(told, config, trial)
-    last = max((trial.span[1] for trial in trials if trial.span[1]), default=None)
-    if final:
-        told.finish_study(trials[0].status or "RUNNING", at=last)
+        _log_trial(run_logger, config, trial)
+    ended = max((trial.ended for trial in trials if trial.ended), default=None)
+    if is_final:
+        run_logger.finish_study(trials[0].status or "RUNNING", timestamp=ended)
         return
-    results = load_results(config, files) if begun else None
+    results = load_results(config, files) if by_phase else None
     if results is not None and results.best is not None:
-        track(results, told, sorted([*files.export.glob("*.yaml"), *files.report.glob("*.*")]), at=last)
+        pages = sorted([*files.export.glob("*.yaml"), *files.report.glob("*.*")])
+        track(results, run_logger, pages, timestamp=ended)
 
 
-def _tell_study(
-    told: BufferedRunLogger, config: Config, files: StudyDirectory, trials: list[_Trial], final: bool
+def _log_study(
+    run_logger: BufferedRunLogger, config: Config, files: StudyDirectory, trials: list[_StoredTrial], is_final: bool
 ) -> None:
-    prepared = read_records(files.directory / "prepare.jsonl")[0]
-    began = prepared[0]["time"] if prepared else min((trial.span[0] for trial in trials if trial.span[0]), default=None)
-    if final:
-        told.start_study({"verdict": config.verdict or "none"}, trials[0].tags, at=began)
+    records = read_records(files.directory / "prepare.jsonl")[0]
+    started = min((trial.started for trial in trials if trial.started), default=None)
+    if records:
+        started = records[0]["time"]
+    if is_final:
+        run_logger.start_study({"verdict": config.verdict or "none"}, trials[0].tags, timestamp=started)
         return
-    made_by = next((trial.about["provenance"] for trial in trials if trial.about.get("provenance")), {})
-    told.start_study(study_parameters(config), origin_tags(made_by), at=began)
-    told.artifact(None, files.config, "")
-    facts = next((record for record in reversed(prepared) if record["kind"] == "prepared"), {})
-    told.study_metrics(
+    provenance = next((trial.outcome["provenance"] for trial in trials if trial.outcome.get("provenance")), {})
+    run_logger.start_study(study_parameters(config), provenance_tags(provenance), timestamp=started)
+    run_logger.log_artifact(None, files.config, "")
+    prepared = next((record for record in reversed(records) if record["kind"] == "prepared"), {})
+    run_logger.log_study_metrics(
         {
             f"prepare/{key}": value
-            for key, value in facts.items()
+            for key, value in prepared.items()
             if isinstance(value, float) and key not in ("time", "attempt")
         }
     )
 
 
-def _tell_trial(told: BufferedRunLogger, config: Config, trial: _Trial) -> None:
-    own, (first, last) = trial.directory / "config.yaml", trial.span
-    ran = validate(parse_yaml(read_text(own), str(own)), str(own)) if own.exists() else config.with_values(trial.values)
-    parameters = run_parameters(ran.model_copy(update={"space": config.space}), trial.values)
-    told.watch_trial(trial.key, trial.directory, parameters, trial.tags, at=first)
+def _log_trial(run_logger: BufferedRunLogger, config: Config, trial: _StoredTrial) -> None:
+    path, outcome = trial.directory / "config.yaml", trial.outcome
+    own = (
+        validate(parse_yaml(read_text(path), str(path)), str(path))
+        if path.exists()
+        else config.with_values(trial.values)
+    )
+    parameters = run_parameters(own.model_copy(update={"space": config.space}), trial.values)
+    run_logger.start_trial(trial.key, trial.directory, parameters, trial.tags, timestamp=trial.started)
     if trial.status == "FINISHED":
-        about = {
-            **that_ran(trial.about["effective_parameters"]),
-            **scored_under(trial.about["protocol"], trial.about["seeds"]),
+        params = {
+            **outcome["inference_parameters"],
+            **effective_parameters(outcome["effective_parameters"]),
+            **score_parameters(outcome["protocol"], outcome["seeds"]),
         }
-        told.finish_trial(
-            trial.key, "FINISHED", trial.about["scores"], {**trial.about["inference_parameters"], **about}, at=last
-        )
+        run_logger.finish_trial(trial.key, "FINISHED", outcome["scores"], params, timestamp=trial.ended)
     elif trial.status:
-        told.finish_trial(trial.key, trial.status, at=last)
+        run_logger.finish_trial(trial.key, trial.status, timestamp=trial.ended)
 
 
-def _trials(begun: dict[str, list], files: StudyDirectory) -> Iterator[_Trial]:
-    """The trials of the search and the replicates of its phases, as the storage has them."""
-    for phase, trials in begun.items():
+def _stored_trials(by_phase: dict[str, list], files: StudyDirectory) -> Iterator[_StoredTrial]:
+    """The trials of the search and the replicates of its phases."""
+    for phase, trials in by_phase.items():
         for trial in trials:
-            about = {**_EMPTY, **trial.user_attrs}
-            status = {
-                "COMPLETE": "FINISHED",
-                "PRUNED": "KILLED" if about.get("outcome") == "stopped" else "FAILED",
-                "FAIL": "FAILED",
-            }.get(trial.state.name)
+            outcome = {**_NO_SCORES, **trial.user_attrs}
+            stopped = outcome.get("outcome") == "stopped"
+            statuses = {"COMPLETE": "FINISHED", "PRUNED": "KILLED" if stopped else "FAILED", "FAIL": "FAILED"}
             directory = files.directory / (phase or "trials") / f"{trial.number:05d}"
             tags = {
-                "uvar.kind": about["kind"],
+                "uvar.kind": outcome["kind"],
                 "uvar.phase": phase or "trial",
-                "uvar.attempt": str(len(about["attempts"])),
+                "uvar.attempt": str(len(outcome["attempts"])),
             }
-            yield _Trial(
+            yield _StoredTrial(
                 f"{phase}/{trial.number}" if phase else trial.number,
                 directory,
-                status,
-                about["values"],
+                statuses.get(trial.state.name),
+                outcome["values"],
                 tags,
-                about,
-                _span(directory / "metrics.jsonl", about["attempts"]),
+                outcome,
+                *_span(directory / "metrics.jsonl", outcome["attempts"]),
             )
 
 
-def _final(config: Config, files: StudyDirectory) -> _Trial:
-    """The one trial of a final run or a replay, as its files have it."""
+def _final_run(config: Config, files: StudyDirectory) -> _StoredTrial:
+    """The one trial of a final run or a replay."""
     directory, kind = files.trial(0), "replay" if files.name.endswith("-replay") else "final"
     seeds = stored_seeds(directory)
     outcome = read_outcome(directory, seeds)
     status = None if outcome is None else "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
-    return _Trial(
-        0,
-        directory,
-        status,
-        {"verdict": config.verdict or "none"},
-        {"uvar.kind": kind},
-        {**_EMPTY, **(outcome.attributes() if outcome else {}), "seeds": seeds},
-        _span(directory / "metrics.jsonl", []),
-    )
+    values = {"verdict": config.verdict or "none"}
+    tags, details = {"uvar.kind": kind}, {**_NO_SCORES, **(outcome.attributes() if outcome else {}), "seeds": seeds}
+    return _StoredTrial(0, directory, status, values, tags, details, *_span(directory / "metrics.jsonl", []))
 
 
-def _span(record: Path, attempts: list[dict[str, Any]]) -> tuple[float | None, float | None]:
-    """When it began and ended: its record's first and last line, else its first and last attempt."""
-    lines = read_records(record)[0]
-    if lines:
-        return lines[0]["time"], lines[-1]["time"]
+def _span(metrics_log: Path, attempts: list[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """Start and end of a trial: first and last line of its log, else of its first and last attempt."""
+    records = read_records(metrics_log)[0]
+    if records:
+        return records[0]["time"], records[-1]["time"]
     return (attempts[0].get("started"), attempts[-1].get("ended")) if attempts else (None, None)

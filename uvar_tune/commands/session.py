@@ -18,8 +18,8 @@ from uvar_tune.search.load import stored_protocol
 from uvar_tune.search.storage import require_existing_study, verify_directory_owner
 from uvar_tune.specs import Assets
 from uvar_tune.study_dir import StudyDirectory
-from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
-from uvar_tune.tracking.parameters import origin_tags, study_parameters
+from uvar_tune.tracking import CLOSE_TIMEOUT_SEC, STOP_TIMEOUT_SEC, MLflowTracker
+from uvar_tune.tracking.parameters import provenance_tags, study_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def work_on(config: Config, files: StudyDirectory, steps: tuple[str, ...]) -> in
         code = INTERRUPTED
         raise
     finally:
-        sink.close(STOPPED_SEC if code == INTERRUPTED else CLOSE_SEC)
+        sink.close(STOP_TIMEOUT_SEC if code == INTERRUPTED else CLOSE_TIMEOUT_SEC)
     return code
 
 
@@ -56,8 +56,8 @@ def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str
     from uvar_tune.ray_backend.cluster import capacity, cluster
     from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
 
-    sink.start_study(params=study_parameters(config), tags=origin_tags(provenance.origin()))
-    sink.artifact(None, files.config, "")
+    sink.start_study(params=study_parameters(config), tags=provenance_tags(provenance.origin()))
+    sink.log_artifact(None, files.config, "")
     follower, signals = LogFollower(), GracefulShutdown()
     with CpuTimeMeter() as meter, cluster(), signals:
         concurrent = capacity(config)
@@ -65,7 +65,9 @@ def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str
             check_shared_filesystem(files.root)
             assets = prepare_assets(config, files, follower)
             _check_protocol(config, files, phases, assets)
-        sink.study_metrics({f"prepare/{key}": value for key, value in assets.facts.items() if isinstance(value, float)})
+        sink.log_study_metrics(
+            {f"prepare/{key}": value for key, value in assets.facts.items() if isinstance(value, float)}
+        )
         runner = TuneRunner(config, files, sink, signals, follower, assets)
         for step in steps:
             phases.run(step, runner, concurrent)

@@ -55,16 +55,16 @@ def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, cp
     return 0
 
 
-def track(results: StudyResults, told: RunLogger, pages: Iterable[Path], at: float | None = None) -> None:
-    """Tell MLflow the end of a study: the best trial's checkpoint and scores, exports and reports."""
+def track(results: StudyResults, run_logger: RunLogger, pages: Iterable[Path], timestamp: float | None = None) -> None:
+    """Log the results of a study: the best trial's checkpoint and scores, exports and reports."""
     best = results.best
     checkpoint = latest_valid(best.directory / "checkpoints", on_skip=lambda path, why: None)
     if checkpoint is not None:
-        told.artifact(best.number, checkpoint, "checkpoint")
+        run_logger.log_artifact(best.number, checkpoint, "checkpoint")
     for path in pages:
-        told.artifact(None, path, "report")
-    told.study_metrics({f"best/{name}": value for name, value in best.scores.items()})
-    told.finish_study("FINISHED", at=at)
+        run_logger.log_artifact(None, path, "report")
+    run_logger.log_study_metrics({f"best/{name}": value for name, value in best.scores.items()})
+    run_logger.finish_study("FINISHED", timestamp=timestamp)
 
 
 def _note_costs(files: StudyDirectory, cpu_sec: dict[str, float]) -> None:

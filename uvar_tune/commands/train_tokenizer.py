@@ -24,8 +24,8 @@ from uvar_tune.model.official import OFFICIAL_RATIOS
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.specs import OutcomeKind, TokenizerSpec, TrialOutcome, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
-from uvar_tune.tracking import CLOSE_SEC, STOPPED_SEC, MLflowTracker
-from uvar_tune.tracking.parameters import origin_tags, study_parameters
+from uvar_tune.tracking import CLOSE_TIMEOUT_SEC, STOP_TIMEOUT_SEC, MLflowTracker
+from uvar_tune.tracking.parameters import provenance_tags, study_parameters
 from uvar_tune.training import load_tokenizer, require_same
 from uvar_tune.trial.factory import tokenizer_seed
 from uvar_tune.trial.outcome_file import read_outcome
@@ -99,11 +99,11 @@ def _asked(config: Config) -> dict[str, Any]:
 def _train(config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int]) -> TrialOutcome:
     """Run the worker group, followed by MLflow and the user; how it ended."""
     sink = files.sink()
-    status, close_sec = "KILLED", STOPPED_SEC
+    status, close_sec = "KILLED", STOP_TIMEOUT_SEC
     try:
         outcome = _on_ray(config, files, known, place, seeds, sink)
         status = "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
-        close_sec = CLOSE_SEC
+        close_sec = CLOSE_TIMEOUT_SEC
         metrics = {f"held_out/{key}": value for key, value in outcome.scores.items()}
         sink.finish_trial(0, status=status, metrics=metrics)
         return outcome
@@ -131,12 +131,12 @@ def _on_ray(
             run_as_task(config, check_run, config)
             write_text_atomic(known, dump_yaml(_asked(config)))
         write_config(directory, config)
-        tags = {**origin_tags(provenance.origin()), "uvar.kind": "tokenizer"}
+        tags = {**provenance_tags(provenance.origin()), "uvar.kind": "tokenizer"}
         sink.start_study(params={}, tags=tags)
         parameters = {
             key: value for key, value in study_parameters(config).items() if key.startswith(("data.", "tokenizer."))
         }
-        sink.watch_trial(0, directory, params={**parameters, "study.seed": config.study.seed}, tags=tags)
+        sink.start_trial(0, directory, params={**parameters, "study.seed": config.study.seed}, tags=tags)
         spec = TokenizerSpec(
             config=worker_config(config),
             seeds=seeds,

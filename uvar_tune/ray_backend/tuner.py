@@ -18,7 +18,7 @@ from uvar_tune.ray_backend.prestart import WorkerPrestarter
 from uvar_tune.specs import Assets, CrashReason, OutcomeKind, Proposal, TrialOutcome, TrialSpec, worker_config
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import MLflowTracker
-from uvar_tune.tracking.parameters import run_parameters, scored_under, that_ran
+from uvar_tune.tracking.parameters import effective_parameters, run_parameters, score_parameters
 from uvar_tune.trial.outcome_file import read_crash, read_outcome
 from uvar_tune.trial.trial import write_config
 
@@ -132,7 +132,7 @@ class TrialCallbacks:
         write_config(directory, config)
         tags = {"uvar.kind": proposal.kind, "uvar.phase": self._work.phase, "uvar.attempt": str(proposal.attempt)}
         parameters = run_parameters(config.model_copy(update={"space": self._config.space}), proposal.values)
-        self._runner.sink.watch_trial(self._work.key(proposal.number), directory, params=parameters, tags=tags)
+        self._runner.sink.start_trial(self._work.key(proposal.number), directory, params=parameters, tags=tags)
         name = self._work.name(proposal)
         self._runner.follower.follow(name, directory / "metrics.jsonl", config.training.images)
         shown = ", ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in proposal.values.items())
@@ -158,8 +158,8 @@ class TrialCallbacks:
             )
             parameters = {
                 **outcome.inference_parameters,
-                **that_ran(outcome.effective_parameters),
-                **scored_under(outcome.protocol, proposal.seeds),
+                **effective_parameters(outcome.effective_parameters),
+                **score_parameters(outcome.protocol, proposal.seeds),
             }
             self._finish(proposal, "FINISHED", metrics=outcome.scores, params=parameters)
         else:

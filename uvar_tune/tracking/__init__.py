@@ -1,7 +1,24 @@
-"""MLflow as a view of a study: the sink, its spool on disk, and the delivery to a server."""
+"""MLflow as a view of a study: the tracker, its outbox on disk, and the delivery to a server."""
 
-from uvar_tune.tracking.outbox import Outbox, known_runs
-from uvar_tune.tracking.run_logger import BufferedRunLogger, RunLogger
-from uvar_tune.tracking.tracker import CLOSE_SEC, STOPPED_SEC, MLflowTracker
+from uvar_tune.tracking.outbox import Outbox, run_ids
+from uvar_tune.tracking.tracker import (
+    CLOSE_TIMEOUT_SEC,
+    STOP_TIMEOUT_SEC,
+    BufferedRunLogger,
+    MLflowTracker,
+    NullTracker,
+    RunLogger,
+    Tracker,
+)
 
-__all__ = ["CLOSE_SEC", "STOPPED_SEC", "MLflowTracker", "Outbox", "RunLogger", "BufferedRunLogger", "known_runs"]
+__all__ = [
+    "CLOSE_TIMEOUT_SEC",
+    "STOP_TIMEOUT_SEC",
+    "BufferedRunLogger",
+    "MLflowTracker",
+    "NullTracker",
+    "Outbox",
+    "RunLogger",
+    "Tracker",
+    "run_ids",
+]

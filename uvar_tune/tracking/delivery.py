@@ -1,253 +1,501 @@
-"""Delivering a study's outbox and records to a tracking server, each step repeatable without doubling anything.
+"""Delivery of a study's outbox, metrics logs and artifacts to a tracking server; every step can be repeated safely.
 
-A run is found by its id, else by its tags, else made. What a server shows already (parameters, metrics of the study) is
-not sent again; of a trial's metrics it drops what it has.
+A run is found by its id, else by its tags, else created. Parameters and study metrics that the server has are not sent
+again; repeated metrics of a trial are dropped by the server (same key, step, value and time).
+
+There are two lanes: `Delivery` sends parameters, metrics, tags and states; `ArtifactUploader` sends the artifacts that
+`Delivery` queues, in a thread of its own. Neither waits for the other.
+
+The values of a metrics log keep their names, step = images seen. A score on selection seeds is a point of the inference
+search: ``cfg_search/fid`` with step = 1000 · CFG scale; the score on evaluation seeds is ``cfg_evaluation/fid``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from uvar_tune.tracking.content import InferencePointSearch, milliseconds, missing_points, new_pictures, new_points
-from uvar_tune.tracking.outbox import STUDY, Outbox
+from uvar_tune.tracking.metrics_log import AXES, read_records
+from uvar_tune.tracking.outbox import STUDY, DeliveryState, Outbox, TrialProgress, Upload
 
 logger = logging.getLogger(__name__)
 
-_UPLOADS = 5  # tries of one file
+_MIN_IMAGE_AGE_SEC = 2.0  # a younger image may still be being written
+_MAX_FAILED_UPLOADS = 2  # in a row, of different files: then the store is the reason, not the file
 
 
-class Away(Exception):
-    """The server cannot be reached or does not work now: to be tried again."""
+class MetricPoint(NamedTuple):
+    """One value of a metric; ``time_ms`` since the epoch."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
 
 
-class Rejected(Exception):
-    """The server refuses this for what it is: trying again is no use."""
+class Refusal(NamedTuple):
+    """One metric, parameter or tag that the server does not accept."""
+
+    kind: str
+    key: str
+    reason: str
 
 
-class Server(Protocol):
-    """What is asked of a tracking server; every method raises `Away` or `Rejected`."""
+class TransientError(Exception):
+    """The server cannot be reached or does not work now: try again later."""
+
+
+class RunNotFound(TransientError):
+    """The run or its experiment does not exist any more: a new connection finds or creates it."""
+
+
+class PermanentError(Exception):
+    """The server refuses this request for its content: trying again is no use."""
+
+
+class TrackingServer(Protocol):
+    """The calls that delivery needs; every method raises `TransientError` or `PermanentError`."""
 
     name: str
 
-    def exists(self, run_id: str) -> bool: ...
-    def find(self, tags: dict[str, str]) -> list[str]: ...
-    def make(self, name: str, tags: dict[str, str], time_ms: int) -> str: ...
-    def delete(self, run_id: str) -> None: ...
-    def shown(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]: ...
-    def batch(
-        self, run_id: str, points: InferencePointSearch, params: dict[str, str], tags: dict[str, str]
-    ) -> None: ...
-    def status(self, run_id: str, status: str, time_ms: int) -> None: ...
-    def upload(self, run_id: str, path: Path, folder: str) -> None: ...
+    def run_exists(self, run_id: str) -> bool:
+        """Whether the run exists and has not been deleted."""
+
+    def find_runs(self, tags: dict[str, str]) -> list[str]:
+        """Ids of the runs with these tags, the oldest first."""
+
+    def create_run(self, name: str, tags: dict[str, str], time_ms: int) -> str:
+        """Create a run; its id."""
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run."""
+
+    def get_data(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+        """Parameters and latest metrics of a run."""
+
+    def log_batch(
+        self, run_id: str, points: Sequence[MetricPoint], params: dict[str, str], tags: dict[str, str]
+    ) -> list[Refusal]:
+        """Log metrics, parameters and tags; what the server refuses of them, the rest is logged."""
+
+    def set_status(self, run_id: str, status: str, time_ms: int) -> None:
+        """Set the status of a run (RUNNING, FINISHED, FAILED, KILLED)."""
+
+    def upload(self, run_id: str, path: Path, folder: str) -> None:
+        """Upload a file, or a directory under its own name, into a folder of the run's artifacts."""
 
 
 class Delivery:
-    """One connection's work: `operations`, then `records`, again and again; an `Away` out of either ends it."""
+    """The metadata lane of one connection: call `operations` and `metrics` in turn; a `TransientError` ends it.
 
-    def __init__(self, spool: Outbox, server: Server, study: str):
-        self._spool, self._server, self._study = spool, server, study
-        self._confirmed: set[str] = set()
-        self._state = spool.load()
-        self._state["root"] = self._state["root"] or _mark(spool)
-        if self._state["server"] not in (None, server.name):
-            logger.info(
-                f"MLflow: {server.name} is another server than before; `uvar-tune sync --study {study} "
-                "--rebuild` sends it what it lacks"
+    Args:
+        outbox: of the study; this process holds its lock.
+        server: the connection.
+        study: name of the study.
+        state: what has been delivered.
+        state_lock: guards ``state``, which `ArtifactUploader` changes too.
+    """
+
+    def __init__(
+        self, outbox: Outbox, server: TrackingServer, study: str, state: DeliveryState, state_lock: threading.RLock
+    ):
+        self._outbox, self._server, self._study = outbox, server, study
+        self.state, self._state_lock = state, state_lock
+        self._confirmed: set[str] = set()  # keys of runs that are known to exist
+        self._reported: set[tuple[str, str]] = set()  # refused (kind, key), reported once
+        self.state.fingerprint = self.state.fingerprint or _fingerprint(outbox)
+        if self.state.server not in (None, server.name):
+            logger.warning(
+                f"MLflow: {server.name} is another server than before; "
+                f"`uvar-tune sync --study {study} --rebuild` sends it what it lacks"
             )
-            self._state |= {"runs": {}, "uncertain": []}
-            for entry in self._state["trials"].values():
-                entry |= {"offset": 0, "scored": [], "files": {}}
-        self._state["server"] = server.name
+            self.state.runs, self.state.possibly_duplicated = {}, []
+            for trial in self.state.trials.values():
+                _restart(trial)
+        self.state.server = server.name
 
     def operations(self, stop: Callable[[], bool]) -> None:
-        """Deliver what the outbox holds, in order."""
-        for operation, end in self._spool.after(self._state["outbox"]):
+        """Deliver the operations of the outbox, in order."""
+        for operation, end in self._outbox.read(self.state.offset):
             if stop():
                 return
             try:
-                getattr(self, f"_on_{operation['op']}")(operation)
-            except (
-                Rejected,
-                ValueError,
-                TypeError,
-                KeyError,
-                AttributeError,
-            ) as refusal:  # the rest: no operation of ours
-                self._refused(operation, refusal)
-            self._state["outbox"] = end
-            self._spool.save(self._state)
+                getattr(self, f"_{operation['op']}")(operation)
+            except PermanentError as error:
+                self._reject(operation, str(error))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                self._reject(operation, f"not a valid operation: {error!r}")
+            self.state.offset = end
+            self._save()
 
-    def records(self, stop: Callable[[], bool]) -> None:
-        """Deliver what the records and sample folders of trials that are not done have gained."""
-        for number, entry in self._state["trials"].items():
+    def metrics(self, stop: Callable[[], bool]) -> None:
+        """Deliver what the metrics logs of running trials have gained, and queue their new sample images."""
+        with self._state_lock:
+            keys = {upload.run for upload in self.state.uploads}
+        for key in sorted(keys):
+            self._run(key, time.time())
+        for key, trial in list(self.state.trials.items()):
             if stop():
                 return
-            if not entry["done"]:
-                self._follow(int(number) if number.isdigit() else number, entry, settled=False)
+            if not trial.finished:
+                self._follow(key, trial, final=False)
 
-    # the operations, as `MLflowTracker` puts them
+    # The operations, named like the methods of `Tracker`.
 
-    def _on_study(self, operation) -> None:
-        self._describe(self._run(None, operation["time"]), operation["params"], operation["tags"])
+    def _start_study(self, operation: dict[str, Any]) -> None:
+        run_id = self._run(STUDY, operation["time"])
+        self._describe(STUDY, run_id, operation["params"], operation["tags"])
 
-    def _on_watch(self, operation) -> None:
-        number, at_ms = operation["number"], milliseconds(operation["time"])
-        fresh = {"directory": operation["directory"], "offset": 0, "scored": [], "files": {}}
-        self._state["trials"][str(number)] = {**fresh, **self._state["trials"].get(str(number), {}), "done": False}
-        parent, run_id = self._run(None, operation["time"]), self._run(number, operation["time"])
-        self._describe(run_id, operation["params"], operation["tags"])
-        for each in (parent, run_id):
-            self._server.status(each, "RUNNING", at_ms)
-        config = self._spool.absolute(operation["directory"]) / "config.yaml"
+    def _start_trial(self, operation: dict[str, Any]) -> None:
+        key, time_ms = str(operation["number"]), milliseconds(operation["time"])
+        previous = self.state.trials.get(key)
+        trial = previous or TrialProgress(operation["directory"])
+        trial.directory, trial.finished = operation["directory"], False
+        trial.name, trial.phase = operation.get("name"), operation.get("phase")
+        self.state.trials[key] = trial
+        run_id = self._run(key, operation["time"])
+        self._describe(key, run_id, operation["params"], operation["tags"])
+        for ancestor in self._ancestors(key):
+            self._server.set_status(self.state.runs[ancestor], "RUNNING", time_ms)
+        self._server.set_status(run_id, "RUNNING", time_ms)
+        config = self._outbox.absolute(trial.directory) / "config.yaml"
         if config.exists():
-            self._upload(run_id, config, "")
+            self._queue(Upload(key, self._outbox.relative(config), ""))
 
-    def _on_finish(self, operation) -> None:
-        number, entry = operation["number"], self._state["trials"].get(str(operation["number"]))
-        run_id = self._run(number, operation["time"])
-        if entry is not None:
-            self._follow(number, entry, settled=True)
-        directory = entry and self._spool.absolute(entry["directory"])
+    def _finish_trial(self, operation: dict[str, Any]) -> None:
+        key = str(operation["number"])
+        trial = self.state.trials.get(key)
+        run_id = self._run(key, operation["time"])
+        if trial is not None:
+            self._follow(key, trial, final=True)
+        directory = self._outbox.absolute(trial.directory) if trial else None
         points = missing_points(directory, operation["metrics"] or {}, operation["time"])
-        self._describe(run_id, operation["params"], {}, points)
-        self._server.status(run_id, operation["status"], milliseconds(operation["time"]))
-        self._tidy(number)
-        if entry is not None:
-            self._state["trials"][str(number)] = {**entry, "done": True}
+        self._describe(key, run_id, operation["params"], operation.get("tags") or {}, points)
+        self._server.set_status(run_id, operation["status"], milliseconds(operation["time"]))
+        self._delete_duplicates(key)
+        if trial is not None:
+            trial.finished = True
 
-    def _on_metrics(self, operation) -> None:
-        run_id = self._run(None, operation["time"])
-        _, shown = self._server.recorded(run_id)
+    def _log_study_metrics(self, operation: dict[str, Any]) -> None:
+        run_id = self._run(STUDY, operation["time"])
+        _, current = self._server.get_data(run_id)
         values = {key: float(value) for key, value in operation["values"].items()}
-        fresh = {key: value for key, value in values.items() if shown.get(key) != value}
-        self._server.batch(
-            run_id, [(key, value, milliseconds(operation["time"]), 0) for key, value in fresh.items()], {}, {}
-        )
+        time_ms = milliseconds(operation["time"])
+        points = [MetricPoint(key, value, time_ms, 0) for key, value in values.items() if current.get(key) != value]
+        self._log(STUDY, run_id, points, {}, {})
 
-    def _on_artifact(self, operation) -> None:
-        path = self._spool.absolute(operation["path"])
-        if not path.exists():
-            raise Rejected(f"{path} is gone")
-        self._upload(self._run(operation["number"], operation["time"]), path, operation["folder"])
+    def _log_artifact(self, operation: dict[str, Any]) -> None:
+        key = STUDY if operation["number"] is None else str(operation["number"])
+        self._run(key, operation["time"])
+        self._queue(Upload(key, operation["path"], operation["folder"]))
 
-    def _on_end(self, operation) -> None:
-        self._server.status(self._run(None, operation["time"]), operation["status"], milliseconds(operation["time"]))
-        self._tidy(None)
+    def _finish_study(self, operation: dict[str, Any]) -> None:
+        run_id, time_ms = self._run(STUDY, operation["time"]), milliseconds(operation["time"])
+        if operation.get("tags"):
+            self._log(STUDY, run_id, (), {}, operation["tags"])
+        for key in [key for key in self.state.runs if key.startswith(_PHASE)]:
+            self._server.set_status(self._run(key, operation["time"]), operation["status"], time_ms)
+            self._delete_duplicates(key)
+        self._server.set_status(run_id, operation["status"], time_ms)
+        self._delete_duplicates(STUDY)
 
-    # the parts
+    # Runs.
 
-    def _follow(self, number: int | str, entry: dict[str, Any], *, settled: bool) -> None:
-        run_id = self._run(number, time.time())  # first: a run that was lost sets the offset back
-        directory, scored = self._spool.absolute(entry["directory"]), list(entry["scored"])
-        try:
-            points, end = new_points(directory, entry["offset"], scored)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            entry["done"] = True
-            self._spool.save(self._state)
-            self._refused({"op": "record", "number": number}, Rejected(f"{directory / 'metrics.jsonl'}: {error!r}"))
-            return
-        files = new_pictures(directory / "samples", entry["files"], settled=settled)
-        if end == entry["offset"] and not files:
-            return
-        try:
-            self._server.batch(run_id, points, {}, {})
-        except Rejected as refusal:
-            self._refused({"op": "record", "number": number, "from": entry["offset"], "to": end}, refusal)
-        entry |= {"offset": end, "scored": scored}
-        self._spool.save(self._state)
-        for path, mark in files:
-            try:
-                self._upload(run_id, path, "samples")
-            except Rejected as refusal:
-                self._refused({"op": "samples", "number": number}, refusal)
-            entry["files"][path.name] = mark
-            self._spool.save(self._state)
+    def _run(self, key: str, created: float) -> str:
+        """The id of a run, which is created if it does not exist.
 
-    def _run(self, number: int | str | None, at: float) -> str:
-        """The run of a trial (None: of the study), made where it does not exist."""
-        key, runs = STUDY if number is None else str(number), self._state["runs"]
+        Args:
+            key: `STUDY`, a phase (``phase:noise``), a trial (``7``) or a replicate (``noise/0``).
+            created: time of creation (s since the epoch).
+        """
+        runs = self.state.runs
         if key in self._confirmed:
             return runs[key]
-        if key in runs and self._server.exists(runs[key]):
+        if key in runs and self._server.run_exists(runs[key]):
             self._confirmed.add(key)
             return runs[key]
-        found = self._server.find(self._identity(number))
-        run_id = found[0] if found else self._make(key, number, at)
-        if key in runs:  # the server has lost the run it had
-            self._state["trials"].get(key, {}).update(offset=0, scored=[], files={})
-            logger.info(
-                f"MLflow has lost the run of {'the study' if number is None else f'trial {number}'}: a new one; "
+        matches = self._server.find_runs(self._identity(key))
+        run_id = matches[0] if matches else self._create(key, created)
+        if key in runs:  # the server has lost the run
+            if trial := self.state.trials.get(key):
+                _restart(trial)
+            logger.warning(
+                f"MLflow has lost the run of {_describe_key(key)}: a new one is created; "
                 f"`uvar-tune sync --study {self._study} --rebuild` sends it what it lacks"
             )
         runs[key] = run_id
         self._confirmed.add(key)
-        self._spool.save(self._state)
+        self._save()
         return run_id
 
-    def _make(self, key: str, number: int | str | None, at: float) -> str:
-        """A new run. Where the answer never comes, the run may have been made all the same: `_tidy` looks later."""
-        tags, uncertain = self._identity(number), self._state["uncertain"]
-        name = self._study if number is None else f"trial {number}" if isinstance(number, int) else number
-        if number is not None:
-            tags["mlflow.parentRunId"] = self._run(None, at)
+    def _create(self, key: str, created: float) -> str:
+        """Create a run. If the answer never comes it may exist all the same: `_delete_duplicates` looks later."""
+        tags, name = self._identity(key), self._name(key)
+        if ancestors := self._ancestors(key):
+            for ancestor in ancestors:
+                self._run(ancestor, created)
+            tags["mlflow.parentRunId"] = self.state.runs[ancestors[-1]]
         try:
-            return self._server.make(name, tags, milliseconds(at))
-        except Away:
-            self._state["uncertain"] = sorted({*uncertain, key})
-            self._spool.save(self._state)
+            return self._server.create_run(name, tags, milliseconds(created))
+        except TransientError:
+            self.state.possibly_duplicated = sorted({*self.state.possibly_duplicated, key})
+            self._save()
             raise
 
-    def _tidy(self, number: int | str | None) -> None:
-        """Delete what a request that was answered too late has made beside the run."""
-        key = STUDY if number is None else str(number)
-        if key in self._state["uncertain"]:
-            for spare in self._server.find(self._identity(number)):
-                if spare != self._state["runs"][key]:
-                    self._server.delete(spare)
-            self._state["uncertain"].remove(key)
+    def _delete_duplicates(self, key: str) -> None:
+        """Delete runs that a request created although its answer never came."""
+        if key in self.state.possibly_duplicated:
+            for run_id in self._server.find_runs(self._identity(key)):
+                if run_id != self.state.runs[key]:
+                    self._server.delete_run(run_id)
+            self.state.possibly_duplicated.remove(key)
 
-    def _identity(self, number: int | str | None) -> dict[str, str]:
-        """The tags by which a run is known: study and trial, and where it first lay (names are unique below one run.root)."""
-        which = {"uvar.study": self._study} if number is None else {"uvar.trial": f"{self._study}/{number}"}
-        return {**which, "uvar.root": self._state["root"]}
+    def _identity(self, key: str) -> dict[str, str]:
+        """The tags that identify a run; the fingerprint tells studies of one name below two run.roots apart."""
+        tags = {"uvar.study": self._study, "uvar.fingerprint": self.state.fingerprint}
+        if key == STUDY:
+            return {**tags, "uvar.level": "study"}
+        if key.startswith(_PHASE):
+            return {**tags, "uvar.level": "phase", "uvar.phase": key.removeprefix(_PHASE)}
+        return {**tags, "uvar.level": "trial", "uvar.trial": f"{self._study}/{key}"}
 
-    def _upload(self, run_id: str, path: Path, folder: str) -> None:
-        """Upload; what fails again and again at a server that answers (too large for it) is given up, not waited for."""
-        tries = self._state["tries"]
+    def _name(self, key: str) -> str:
+        if key == STUDY:
+            return self._study
+        if key.startswith(_PHASE):
+            return f"{self._study} {key.removeprefix(_PHASE)}"
+        trial = self.state.trials.get(key)
+        return (trial and trial.name) or (f"trial {key}" if key.isdigit() else key)
+
+    def _ancestors(self, key: str) -> list[str]:
+        """Keys of the runs above a run, the study first."""
+        if key == STUDY:
+            return []
+        trial = self.state.trials.get(key)
+        return [STUDY, _PHASE + trial.phase] if trial and trial.phase else [STUDY]
+
+    # Content.
+
+    def _follow(self, key: str, trial: TrialProgress, *, final: bool) -> None:
+        """Send the new lines of a trial's log and queue its new images; ``final``: nobody writes them any more."""
+        run_id = self._run(key, time.time())  # first: a lost run resets the offset
+        directory, scores = self._outbox.absolute(trial.directory), list(trial.scores)
         try:
-            self._server.upload(run_id, path, folder)
-            tries.pop(str(path), None)
-        except Away as reason:
-            self._server.exists(run_id)
-            tries[str(path)] = tries.get(str(path), 0) + 1
-            self._spool.save(self._state)
-            if tries[str(path)] < _UPLOADS:
-                raise
-            tries.pop(str(path))
-            raise Rejected(f"{path}: {reason}") from None
+            points, end = new_points(directory, trial.offset, scores)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            trial.finished = True
+            self._save()
+            self._reject({"op": "metrics log", "number": key}, f"{directory / 'metrics.jsonl'}: {error!r}")
+            return
+        images = new_images(directory / "samples", trial.images, final=final)
+        if end == trial.offset and not images:
+            return
+        self._log(key, run_id, points, {}, {})
+        with self._state_lock:
+            trial.offset, trial.scores = end, scores
+            for path, stamp in images:
+                trial.images[path.name] = stamp
+                self._queue(Upload(key, self._outbox.relative(path), "samples"))
+            self._save()
 
     def _describe(
-        self, run_id: str, params: dict[str, str], tags: dict[str, str], points: InferencePointSearch = ()
+        self,
+        key: str,
+        run_id: str,
+        params: dict[str, str],
+        tags: dict[str, str],
+        points: Sequence[MetricPoint] = (),
     ) -> None:
-        """Parameters cannot change on a server: one that did (a study made longer) is told by a tag."""
-        shown, _ = self._server.recorded(run_id) if params else ({}, {})
-        fresh = {key: value for key, value in params.items() if key not in shown}
-        changed = {f"uvar.changed.{key}": value for key, value in params.items() if shown.get(key, value) != value}
-        self._server.batch(run_id, points, fresh, {**tags, **changed})
+        """Log parameters and tags. MLflow parameters are immutable: a change becomes the tag `uvar.changed.<name>`."""
+        current = self._server.get_data(run_id)[0] if params else {}
+        new = {name: value for name, value in params.items() if name not in current}
+        changed = {f"uvar.changed.{name}": value for name, value in params.items() if current.get(name, value) != value}
+        self._log(key, run_id, points, new, {**tags, **changed})
 
-    def _refused(self, what: dict[str, Any], refusal: Exception) -> None:
-        self._spool.reject(what, str(refusal))
-        logger.info(
-            f"MLflow refuses {what.get('op')}{'' if what.get('number') is None else ' of trial ' + str(what['number'])}: "
-            f"{refusal} (kept in {self._spool.directory / 'rejected.jsonl'})"
-        )
+    def _log(
+        self, key: str, run_id: str, points: Sequence[MetricPoint], params: dict[str, str], tags: dict[str, str]
+    ) -> None:
+        """Log a batch. What the server refuses of it goes to the dead letters, the rest is logged."""
+        values = {point.key: point for point in points}
+        for kind, name, reason in self._server.log_batch(run_id, points, params, tags):
+            content = {"metric": values, "param": params, "tag": tags}[kind].get(name)
+            self._outbox.dead_letter({"run": key, kind: name, "content": content}, reason)
+            if (kind, name) not in self._reported:
+                self._reported.add((kind, name))
+                logger.warning(f"MLflow refuses {kind} {name!r} of {_describe_key(key)}: {reason} {self._kept()}")
+
+    def _queue(self, upload: Upload) -> None:
+        with self._state_lock:
+            if upload not in self.state.uploads:
+                self.state.uploads.append(upload)
+
+    def _save(self) -> None:
+        with self._state_lock:
+            self._outbox.save_state(self.state)
+
+    def _reject(self, item: dict[str, Any], reason: str) -> None:
+        self._outbox.dead_letter(item, reason)
+        of = "" if item.get("number") is None else f" of {_describe_key(str(item['number']))}"
+        logger.warning(f"MLflow refuses {str(item.get('op')).replace('_', ' ')}{of}: {reason} {self._kept()}")
+
+    def _kept(self) -> str:
+        return f"(kept in {self._outbox.directory / 'dead_letters.jsonl'})"
 
 
-def _mark(spool: Outbox) -> str:
-    """Of a study that has none yet: where it lies. It keeps its mark when it is moved."""
-    return hashlib.sha256(str(spool.directory.absolute().parent).encode()).hexdigest()[:16]
+class ArtifactUploader:
+    """The artifact lane: uploads what `Delivery` queues. A file that fails goes to the end of the queue.
+
+    Args:
+        outbox: of the study; this process holds its lock.
+        server: a connection of its own.
+        state: the state of the `Delivery`.
+        state_lock: guards ``state``.
+    """
+
+    def __init__(self, outbox: Outbox, server: TrackingServer, state: DeliveryState, state_lock: threading.RLock):
+        self._outbox, self._server, self._state, self._state_lock = outbox, server, state, state_lock
+
+    def upload(self, stop: Callable[[], bool]) -> None:
+        """Upload every queued artifact once.
+
+        Raises:
+            TransientError: different files failed in a row, or the only one did; all of them stay queued.
+        """
+        with self._state_lock:
+            uploads = list(self._state.uploads)
+        failed, error = 0, None
+        for upload in uploads:
+            if stop():
+                return
+            run_id = self._state.runs.get(upload.run)
+            if run_id is None:  # its run is not there yet, or is being created again
+                continue
+            try:
+                self._upload(run_id, upload)
+            except TransientError as reason:
+                failed, error = failed + 1, reason
+                self._requeue(upload)
+                if failed == _MAX_FAILED_UPLOADS:
+                    break
+            else:
+                failed, error = 0, None
+                self._remove(upload)
+        if error is not None:
+            raise error
+
+    def _upload(self, run_id: str, upload: Upload) -> None:
+        path = self._outbox.absolute(upload.path)
+        try:
+            if not path.exists():
+                raise PermanentError(f"{path} is gone")
+            self._server.upload(run_id, path, upload.folder)
+        except PermanentError as error:
+            self._outbox.dead_letter({"op": "log_artifact", "run": upload.run, "path": upload.path}, str(error))
+            kept = self._outbox.directory / "dead_letters.jsonl"
+            logger.warning(f"MLflow refuses an artifact of {_describe_key(upload.run)}: {error} (noted in {kept})")
+
+    def _remove(self, upload: Upload) -> None:
+        with self._state_lock:
+            self._state.uploads.remove(upload)
+            self._outbox.save_state(self._state)
+
+    def _requeue(self, upload: Upload) -> None:
+        with self._state_lock:
+            self._state.uploads.remove(upload)
+            self._state.uploads.append(upload)
+
+
+_PHASE = "phase:"
+
+
+def milliseconds(seconds: float) -> int:
+    """Whole milliseconds, MLflow's unit of time."""
+    return int(seconds * 1000)
+
+
+def new_points(directory: Path, offset: int, scores: list[list[Any]]) -> tuple[list[MetricPoint], int]:
+    """The metrics of a trial's log from a byte offset on, and the offset behind them.
+
+    Args:
+        directory: the trial directory.
+        offset: where to start, in bytes.
+        scores: identities of the scores read before; those read here are added.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: a line is not one of a metrics log.
+    """
+    records, end = read_records(directory / "metrics.jsonl", offset)
+    return [point for record in records for point in _points(record, scores)], end
+
+
+def _points(record: dict[str, Any], scores: list[list[Any]]) -> list[MetricPoint]:
+    time_ms = milliseconds(record["time"])
+    if record["kind"] == "metrics":
+        return [MetricPoint(key, value, time_ms, int(record["images"])) for key, value in record["values"].items()]
+    if record["kind"] != "score":
+        return []
+    axes = [record[axis] for axis in AXES if axis in record]
+    identity = [record["images"], record["cfg_scale"], record["seeds"], *axes]
+    if identity in scores:
+        return []
+    scores.append(identity)
+    group, step = (
+        "cfg_search" if record["seeds"] == "selection" else "cfg_evaluation",
+        round(1000 * record["cfg_scale"]),
+    )
+    names = sorted(record.keys() - {"time", "attempt", "kind", "images", "cfg_scale", "seeds"})
+    return [MetricPoint(f"{group}/{name}", float(record[name]), time_ms, step) for name in names]
+
+
+def missing_points(directory: Path | None, values: dict[str, float], default_time: float) -> list[MetricPoint]:
+    """The metrics missing from the last logged step, stamped with that step and its time.
+
+    Args:
+        directory: the trial directory, if known.
+        values: the final metrics.
+        default_time: time (s since the epoch) if the log is empty; the step is then 0.
+    """
+    records = read_records(directory / "metrics.jsonl")[0] if directory and values else []
+    metrics = [record for record in records if record["kind"] == "metrics"]
+    last_time, step = (metrics[-1]["time"], metrics[-1]["images"]) if metrics else (default_time, 0)
+    logged = {key for record in metrics if record["images"] == step for key in record["values"]}
+    time_ms = milliseconds(last_time)
+    return [MetricPoint(key, float(value), time_ms, int(step)) for key, value in values.items() if key not in logged]
+
+
+def new_images(folder: Path, queued: dict[str, list[int]], *, final: bool) -> list[tuple[Path, list[int]]]:
+    """The PNG files of a folder that are new or have changed, each with its [size, mtime_ns].
+
+    Args:
+        folder: the sample folder.
+        queued: file name → [size, mtime_ns] of those queued before.
+        final: nobody writes them any more; else the youngest ones are left for later.
+    """
+    images = []
+    for path in sorted(folder.glob("*.png")):
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        if queued.get(path.name) != stamp and (final or time.time() - stat.st_mtime > _MIN_IMAGE_AGE_SEC):
+            images.append((path, stamp))
+    return images
+
+
+def _restart(trial: TrialProgress) -> None:
+    """Send everything of a trial again."""
+    trial.offset, trial.scores, trial.images = 0, [], {}
+
+
+def _describe_key(key: str) -> str:
+    if key == STUDY:
+        return "the study"
+    return f"phase {key.removeprefix(_PHASE)}" if key.startswith(_PHASE) else f"trial {key}"
+
+
+def _fingerprint(outbox: Outbox) -> str:
+    """The fingerprint of a new study: a hash of where it is stored first."""
+    return hashlib.sha256(str(outbox.directory.absolute().parent).encode()).hexdigest()[:16]

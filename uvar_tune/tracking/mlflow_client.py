@@ -1,21 +1,22 @@
-"""One connection to MLflow, in the terms of delivery (this room is the only importer of mlflow, and late: it costs seconds)."""
+"""One connection to MLflow: the only importer of mlflow, inside functions because the import takes seconds."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import hashlib
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import unquote, urlparse
 
 from uvar_tune.io.uri import redact_secrets, redact_url
-from uvar_tune.tracking.content import InferencePointSearch
-from uvar_tune.tracking.delivery import Away, Rejected
+from uvar_tune.tracking.delivery import MetricPoint, PermanentError, Refusal, RunNotFound, TransientError
 
-_BATCH, _FEW = 1000, 100  # metrics, and parameters and tags, a request
-# A request fails soon, and is tried again by us, later; nothing is printed and nobody else is told.
-_SETTINGS = {
+# What entry points put into the environment of their process, unless it is set there: requests fail soon and are tried
+# again by `tracker`, nothing is printed, and no usage data is sent.
+ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
@@ -23,138 +24,201 @@ _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+LOGGERS = ("mlflow", "alembic")  # they log, with a traceback, what they raise as well
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on the runs
+_MAX_METRICS, _MAX_PARAMS = 1000, 100  # a request; tags as parameters
+_NETWORK_ERRORS = re.compile(
+    r"Connection refused|timed out|Name or service not known|No route to host|Invalid Host header"
+)
+_RETRYABLE_STATUS = {401, 403, 404, 408, 429}  # HTTP client errors that are not about the content
 
 
-class Server:
-    """Runs of one experiment. Every method raises `Away` (try again later) or `Rejected` (no use)."""
+class MLflowExperiment:
+    """The runs of one experiment; every method raises `TransientError` or `PermanentError`.
+
+    Args:
+        uri: of the server or database; credentials are never displayed.
+        experiment: name of the experiment, created if missing.
+        artifact_root: where artifacts are stored if ``uri`` is a database (a server has its own place).
+    """
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path):
-        self._uri, self.name = (
-            uri,
-            redact_url(uri).replace(str(artifact_root.parent), "run.root"),
-        )  # one that moves with it stays itself
-        for key, value in _SETTINGS.items():
-            os.environ.setdefault(key, value)
+        self._uri = uri
+        # A database that moves with run.root is the same server.
+        self.name = redact_url(uri).replace(str(artifact_root.parent), "run.root")
         try:
             from mlflow import MlflowClient
 
-            for name in (
-                "mlflow",
-                "alembic",
-            ):  # what a store raises it also logs, with its traceback; we say it once, in a line
-                logging.getLogger(name).setLevel(logging.CRITICAL)
             self._client = MlflowClient(uri)
-            self._experiment = self._find_experiment(experiment, artifact_root)
+            self.experiment_id = self._find_experiment(experiment, artifact_root)
         except Exception as error:  # stores raise whatever their drivers raise
-            raise Away(self._reason(error)) from None
+            raise TransientError(self._reason(error)) from None
+
+    @property
+    def _is_server(self) -> bool:
+        return self._uri.startswith(("http://", "https://"))
 
     def _find_experiment(self, name: str, artifact_root: Path) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            database = not self._uri.startswith(("http://", "https://"))
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            location = None if self._is_server else str(artifact_root)
             try:
-                return self._client.create_experiment(name, artifact_location=str(artifact_root) if database else None)
-            except MlflowException:  # made by another study in the same moment
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
+                return self._client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
+            except MlflowException:  # created by another study at the same time
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
         if self._uri.startswith("sqlite:"):
-            _require_place(found.artifact_location)
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+            _require_artifact_root(experiment.artifact_location)
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        for key, value in _EXPERIMENT_TAGS.items():
+            if experiment.tags.get(key) != value:
+                self._client.set_experiment_tag(experiment.experiment_id, key, value)
+        return experiment.experiment_id
 
-    def exists(self, run_id: str) -> bool:
+    def set_experiment_tag(self, key: str, value: str) -> None:
+        """Set a tag of the experiment."""
+        with self._translated_errors():
+            self._client.set_experiment_tag(self.experiment_id, key, value)
+
+    def run_exists(self, run_id: str) -> bool:
+        """Whether the run exists and has not been deleted."""
         try:
-            with self._translated():
+            with self._translated_errors():
                 return self._client.get_run(run_id).info.lifecycle_stage == "active"
-        except _Gone:
+        except RunNotFound:
             return False
 
-    def find(self, tags: dict[str, str]) -> list[str]:
+    def find_runs(self, tags: dict[str, str]) -> list[str]:
         """Ids of the runs with these tags, the oldest first."""
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        with self._translated():
-            runs = self._client.search_runs([self._experiment], wanted, order_by=["attributes.start_time ASC"])
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        with self._translated_errors():
+            runs = self._client.search_runs([self.experiment_id], query, order_by=["attributes.start_time ASC"])
         return [run.info.run_id for run in runs]
 
-    def make(self, name: str, tags: dict[str, str], time_ms: int) -> str:
-        with self._translated():
-            return self._client.create_run(self._experiment, start_time=time_ms, tags=tags, run_name=name).info.run_id
+    def create_run(self, name: str, tags: dict[str, str], time_ms: int) -> str:
+        """Create a run; its id."""
+        with self._translated_errors():
+            return self._client.create_run(self.experiment_id, start_time=time_ms, tags=tags, run_name=name).info.run_id
 
-    def delete(self, run_id: str) -> None:
-        with self._translated():
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run."""
+        with self._translated_errors():
             self._client.delete_run(run_id)
 
-    def recorded(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
-        """(parameters, latest metrics) that the run has."""
-        with self._translated():
+    def get_data(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+        """Parameters and latest metrics of a run."""
+        with self._translated_errors():
             data = self._client.get_run(run_id).data
         return data.params, data.metrics
 
-    def batch(self, run_id: str, points: InferencePointSearch, params: dict[str, str], tags: dict[str, str]) -> None:
+    def log_batch(
+        self, run_id: str, points: Sequence[MetricPoint], params: dict[str, str], tags: dict[str, str]
+    ) -> list[Refusal]:
+        """Log metrics, parameters and tags.
+
+        Returns:
+            What the server refuses of them, one by one; the rest is logged.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [Metric(*point) for point in points]
-        described = [Param(key, value) for key, value in params.items()]
-        tagged = [RunTag(key, value) for key, value in tags.items()]
-        with self._translated():
-            for at in range(0, len(metrics), _BATCH):
-                self._client.log_batch(run_id, metrics=metrics[at : at + _BATCH])
-            for at in range(0, max(len(described), len(tagged)), _FEW):
-                self._client.log_batch(run_id, params=described[at : at + _FEW], tags=tagged[at : at + _FEW])
+        metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in points]
+        refusals = self._log(run_id, "metric", metrics, _MAX_METRICS)
+        refusals += self._log(run_id, "param", [Param(*item) for item in params.items()], _MAX_PARAMS)
+        return refusals + self._log(run_id, "tag", [RunTag(*item) for item in tags.items()], _MAX_PARAMS)
 
-    def status(self, run_id: str, status: str, time_ms: int) -> None:
-        with self._translated():
+    def _log(self, run_id: str, kind: str, items: list[Any], at_most: int) -> list[Refusal]:
+        """Log items of one kind; a batch that is refused is halved until the refused items are alone."""
+        if not items:
+            return []
+        if len(items) <= at_most:
+            try:
+                with self._translated_errors():
+                    self._client.log_batch(run_id, **{f"{kind}s": items})
+                return []
+            except PermanentError as error:
+                if len(items) == 1:
+                    return [Refusal(kind, items[0].key, str(error))]
+            at_most = (len(items) + 1) // 2
+        refusals = []
+        for start in range(0, len(items), at_most):
+            refusals += self._log(run_id, kind, items[start : start + at_most], at_most)
+        return refusals
+
+    def set_status(self, run_id: str, status: str, time_ms: int) -> None:
+        """Set the status of a run (RUNNING, FINISHED, FAILED, KILLED)."""
+        with self._translated_errors():
             if status == "RUNNING":
                 self._client.update_run(run_id, status=status)
             else:
                 self._client.set_terminated(run_id, status, time_ms)
 
     def upload(self, run_id: str, path: Path, folder: str) -> None:
+        """Upload a file, or a directory under its own name, into a folder of the run's artifacts."""
         if not os.access(path, os.R_OK):
-            raise Rejected(f"{path} cannot be read")
-        with self._translated():
+            raise PermanentError(f"{path} cannot be read")
+        with self._translated_errors():
+            if self._is_server:
+                self._require_artifact_store(run_id)
             if path.is_dir():
                 self._client.log_artifacts(run_id, str(path), f"{folder}/{path.name}")
             else:
                 self._client.log_artifact(run_id, str(path), folder or None)
 
+    def _require_artifact_store(self, run_id: str) -> None:
+        """Refuse a server that hands out a directory of its own machine: MLflow would write it on this one."""
+        root = _local_path(self._client.get_experiment(self.experiment_id).artifact_location)
+        if root is not None and not root.parent.parent.exists():
+            raise TransientError(
+                f"the server stores artifacts in {root}, which does not exist on this machine: "
+                "start it with --artifacts-destination"
+            )
+
     @contextlib.contextmanager
-    def _translated(self):
+    def _translated_errors(self) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
 
         try:
             yield
+        except (TransientError, PermanentError):
+            raise
         except MlflowException as error:
             reason = self._reason(error)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "'active' state" in str(error):
-                raise _Gone(reason) from None
+                raise RunNotFound(reason) from None
             if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise Rejected(reason) from None
-            raise Away(reason) from None
+                raise PermanentError(reason) from None
+            raise TransientError(reason) from None
         except Exception as error:  # artifact stores raise whatever their libraries raise
-            raise Away(self._reason(error)) from None
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status and 400 <= status < 500 and status not in _RETRYABLE_STATUS:
+                raise PermanentError(self._reason(error)) from None
+            raise TransientError(self._reason(error)) from None
 
     def _reason(self, error: Exception) -> str:
-        text = redact_secrets(str(error), self._uri)
-        known = re.search(
-            r"Connection refused|timed out|Name or service not known|No route to host|Invalid Host header", text
-        )
-        return known.group() if known else text or type(error).__name__
+        known = _NETWORK_ERRORS.search(str(error))
+        return known.group() if known else redact_secrets(str(error), self._uri) or type(error).__name__
 
 
-def _require_place(location: str) -> None:
-    """FileNotFoundError where artifacts belong to a directory that is gone: MLflow's own database keeps the path."""
-    place = Path(unquote(location.removeprefix("file://")) if location.startswith("file://") else location)
-    if place.is_absolute() and not place.parent.exists():
+def view_id(study: str, fingerprint: str) -> str:
+    """Key of a study's saved view among those of its experiment."""
+    return hashlib.sha256(f"{fingerprint}/{study}".encode()).hexdigest()[:16]
+
+
+def _local_path(location: str) -> Path | None:
+    """The directory behind an artifact location; None if it is not a local path."""
+    parsed = urlparse(location)
+    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
+
+
+def _require_artifact_root(location: str) -> None:
+    """Raise FileNotFoundError if the directory of the artifacts is gone: MLflow's own database keeps its path."""
+    root = _local_path(location)
+    if root is not None and root.is_absolute() and not root.parent.exists():
         raise FileNotFoundError(
-            f"its artifacts belong below {place.parent}, which is gone: where run.root was moved, link the old "
+            f"its artifacts belong below {root.parent}, which is gone: if run.root was moved, link the old "
             "path to the new one, or delete mlflow.db and `sync --rebuild` each study"
         )
-
-
-class _Gone(Away):
-    """The run or the experiment is not there any more: a new connection finds or makes it."""

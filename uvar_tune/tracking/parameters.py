@@ -1,57 +1,64 @@
-"""Parameters and tags of runs, from a configuration and an origin: the dotted names that users search the runs by."""
+"""Parameters and tags of MLflow runs: the dotted names by which users search for them."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_url
 
 
-def study_parameters(config) -> dict[str, Any]:
-    """{dotted name: value} of every setting of a `config.Config` that is set; a URL without its user and password."""
+def study_parameters(config: Config) -> dict[str, Any]:
+    """Every setting that has a value, by dotted name; URLs without user and password."""
     tree = config.tree(exclude=("space", "final", "verdict", "provenance"))
     return {
         f"{section}.{key}": redact_url(value) if isinstance(value, str) and "://" in value else value
-        for section, keys in tree.items()
-        for key, value in keys.items()
+        for section, settings in tree.items()
+        for key, value in settings.items()
         if value is not None
     }
 
 
-def run_parameters(config, values: dict[str, Any]) -> dict[str, Any]:
-    """What one trial runs with: the settings that decide its numbers (`evaluation.samples` among them), and ``values``.
+def run_parameters(config: Config, values: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of one trial: every setting that affects its scores, and its own values.
 
-    What is profiled is left out: the trial decides it at its end, and a parameter cannot change.
+    `selected_parameters` are left out: the trial decides them at its end, and an MLflow parameter cannot change.
+
+    Args:
+        config: configuration of the study.
+        values: searched values of the trial, by dotted name.
     """
-    fixed = {key: value for key, value in study_parameters(config).items() if not key.startswith(("run.", "study."))}
-    known = {**fixed, **{name: config.get(name) for name in config.space}, **values}
-    return {key: value for key, value in known.items() if key not in profiled(config)}
+    settings = {key: value for key, value in study_parameters(config).items() if not key.startswith(("run.", "study."))}
+    parameters = {**settings, **{name: config.get(name) for name in config.space}, **values}
+    return {key: value for key, value in parameters.items() if key not in selected_parameters(config)}
 
 
-def profiled(config) -> set[str]:
-    """The dotted names whose values each trial decides by scoring its checkpoint at several."""
+def selected_parameters(config: Config) -> set[str]:
+    """Dotted names of the inference parameters that each trial selects by scoring its checkpoint at several values."""
     if config.inference.search != "per_checkpoint":
         return set()
     return {"inference.cfg_scale"} | {name for name, entry in config.space.items() if entry.role == "inference"}
 
 
-def that_ran(ran: dict[str, float]) -> dict[str, float]:
-    """Parameters `ran.loss.lambda_1`, …: the λ behind the shares of the gradient that were asked for, which stand under the
-    plain names and cannot change any more when these are known."""
-    return {f"ran.{name}": value for name, value in ran.items()}
+def effective_parameters(values: dict[str, float]) -> dict[str, float]:
+    """Parameters ``effective.loss.lambda_1``, …: the λ that realise the searched gradient shares.
+
+    The shares have the plain names, and an MLflow parameter cannot change.
+    """
+    return {f"effective.{name}": value for name, value in values.items()}
 
 
-def scored_under(protocol: dict[str, Any], seeds: dict[str, int]) -> dict[str, Any]:
-    """Parameters `protocol.*`, which must be equal for two numbers to be compared, and `origin.*`, the seeds behind them."""
+def score_parameters(protocol: dict[str, Any], seeds: dict[str, int]) -> dict[str, Any]:
+    """Parameters ``protocol.*``, which are equal for comparable scores, and ``seed.*``."""
     return {
         **{f"protocol.{name}": value for name, value in protocol.items() if value != ""},
-        **{f"origin.seed.{purpose}": seed for purpose, seed in seeds.items()},
+        **{f"seed.{purpose}": seed for purpose, seed in seeds.items()},
     }
 
 
-def origin_tags(origin: dict[str, Any]) -> dict[str, str]:
+def provenance_tags(provenance: dict[str, Any]) -> dict[str, str]:
     """Tags of `provenance.origin`: commit, source, versions, machine."""
     return {
-        f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value) for key, value in origin.items()
+        f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value) for key, value in provenance.items()
     }

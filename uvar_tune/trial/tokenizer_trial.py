@@ -16,8 +16,7 @@ from uvar_tune.data import ImageSet
 from uvar_tune.errors import Diverged
 from uvar_tune.evaluation.reconstruction import picture, reconstruction
 from uvar_tune.specs import OutcomeKind, TokenizerSpec, TrialOutcome
-from uvar_tune.tracking.metrics_log import MetricsLog
-from uvar_tune.tracking.writer_lock import open_metrics_log
+from uvar_tune.tracking.metrics_log import MetricsLog, open_metrics_log
 from uvar_tune.training import (
     CheckpointEvent,
     Progress,

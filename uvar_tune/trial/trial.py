@@ -21,7 +21,7 @@ from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
 from uvar_tune.io.safe_load import dump_yaml
 from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec
 from uvar_tune.tracking.metrics_log import MetricsLog
-from uvar_tune.tracking.writer_lock import open_metrics_log
+from uvar_tune.tracking.metrics_log import open_metrics_log
 from uvar_tune.training import (
     CheckpointEvent,
     Progress,
