@@ -96,7 +96,7 @@ def test_a_storage_that_is_gone_is_said_and_nothing_is_dropped(tmp_path):
     )
     (tmp_path / "whole" / "optuna.journal").rename(tmp_path / "elsewhere.journal")
     done = sync(store, "--rebuild")
-    assert done.returncode == 2 and "does not hold study 'whole', whose trials lie in" in done.stderr
+    assert done.returncode == 2 and "does not hold study 'whole'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and content(store) == before
     assert (tmp_path / "whole" / "mlflow" / "outbox.jsonl").read_bytes() == outbox
     assert not (tmp_path / "whole" / "optuna.journal").exists()
