@@ -50,8 +50,8 @@ def test_the_small_bench_of_both_sides():
 def test_options_are_those_of_the_benchmark(capsys, tmp_path):
     assert main(["model", "--small", "--official", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"--official {tmp_path}: is no checkout of FoundationVision/VAR" in line
-    assert main(["profile", "--small", "--table", str(tmp_path / "none.json")]) == 2
+    assert f"--official {tmp_path}: is not a checkout of FoundationVision/VAR" in line
+    assert main(["search", "--small", "--table", str(tmp_path / "none.json")]) == 2
     assert "none.json: cannot be read" in capsys.readouterr().err
     for wrong in (["study", "--official", "x"], ["model", "--offical", "x"], ["modell"], ["model", "--repeats", "0"]):
         with pytest.raises(SystemExit) as end:

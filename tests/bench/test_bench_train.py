@@ -63,4 +63,4 @@ def test_the_small_bench_of_all_sides():
 def test_what_is_no_checkout_is_refused(capsys, tmp_path):
     assert main(["train", "--small", "--official", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"--official {tmp_path}: is no checkout of FoundationVision/VAR" in line
+    assert f"--official {tmp_path}: is not a checkout of FoundationVision/VAR" in line

@@ -15,7 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from tests.helpers.commands import TINY
-from uvar_tune.bench.profile_table import load_table
+from uvar_tune.bench.search_table import load_table
 
 pytestmark = pytest.mark.ray
 
@@ -152,10 +152,10 @@ def test_generate_from_a_trial(study, cli, tmp_path):
     assert wrong.returncode == 2 and "label 12" in wrong.stderr
 
 
-def test_the_profile_table_is_made_of_the_study(study, cli, root, tmp_path):
+def test_search_table_is_made_from_the_study(study, cli, root, tmp_path):
     """Seeds A as the study keeps them; seeds B, scored again on the checkpoints, agree bit for bit where the study told them."""
     path = tmp_path / "table.json"
-    made = cli("bench", "profile", "--from-study", "tiny", "--root", root, "--table", path, "--json", "--small")
+    made = cli("bench", "search", "--from-study", "tiny", "--root", root, "--table", path, "--json", "--small")
     assert made.returncode == 0, made.stderr
     assert [row["replays"] for row in json.loads(made.stdout)] == [8] * 4 and "2 of 2 checkpoints" in made.stderr
     rows, journal = load_table(path), study[0] / "optuna.journal"

@@ -35,7 +35,7 @@ def test_what_ships():
     assert {path.stem for path in FILES} == {
         "digits",
         "digits_confirm",
-        "profile_table",
+        "search_table",
         "afhq",
         "imagenet100",
         "ablation_2x2",

@@ -1,0 +1,1 @@
+"""Benchmarks: both sides of each claim about speed."""

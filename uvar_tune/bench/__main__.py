@@ -1,7 +1,7 @@
-"""``python -m uvar_tune.bench WHAT [--json] [--small]``: both sides of a claim about speed, on this machine.
+"""``uvar-tune bench NAME [--json] [--small]``: both sides of a claim about speed, measured on this machine.
 
-A new benchmark is a module with ``run(*, small, …) -> list[dict]`` and a line in ``BENCHMARKS``; further arguments of its
-``run`` are options, as ``--official PATH``. Rows carry the machine, so that a number never travels without it.
+A new benchmark is a module with ``run(*, small, …) -> list[dict]`` and a line in ``BENCHMARKS``; further parameters of
+``run`` are options, such as ``--official PATH``. Every row names the machine on which it was measured.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from uvar_tune.errors import BAD_INPUT, ConfigError, choose
 
 BENCHMARKS = {
     "data": ("uvar_tune.bench.data", "reading the token cache against encoding the images"),
-    "loss": ("uvar_tune.bench.loss", "the fused objective against plain cross-entropy and autograd"),
+    "loss": ("uvar_tune.bench.loss", "the fused loss against plain cross-entropy and autograd"),
     "model": (
         "uvar_tune.bench.model",
         "tokenising, training and sampling, against the official code (--official PATH)",
     ),
-    "profile": ("uvar_tune.bench.profile", "searching CFG with the rest against profiling each checkpoint"),
-    "start": ("uvar_tune.bench.start", "from a trial's start to its first step, against a plain nested trial"),
-    "study": ("uvar_tune.bench.study", "what asking, reporting and telling cost the driver"),
+    "search": ("uvar_tune.bench.search", "searching the CFG scale jointly against searching it per checkpoint"),
+    "start": ("uvar_tune.bench.start", "time from a trial's start to its first step, against a plain nested trial"),
+    "study": ("uvar_tune.bench.study", "CPU time of the driver for proposals, reports and results"),
     "train": ("uvar_tune.bench.train", "a training step and its memory, against the official code (--official PATH)"),
 }
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the other doors do."""
+    """Prints a usage error as one line, as the other commands do."""
 
     def error(self, message):
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -40,6 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark of the command line; the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _Parser(prog="python -m uvar_tune.bench", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
@@ -51,27 +52,27 @@ def main(arguments: list[str] | None = None) -> int:
             epilog="further options: the keyword arguments of run() in its module, as --name VALUE",
         )
         command.add_argument("--json", action="store_true", help="rows as JSON instead of lines")
-        command.add_argument("--small", action="store_true", help="a shape that takes seconds, to see that it works")
+        command.add_argument("--small", action="store_true", help="a size that takes seconds, as a check")
         command.add_argument("--repeats", type=int, default=None, help="alternated measurements of each side")
     if not {"-h", "--help"} & set(arguments):
-        named = [one for one in arguments if not one.startswith("-")]
-        if not named:
+        names = [argument for argument in arguments if not argument.startswith("-")]
+        if not names:
             parser.error(f"command line: a benchmark is missing (one of: {', '.join(BENCHMARKS)})")
         try:
-            choose(named[0], BENCHMARKS, "benchmark", "command line")
+            choose(names[0], BENCHMARKS, "benchmark", "command line")
         except ConfigError as error:
             parser.error(str(error))
-    chosen, further = parser.parse_known_args(arguments)
-    if chosen.repeats is not None and chosen.repeats < 1:
-        parser.error(f"--repeats {chosen.repeats}: at least 1")
-    run = importlib.import_module(BENCHMARKS[chosen.what][0]).run
-    options = {} if chosen.repeats is None else {"repeats": chosen.repeats}
+    settings, further = parser.parse_known_args(arguments)
+    if settings.repeats is not None and settings.repeats < 1:
+        parser.error(f"--repeats {settings.repeats}: at least 1")
+    run = importlib.import_module(BENCHMARKS[settings.what][0]).run
+    options = {} if settings.repeats is None else {"repeats": settings.repeats}
     try:
-        rows = run(small=chosen.small, **options, **_options(run, further, parser))
+        rows = run(small=settings.small, **options, **_options(run, further, parser))
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
-    if chosen.json:
+    if settings.json:
         print(json.dumps(rows, indent=2))
     else:
         for row in rows:
@@ -80,16 +81,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(run: Callable[..., Any], further: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
-    """The further arguments of ``run`` among the command line's, as the text they are given as."""
-    known = {
+    """The options for further parameters of ``run``, as text."""
+    parameters = {
         name: parameter
         for name, parameter in inspect.signature(run).parameters.items()
         if name not in ("small", "repeats")
     }
-    own = _Parser(prog=parser.prog, usage=parser.format_usage().removeprefix("usage: "), allow_abbrev=False)
-    for name in known:
-        own.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS)
-    return vars(own.parse_args(further))
+    options = _Parser(prog=parser.prog, usage=parser.format_usage().removeprefix("usage: "), allow_abbrev=False)
+    for name in parameters:
+        options.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS)
+    return vars(options.parse_args(further))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The token cache against encoding: a batch of training as read from the cache, and the same batch tokenised.
+"""The token cache against encoding: a batch read from the cache, and the same batch tokenised.
 
-CPU seconds of the process, one thread; the sides alternate. Reading is what a training step does: positions of the data
+CPU seconds of the process, one thread; the sides alternate. Reading is that of a training step: positions of the data
 order, rows of the memory map (in the system's page cache), int64 tokens and labels as tensors. The row with the teacher
-input adds what either side computes of its tokens for the transformer.
+input adds the transformer's input, which both sides compute from the tokens.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from uvar_tune.data.image_set import to_unit
 from uvar_tune.model.scales import split
 from uvar_tune.trial.factory import new_vqvae
 
-_IMAGES_A_BATCH, _READS = 16, 20  # batches in the set; a reading is too short for the clock alone
+_IMAGES_A_BATCH, _READS = 16, 20  # batches in the set; one read is too short for the clock
 
 
 def run(*, small: bool = False, repeats: int = 7) -> list[dict]:
-    """Rows `tokens` and `tokens and teacher input`: images a CPU second of both sides and their ratio; `building` the cache.
+    """Rows `tokens` and `tokens and teacher input` (images per CPU second of both sides, their ratio) and `building`.
 
     Args:
-        small: a shape that takes seconds.
-        repeats: alternated measurements of each side, after one that is not counted.
+        small: a size that takes seconds.
+        repeats: alternated measurements of each side, after one warm-up.
     """
     shape, threads = SMALL if small else FULL, torch.get_num_threads()
     batch = shape["batch"]
@@ -45,10 +45,10 @@ def run(*, small: bool = False, repeats: int = 7) -> list[dict]:
             began = time.process_time()
             cache = build_token_cache(Path(folder) / "tokens", images, vqvae, batch=batch)
             building = (time.process_time() - began) / len(images)
-            took = _alternated(_sides(cache, images, vqvae, batch), repeats)
+            times = _alternated(_sides(cache, images, vqvae, batch), repeats)
     finally:
         torch.set_num_threads(threads)
-    about = {
+    machine = {
         "machine": platform.machine(),
         "threads": 1,
         "load": round(os.getloadavg()[0], 2),
@@ -62,19 +62,19 @@ def run(*, small: bool = False, repeats: int = 7) -> list[dict]:
     rows = [
         {
             "part": part,
-            "cache_images_per_sec": round(batch / took[part, "cache"], 1),
-            "encoder_images_per_sec": round(batch / took[part, "encoder"], 2),
-            "ratio": round(took[part, "encoder"] / took[part, "cache"], 1),
-            **about,
+            "cache_images_per_sec": round(batch / times[part, "cache"], 1),
+            "encoder_images_per_sec": round(batch / times[part, "encoder"], 2),
+            "ratio": round(times[part, "encoder"] / times[part, "cache"], 1),
+            **machine,
         }
-        for part, side in took
+        for part, side in times
         if side == "cache"
     ]
-    return [*rows, {"part": "building", "encoder_images_per_sec": round(1 / building, 2), **about}]
+    return [*rows, {"part": "building", "encoder_images_per_sec": round(1 / building, 2), **machine}]
 
 
 def _sides(cache: TokenCache, images, vqvae, batch: int) -> dict[tuple[str, str], tuple[Callable[[int], object], int]]:
-    """(part, side) → (what takes the batch at a position, how often it is run in one measurement)."""
+    """(part, side) → (function of the position of a batch, runs per measurement)."""
     order = Order(cache.images, seed=0, crops=cache.crops)
 
     def read(first: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,13 +103,13 @@ def _sides(cache: TokenCache, images, vqvae, batch: int) -> dict[tuple[str, str]
 def _alternated(
     sides: dict[tuple[str, str], tuple[Callable[[int], object], int]], repeats: int
 ) -> dict[tuple[str, str], float]:
-    """The median of the CPU seconds of one batch."""
+    """The median CPU seconds of one batch."""
     batches: dict[tuple[str, str], list[float]] = {key: [] for key in sides}
     for repeat in range(repeats + 1):
         for key in sorted(sides, reverse=bool(repeat % 2)):
-            work, times = sides[key]
+            work, runs = sides[key]
             began = time.process_time()
-            for turn in range(times):
-                work(repeat * times + turn)
-            batches[key].append((time.process_time() - began) / times)
+            for turn in range(runs):
+                work(repeat * runs + turn)
+            batches[key].append((time.process_time() - began) / runs)
     return {key: statistics.median(values[1:]) for key, values in batches.items()}

@@ -1,10 +1,11 @@
-"""Forward + backward of the loss from the last hidden states: plain cross-entropy, the objective by autograd, fused.
+"""Forward and backward pass of the loss from the last hidden states: plain cross-entropy, autograd, fused.
 
-Plain is ``F.cross_entropy`` on the float32 logits of the head, as VAR trains; ``autograd`` adds both terms to it with
-``composite_loss``; ``fused`` is ``fused_composite_loss``. Each measurement ends with the three gradients (hidden states,
-weight, bias). Sides alternate; times are medians of CPU seconds of the process (of device seconds on CUDA). On a busy
-machine measure with OMP_NUM_THREADS=1: threads that wait for a core spin, and that counts as CPU. Peak memory is what
-a fresh process holds at most beyond inputs and the three gradients (on CUDA the allocator's own count).
+``plain_ce`` is ``F.cross_entropy`` on the float32 logits of the head, as VAR trains; ``autograd`` adds both terms with
+``composite_loss``; ``fused`` is ``fused_composite_loss``. Each measurement ends with the three gradients (hidden
+states, weight, bias). On CUDA the products are computed under bf16 autocast, as in training: in float32 they would hide
+the overhead of the loss. Sides alternate; times are medians of CPU seconds of the process (of device seconds on CUDA).
+On a busy machine measure with OMP_NUM_THREADS=1, because threads that spin while waiting for a core count as CPU. Peak
+memory is the maximum of a fresh process beyond inputs and the three gradients (on CUDA the allocator's count).
 """
 
 from __future__ import annotations
@@ -69,11 +70,14 @@ def _step(side: str, problem) -> None:
     leaves, targets_BL, settings = problem
     for leaf in leaves:
         leaf.grad = None
-    SIDES[side](*leaves, targets_BL, settings).backward()
+    device = leaves[0].device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        total = SIDES[side](*leaves, targets_BL, settings)
+    total.backward()
 
 
 def _seconds(side: str, problem, device: str) -> tuple[float, float]:
-    """(busy seconds: of the CPU, or of the device where it is CUDA; wall seconds)."""
+    """(busy seconds of the CPU or the CUDA device, wall seconds)."""
     wall, cpu = time.perf_counter(), time.process_time()
     if device == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -87,12 +91,12 @@ def _seconds(side: str, problem, device: str) -> tuple[float, float]:
 
 
 def _resident_mib(key: str) -> float:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return int(fields[key].split()[0]) / 2**10
 
 
 def _peak_mib(side: str, shape: dict, device: str, dispersion: str, discrepancy: str) -> float | None:
-    """In a process of its own: the most it held during one step, beyond its inputs and the three gradients."""
+    """Peak memory of one step in a fresh process, beyond its inputs and the three gradients."""
     problem = _problem(shape, device, dispersion, discrepancy)
     gradients_mib = sum(leaf.numel() * leaf.element_size() for leaf in problem[0]) / 2**20
     if device == "cuda":
@@ -102,7 +106,7 @@ def _peak_mib(side: str, shape: dict, device: str, dispersion: str, discrepancy:
         return torch.cuda.max_memory_allocated() / 2**20 - before - gradients_mib
     if not Path("/proc/self/status").exists():
         return None
-    _step(side, _problem({**SMALL, "batch": 1}, device, dispersion, discrepancy))  # code and workspaces, once
+    _step(side, _problem({**SMALL, "batch": 1}, device, dispersion, discrepancy))  # loads code and allocates workspaces
     before = _resident_mib("VmRSS")
     _step(side, problem)
     return _resident_mib("VmHWM") - before - gradients_mib
@@ -116,13 +120,14 @@ def run(
     dispersion: str = "embedding",
     discrepancy: str = "wasserstein",
 ) -> list[dict]:
-    """One row a side: ``busy_sec`` and ``wall_sec`` (medians), ``peak_mib``, and the ratios to both other sides.
+    """One row per side: ``busy_sec`` and ``wall_sec`` (medians), ``peak_mib``, and ratios to the other sides.
 
     Args:
-        small: a shape that takes seconds instead of VAR's 16 × 680 positions, V = 4096, D = 1024.
-        repeats: alternated measurements of each side, after one that is not counted.
-        device: ``cpu`` or ``cuda``; None takes CUDA where there is one.
-        dispersion, discrepancy: as ``composite_loss``.
+        small: a size that takes seconds instead of VAR's 16 × 680 positions, V = 4096, D = 1024.
+        repeats: alternated measurements of each side, after one warm-up.
+        device: ``cpu`` or ``cuda``; None is CUDA if available.
+        dispersion: as ``LossConfig``.
+        discrepancy: as ``LossConfig``.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape = SMALL if small else OFFICIAL
@@ -142,6 +147,7 @@ def run(
     machine = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
+        "precision": "bf16 autocast" if device == "cuda" else "float32",
         "load": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
         **{key: value for key, value in shape.items() if key != "scales"},

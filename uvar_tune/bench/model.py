@@ -1,8 +1,8 @@
-"""Tokenising, training and sampling of the model, beside the official code on the same weights where a checkout is given.
+"""Tokenisation, training step and sampling of the model; with a checkout, also of the official code.
 
-CPU, one thread, float32, the training step with label dropout and drop path. The sides alternate; times are medians of CPU
-seconds of the process. Peak memory is the most that a fresh process of each side ever held (its resident set: Python,
-PyTorch and the networks among it).
+CPU, one thread, float32; the training step has label dropout and drop path. The sides alternate; times are medians of
+CPU seconds of the process. Peak memory is the maximum resident set of a fresh process of each side, including Python,
+PyTorch and the networks.
 
 Legend: B images, L positions.
 """
@@ -56,12 +56,12 @@ SMALL = {
 INFERENCE = {"cfg_scale": 1.5, "top_k": 900, "top_p": 0.96}
 PARTS = ("tokenise", "forward", "backward", "update", "training step", "sampling, transformer", "decoder", "sampling")
 WHOLE = {"sampling, transformer": "sampling", "decoder": "sampling", **dict.fromkeys(PARTS[:4], "training step")}
-WORK = ("training step", "sampling")  # of each the peak memory
+WORK = ("training step", "sampling")  # whose peak memory is measured
 _MEMORY_RUNS = 3
 
 
 class Side:
-    """One implementation of both networks, all of its parts run and timed alike."""
+    """One implementation of both networks, with the same parts and timers."""
 
     def __init__(self, vqvae: torch.nn.Module, var: torch.nn.Module, shape: dict[str, Any]):
         self.vqvae, self.var = vqvae.eval().requires_grad_(False), var.requires_grad_(True)
@@ -77,11 +77,11 @@ class Side:
         raise NotImplementedError
 
     def sample(self, decoded: Callable[[Callable], Callable]) -> torch.Tensor:
-        """Images of the labels; ``decoded`` wraps what makes them of the features."""
+        """Images of the labels; ``decoded`` wraps the decoder of the features."""
         raise NotImplementedError
 
     def train(self) -> dict[str, float]:
-        """CPU seconds of the parts of one training step, and of all of it."""
+        """CPU seconds of the parts of a training step, and of the whole."""
         self.var.train()
         marks = [time.process_time()]
         tokens_BL, teacher_input = self.tokenise()
@@ -99,7 +99,7 @@ class Side:
         return {**dict(zip(PARTS[:4], parts, strict=True)), "training step": marks[-1] - marks[0]}
 
     def generate(self) -> dict[str, float]:
-        """CPU seconds of the parts of sampling a batch with guidance, and of all of it."""
+        """CPU seconds of the parts of sampling a batch with guidance, and of the whole."""
         self.var.eval()
         spent = 0.0
 
@@ -120,11 +120,15 @@ class Side:
 
 
 class Ours(Side):
+    """This package."""
+
     def tokenise(self):
+        """See `Side.tokenise`."""
         tokens, teacher_input = self.vqvae.encode(self.images_B3HW, with_teacher_input=True)
         return torch.cat(tokens, dim=1), teacher_input
 
     def sample(self, decoded):
+        """See `Side.sample`."""
         self.vqvae.decode_features = decoded(type(self.vqvae).decode_features.__get__(self.vqvae))
         try:
             settings = SamplingSettings(**{**INFERENCE, "top_k": self.top_k})
@@ -134,11 +138,15 @@ class Ours(Side):
 
 
 class Official(Side):
+    """The official code."""
+
     def tokenise(self):
+        """See `Side.tokenise`."""
         tokens = self.vqvae.img_to_idxBl(self.images_B3HW)
         return torch.cat(tokens, dim=1), self.vqvae.quantize.idxBl_to_var_input(tokens)
 
     def sample(self, decoded):
+        """See `Side.sample`."""
         self.vqvae.fhat_to_img = decoded(type(self.vqvae).fhat_to_img.__get__(self.vqvae))
         try:
             return self.var.autoregressive_infer_cfg(
@@ -153,31 +161,31 @@ class Official(Side):
 
 
 def run(*, small: bool = False, repeats: int = 7, official: str | None = None) -> list[dict]:
-    """A row for each part, with its share of the training step or of sampling, and one for each peak memory.
+    """A row per part, with its share of the training step or of sampling, and one per peak memory.
 
     Args:
-        small: a shape that takes seconds.
-        repeats: alternated measurements of each side, after one that is not counted.
-        official: a checkout of FoundationVision/VAR; with it rows have the official figure and ``ratio``, official / ours.
+        small: a size that takes seconds.
+        repeats: alternated measurements of each side, after one warm-up.
+        official: a checkout of FoundationVision/VAR; rows then have the official figure and ``ratio``, official / ours.
 
     Raises:
-        ConfigError: ``official`` is no such checkout.
+        ConfigError: ``official`` is not such a checkout.
     """
     if official is not None and not (Path(official) / "models" / "var.py").is_file():
         raise ConfigError(
-            "is no checkout of FoundationVision/VAR: there is no models/var.py", where=f"--official {official}"
+            "is not a checkout of FoundationVision/VAR: models/var.py is missing", where=f"--official {official}"
         )
     shape, before = SMALL if small else FULL, torch.get_num_threads()
     names = ["ours", *(["official"] if official else [])]
-    told = WORK if Path("/proc/self/status").exists() else ()  # only Linux tells what a process held at most
-    peaks = {work: {name: _peak_mib(name, work, shape, official) for name in names} for work in told}
+    measured = WORK if Path("/proc/self/status").exists() else ()  # peak memory is known on Linux only
+    peaks = {work: {name: _peak_mib(name, work, shape, official) for name in names} for work in measured}
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             times = _alternated(_sides(names, shape, official), repeats)
     finally:
         torch.set_num_threads(before)
-    about = {
+    machine = {
         "machine": platform.machine(),
         "threads": 1,
         "load": round(os.getloadavg()[0], 2),
@@ -186,7 +194,7 @@ def run(*, small: bool = False, repeats: int = 7, official: str | None = None) -
         **{key: value for key, value in shape.items() if key not in ("scales", "num_classes")},
         "length": sum(p * p for p in shape["scales"]),
     }
-    medians = {name: {part: statistics.median(found) for part, found in times[name].items()} for name in names}
+    medians = {name: {part: statistics.median(values) for part, values in times[name].items()} for name in names}
     rows = [
         _row(
             part,
@@ -200,8 +208,8 @@ def run(*, small: bool = False, repeats: int = 7, official: str | None = None) -
     rows.append(
         _row("forward + backward", "cpu_sec", both, share=round(both["ours"] / medians["ours"]["training step"], 3))
     )
-    rows += [_row(f"memory, {work}", "peak_mib", peaks[work]) for work in told]
-    return [{**row, **about} for row in rows]
+    rows += [_row(f"memory, {work}", "peak_mib", peaks[work]) for work in measured]
+    return [{**row, **machine} for row in rows]
 
 
 def _row(part: str, unit: str, figures: dict[str, float], **more: float) -> dict:
@@ -221,23 +229,23 @@ def _alternated(sides: dict[str, Side], repeats: int) -> dict[str, dict[str, lis
 
 
 def _sides(names: list[str], shape: dict[str, Any], checkout: str | None) -> dict[str, Side]:
-    """The sides that are asked for; ours has the official one's weights where both are."""
+    """The named sides; if both are named, ours has the official weights."""
     torch.manual_seed(0)
     if "official" not in names:
         sizes = {key: shape[key] for key in ("scales", "vocab_size", "code_dim")}
         tokenizer = TokenizerConfig(channels=shape["channels"], channel_multipliers=(1, 1, 2, 2, 4), **sizes)
         model = ModelConfig(**{key: shape[key] for key in ("depth", "width", "heads")})
         return {"ours": Ours(VQVAE(tokenizer), VAR(model, num_classes=shape["num_classes"], **sizes), shape)}
-    theirs = _official_networks(shape, checkout)
-    sides: dict[str, Side] = {"official": Official(*theirs, shape)}
+    networks = _official_networks(shape, checkout)
+    sides: dict[str, Side] = {"official": Official(*networks, shape)}
     if "ours" in names:
-        vqvae, var = load_official(*(network.state_dict() for network in theirs), scales=shape["scales"])
+        vqvae, var = load_official(*(network.state_dict() for network in networks), scales=shape["scales"])
         sides["ours"] = Ours(vqvae, var.train(), shape)
     return sides
 
 
 def _official_networks(shape: dict[str, Any], checkout: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    name = "huggingface_hub"  # asked for by an import of theirs, used for uploads only
+    name = "huggingface_hub"  # imported by the official code, for uploads only
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.modules[name] = types.SimpleNamespace(PyTorchModelHubMixin=object)
     if checkout not in sys.path:
@@ -268,14 +276,14 @@ def _official_networks(shape: dict[str, Any], checkout: str) -> tuple[torch.nn.M
 
 def _peak_mib(name: str, work: str, shape: dict[str, Any], checkout: str | None) -> float:
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_work_alone, name, work, shape, checkout).result()
+        return pool.submit(_peak_of_work, name, work, shape, checkout).result()
 
 
-def _work_alone(name: str, work: str, shape: dict[str, Any], checkout: str | None) -> float:
-    """In a process of its own: the most it held in MiB, from its start until this work was done a few times."""
+def _peak_of_work(name: str, work: str, shape: dict[str, Any], checkout: str | None) -> float:
+    """Peak memory of this process in MiB, after a few runs of the work."""
     torch.set_num_threads(1)
     side = _sides([name], shape, checkout)[name]
     for _ in range(_MEMORY_RUNS):
         side.train() if work == "training step" else side.generate()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return int(status["VmHWM"].split()[0]) / 2**10

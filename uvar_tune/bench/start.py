@@ -1,9 +1,9 @@
-"""From a trial's start to its first training step: ours against plain nested Tune + Train trials with Ray's defaults.
+"""Time from a trial's start to its first training step: ours against plain nested trials with Ray's defaults.
 
-Both train a small VAR on one CPU worker of a Ray that the bench starts for each run, several trials after one another; runs
-alternate. ``plain`` builds the same network and goes as far as its first step, ours are real trials of a study whose shared
-assets exist. The first trial of a run is told apart from those after it, whose processes Ray (Tune's own) or the study have
-ready. Wall seconds, because what is waited for are processes and polls; the machine's load is in the row.
+Both train a small VAR on one CPU worker of a Ray cluster that is started for each run, several trials in sequence; runs
+alternate. ``plain`` builds the same network and stops at its first step, ours are trials of a study whose shared assets
+exist. The first trial of a run is listed apart from later ones, whose processes have been prestarted by Ray or the
+study. Times are wall seconds, because processes and polls are waited for; the row contains the machine's load.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ print(json.dumps([one.metrics["reached"] - starts.started[one.metrics["trial_id"
 
 
 def run(*, small: bool = False, repeats: int = 3) -> list[dict]:
-    """One row a side and place of the trial: ``start_sec`` (median), its ratio to plain's, and the parts of ours.
+    """One row per side and position of the trial: ``start_sec`` (median), its ratio to plain's, and the parts of ours.
 
     Args:
         small: one run of each side.
@@ -82,7 +82,7 @@ def run(*, small: bool = False, repeats: int = 3) -> list[dict]:
     """
     runs = {"plain": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
-        _study(Path(folder), "warm", 1)  # tokenizer, tokens and feature network, once
+        _study(Path(folder), "assets", 1)  # prepares tokenizer, tokens and feature network
         for turn in range(1 if small else repeats):
             runs["plain"].append([{"start_sec": seconds} for seconds in _plain(Path(folder) / f"plain-{turn}")])
             runs["ours"].append(_study(Path(folder), f"start-{turn}"))
@@ -93,17 +93,19 @@ def run(*, small: bool = False, repeats: int = 3) -> list[dict]:
         "repeats": len(runs["plain"]),
     }
     rows = []
-    for trial, chosen in (("first", slice(0, 1)), ("later", slice(1, None))):
-        medians = {side: _medians([start for one in starts for start in one[chosen]]) for side, starts in runs.items()}
+    for trial, part in (("first", slice(0, 1)), ("later", slice(1, None))):
+        medians = {
+            side: _medians([start for trials in starts for start in trials[part]]) for side, starts in runs.items()
+        }
         rows += [
             {
                 "trial": trial,
                 "side": side,
-                "to_plain": round(found["start_sec"] / medians["plain"]["start_sec"], 3),
-                **{key: round(value, 2) for key, value in found.items()},
+                "to_plain": round(median["start_sec"] / medians["plain"]["start_sec"], 3),
+                **{key: round(value, 2) for key, value in median.items()},
                 **machine,
             }
-            for side, found in medians.items()
+            for side, median in medians.items()
         ]
     return rows
 
@@ -113,12 +115,12 @@ def _medians(starts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    return {**kept, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    variables = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    return {**variables, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
 
 def _study(folder: Path, name: str, trials: int = _TRIALS) -> list[dict[str, float]]:
-    """Seconds to the first step and their parts, of each trial of a study, from the trials' own records."""
+    """Seconds to the first step and their parts of each trial of a study, from its storage."""
     path = folder / "space.yaml"
     path.write_text(
         yaml.safe_dump(
@@ -136,10 +138,10 @@ def _study(folder: Path, name: str, trials: int = _TRIALS) -> list[dict[str, flo
 
     config = read_config(path)
     search = Search(config, StudyDirectory(folder / "runs", name).storage_url(config))
-    told = [trial.user_attrs for trial in search.study.trials]
+    attributes = [trial.user_attrs for trial in search.study.trials]
     return [
         {"start_sec": one["start_up_seconds"], **{f"{part}_sec": sec for part, sec in one["start_up_parts"].items()}}
-        for one in told
+        for one in attributes
     ]
 
 
@@ -150,10 +152,10 @@ def _plain(storage: Path) -> list[float]:
 
 
 def _output(*arguments: str) -> str:
-    """What a Python process writes to stdout.
+    """The standard output of a Python process.
 
     Raises:
-        RuntimeError: it failed; with the end of what it wrote to stderr.
+        RuntimeError: the process failed; with the end of its standard error.
     """
     done = subprocess.run([sys.executable, *arguments], env=_environment(), capture_output=True, text=True)
     if done.returncode:

@@ -1,11 +1,11 @@
-"""A study of a thousand trials, fifty at a time, with training simulated: what asking, reporting and telling cost the driver.
+"""A study of a thousand trials, fifty at a time, with simulated training: the driver's cost of proposals and reports.
 
-CPU seconds of this process a trial, split by who spends them: `sampler` and `pruner` (Optuna's, with what they read of the
-storage), `storage` (Optuna's, called by us), `own` (everything else of ask, report and tell, Optuna's share of these among
-it). Rows compare the first trials, the middle and the last, which must not have become dearer.
+CPU seconds of this process per trial, by party: `sampler` and `pruner` (Optuna's, including their reads of the
+storage), `storage` (Optuna's, called by us), `own` (all else of ask, report and tell, including Optuna's share). Rows
+compare the first, the middle and the last trials, whose cost must not grow.
 
-Memory, of the later half: what the process grew by, what our own objects grew by (`Search` without Optuna's), and what a
-trial's attributes weigh, which we tell and Optuna's storage keeps.
+Memory is that of the later half: growth of the process, growth of our own objects (`Search` without Optuna's), and the
+size of a trial's attributes, which Optuna's storage keeps.
 """
 
 from __future__ import annotations
@@ -32,18 +32,15 @@ from uvar_tune.search import study as search_module
 from uvar_tune.search.budget import Ledger
 from uvar_tune.search.study import Search
 
-TRIALS, FLYING, WINDOW = (
-    {"journal": 1000, "sqlite": 150},
-    50,
-    50,
-)  # a database takes minutes for what a journal does in seconds
+TRIALS = {"journal": 1000, "sqlite": 150}  # a database needs minutes where a journal needs seconds
+IN_FLIGHT, WINDOW = 50, 50
 PARTIES = ("own", "sampler", "pruner", "storage")
 _STORAGE = [name for name in dir(optuna.storages.BaseStorage) if name.startswith(("get_", "set_", "create_", "check_"))]
 _SAMPLER = ("infer_relative_search_space", "sample_relative", "sample_independent", "before_trial", "after_trial")
 
 
 class _Account:
-    """CPU seconds by party; what sampler and pruner call of the storage is theirs."""
+    """CPU seconds by party; storage calls of sampler and pruner are charged to them."""
 
     def __init__(self):
         self.spent = dict.fromkeys(PARTIES, 0.0)
@@ -68,7 +65,7 @@ class _Account:
         self._since = now
 
     def watch(self, thing, party: str, names):
-        """The same object, its methods on the account of ``party``."""
+        """The same object, with its methods charged to ``party``."""
         for name in names:
             method = getattr(thing, name)
 
@@ -110,7 +107,7 @@ def _config(sampler: str, trials: int) -> Config:
 
 
 def _details(value: float, draw: random.Random) -> dict:
-    """As large as a real trial's: scores, a profile of five CFG scales, where it was made."""
+    """Attributes of the size of a real trial's: scores, inference points, provenance."""
     scores = {f"score_{i}": draw.random() for i in range(20)}
     profile = [{"cfg_scale": i, "seeds": "selection", **dict(list(scores.items())[:6])} for i in range(6)]
     return {
@@ -125,7 +122,7 @@ def _details(value: float, draw: random.Random) -> dict:
 
 
 def _weight(thing: Any, seen: set[int]) -> int:
-    """Bytes of plain objects and of what they hold; Optuna's, the configuration and code apart."""
+    """Bytes of plain objects and their contents, without Optuna's, the configuration and code."""
     if (
         id(thing) in seen
         or callable(thing)
@@ -146,23 +143,27 @@ def _memory(search: Search) -> dict[str, float]:
 
 
 def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """(the cost of each end of a trial with the ask that follows it, growth of memory over the later half: process, own; and
-    the attributes of a trial; bytes)."""
+    """Run a study with simulated training.
+
+    Returns:
+        CPU seconds by party of each result with the proposal that follows it, and bytes: growth of the process and of
+        our own objects over the later half, and size of a trial's attributes.
+    """
     account, draw = _Account(), random.Random(0)
     make, halfway = search_module.make_sampler, {}
-    search = Search(_config(sampler, trials + FLYING), url)
-    account.watch(search.study._storage, "storage", _STORAGE)  # what Optuna put around a database, if it did
+    search = Search(_config(sampler, trials + IN_FLIGHT), url)
+    account.watch(search.study._storage, "storage", _STORAGE)  # for a database, Optuna's cache around it
     account.watch(search.study.pruner, "pruner", ("prune",))
     search_module.make_sampler = lambda *args: account.watch(make(*args), "sampler", _SAMPLER)
-    flying, costs, before = deque(), [], dict(account.spent)
+    in_flight, costs, before = deque(), [], dict(account.spent)
     try:
         while len(costs) < trials:
             with account.of("own"):
-                flying.append(search.ask())
-            if len(flying) < FLYING:
+                in_flight.append(search.ask())
+            if len(in_flight) < IN_FLIGHT:
                 before = dict(account.spent)
                 continue
-            ended = flying.popleft()
+            ended = in_flight.popleft()
             value = draw.random() + abs(ended.values["loss.lambda_1"] - 1)
             with account.of("own"):
                 if any(search.report(ended.number, rung, value * 2) for rung in search.config.study.rungs):
@@ -177,23 +178,26 @@ def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], d
         search_module.make_sampler = make
     grown = {key: value - halfway[key] for key, value in _memory(search).items()}
     ended = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    return costs, {**grown, "told": sum(_weight(trial.user_attrs, set()) for trial in ended) / len(ended)}
+    return costs, {**grown, "attributes": sum(_weight(trial.user_attrs, set()) for trial in ended) / len(ended)}
 
 
 def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
-    """Rows {storage, sampler, trials (which), own_ms, sampler_ms, pruner_ms, storage_ms (medians of the trials), own_to_first,
-    grown_kib_a_trial (of the process, over the later half), own_kib_a_trial (of it our own), told_kib_a_trial, …machine}.
+    """Rows of the first, middle and last trials of each storage and sampler.
+
+    ``own_ms``, ``sampler_ms``, ``pruner_ms`` and ``storage_ms`` are medians; ``own_to_first`` is relative to the first
+    trials. ``grown_kib_a_trial`` is the growth of the process over the later half, ``own_kib_a_trial`` that of our
+    objects, ``attributes_kib_a_trial`` the size of a trial's attributes.
 
     Args:
         small: 150 trials on the journal file instead of 1,000 there and 150 on SQLite.
-        repeats: studies of each kind; the cheapest window of each counts, as noise only adds.
+        repeats: studies of each kind; the cheapest window of each counts, because noise only adds.
     """
     machine = {
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "optuna": optuna.__version__,
-        "flying": FLYING,
+        "in_flight": IN_FLIGHT,
     }
     rows = []
     for kind in ("journal",) if small else ("journal", "sqlite"):
@@ -225,7 +229,7 @@ def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
                             for what, key, per in (
                                 ("grown", "process", trials / 2),
                                 ("own", "own", trials / 2),
-                                ("told", "told", 1),
+                                ("attributes", "attributes", 1),
                             )
                         },
                         **machine,

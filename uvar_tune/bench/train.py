@@ -1,11 +1,11 @@
-"""A training step as `train` runs it: λ = 0 beside λ1, λ2 > 0, from cached tokens and tokenising each time, beside the
-official code's step where a checkout is given.
+"""A training step as `train` runs it: λ = 0 against λ1, λ2 > 0, from cached tokens and with tokenisation in each step.
 
-Every step has loss, clipping and AdamW; ours has the reading of the data and the noise of each image besides. The columns
-are those of the paper's table of costs (Table 5): parameters, batch, memory of a device, time of an epoch (of ImageNet's
-1,281,167 images). The steps alternate, ours in a process set up as a study's workers are, the official one in another; times
-are medians of CPU seconds of the process, one thread (on CUDA of seconds, in bf16). Memory is what a step holds: weights,
-gradients, moments and what is kept for the backward pass (on CUDA the allocator's peak).
+With a checkout of the official code its step is measured as well. Every step includes loss, clipping and AdamW; ours
+also reads the data and draws the noise of each image. The columns are those of the paper's cost table (Table 5):
+parameters, batch, memory of a device, time of an epoch (1,281,167 images of ImageNet). Steps alternate, ours in a
+process set up like a worker of a study, the official one in another. Times are medians of CPU seconds of the process,
+one thread (on CUDA of wall seconds, in bf16). Memory is that of a step: weights, gradients, optimizer moments and
+activations (on CUDA the allocator's peak).
 
 Legend: B images, L positions.
 """
@@ -48,27 +48,27 @@ SIDES = {
     "ours, fused": {**WEIGHTS, "training.fused": "on"},
 }
 TOKENS = ("cached", "each step")
-Step = tuple[torch.nn.Module, Callable[[], Any]]  # the model, and what runs its next step
+Step = tuple[torch.nn.Module, Callable[[], Any]]  # the model, and a function that runs its next step
 
 
 def run(*, small: bool = False, repeats: int = 7, official: str | None = None, device: str | None = None) -> list[dict]:
-    """A row for each side and source of tokens: images_per_sec, the columns of Table 5, and ratios of times.
+    """A row per side and source of tokens: images_per_sec, the columns of Table 5, and ratios of times.
 
-    ``to_baseline`` is this row's time over that of the baseline with the same tokens; ``ratio`` the official step's over
-    this row's.
+    ``to_baseline`` is the time divided by that of the baseline with the same tokens, ``ratio`` the official step's time
+    divided by this one.
 
     Args:
-        small: a shape that takes seconds.
-        repeats: alternated steps of each side, after some that are not counted.
+        small: a size that takes seconds.
+        repeats: alternated steps of each side, after the warm-up.
         official: a checkout of FoundationVision/VAR.
-        device: `cpu` or `cuda`; None takes CUDA where there is one.
+        device: `cpu` or `cuda`; None is CUDA if available.
 
     Raises:
-        ConfigError: ``official`` is no such checkout.
+        ConfigError: ``official`` is not such a checkout.
     """
     if official is not None and not (Path(official) / "models" / "var.py").is_file():
         raise ConfigError(
-            "is no checkout of FoundationVision/VAR: there is no models/var.py", where=f"--official {official}"
+            "is not a checkout of FoundationVision/VAR: models/var.py is missing", where=f"--official {official}"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape = SMALL if small else FULL
@@ -79,7 +79,7 @@ def run(*, small: bool = False, repeats: int = 7, official: str | None = None, d
         ]
         facts = {key: fact for side in sides for key, fact in side.facts.items()}
         seconds = _alternated({key: functools.partial(side.step, key) for side in sides for key in side.facts}, repeats)
-    about = {
+    machine = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "threads": 1,
         "load": round(os.getloadavg()[0], 2),
@@ -88,11 +88,11 @@ def run(*, small: bool = False, repeats: int = 7, official: str | None = None, d
         "length": sum(p * p for p in shape["scales"]),
         **{key: shape[key] for key in ("depth", "width", "vocab_size")},
     }
-    return [{**_row(key, *facts[key], seconds, shape["batch"]), **about} for key in facts]
+    return [{**_row(key, *facts[key], seconds, shape["batch"]), **machine} for key in facts]
 
 
 class _Sides:
-    """Our sides, or the official one, made and run in a process of their own: ours as a study's workers are, the other as it is.
+    """Our sides, or the official one, in a process of their own; ours is set up like a worker of a study.
 
     Attributes:
         facts: (side, tokens) → (parameters, bytes of a step).
@@ -112,7 +112,7 @@ class _Sides:
         return self._pool.submit(_step, key).result()
 
 
-_MADE: dict[tuple[str, str], Callable[[], float]] = {}  # in such a process
+_STEPS: dict[tuple[str, str], Callable[[], float]] = {}  # in the process of a side
 
 
 def _make(
@@ -129,12 +129,12 @@ def _make(
         memory = step_memory(make, device)
         var, step = make()
         facts[key] = sum(p.numel() for p in var.parameters()), memory
-        _MADE[key] = functools.partial(_timed, step, device)
+        _STEPS[key] = functools.partial(_timed, step, device)
     return facts
 
 
 def _step(key: tuple[str, str]) -> float:
-    return _MADE[key]()
+    return _STEPS[key]()
 
 
 def _timed(step: Callable[[], Any], device: str) -> float:
@@ -161,22 +161,22 @@ def _row(
     }
     if side == "official":
         return row
-    theirs = seconds.get(("official", "each step"))
-    ratio = {} if theirs is None else {"ratio": round(theirs / seconds[key], 3)}
+    official = seconds.get(("official", "each step"))
+    ratio = {} if official is None else {"ratio": round(official / seconds[key], 3)}
     return {**row, "to_baseline": round(seconds[key] / seconds["baseline", tokens], 3), **ratio}
 
 
 def _alternated(steps: dict[tuple[str, str], Callable[[], float]], repeats: int) -> dict[tuple[str, str], float]:
-    """The median time of a step of each."""
-    took: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    """The median time of a step of each side."""
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for turn in range(WARM + repeats):
         for key in sorted(steps, reverse=bool(turn % 2)):
-            took[key].append(steps[key]())
-    return {key: statistics.median(values[WARM:]) for key, values in took.items()}
+            times[key].append(steps[key]())
+    return {key: statistics.median(values[WARM:]) for key, values in times.items()}
 
 
 def configuration(shape: dict[str, Any]) -> Config:
-    """The shape as a configuration; its images are random."""
+    """A configuration of this shape for random images."""
     size = shape["scales"][-1] * 16
     tokenizer = {
         **{key: shape[key] for key in ("scales", "vocab_size", "code_dim", "channels")},
@@ -199,6 +199,7 @@ def configuration(shape: dict[str, Any]) -> Config:
 
 
 def random_images(shape: dict[str, Any], count: int) -> ImageSet:
+    """Random pixels and labels."""
     draws, size = torch.Generator().manual_seed(0), shape["scales"][-1] * 16
     pixels = torch.randint(256, (count, 3, size, size), generator=draws, dtype=torch.uint8)
     labels_N = torch.randint(shape["num_classes"], (count,), generator=draws)
@@ -206,7 +207,7 @@ def random_images(shape: dict[str, Any], count: int) -> ImageSet:
 
 
 def _ours(shape: dict[str, Any], folder: Path, device: str) -> dict[tuple[str, str], Callable[[], Step]]:
-    """What makes each of our sides, fresh."""
+    """A factory for each of our sides."""
     config, images = configuration(shape), random_images(shape, 4 * shape["batch"])
     vqvae = new_vqvae(config).eval().requires_grad_(False)
     save_tokenizer(folder / "tokenizer", vqvae)
@@ -234,7 +235,7 @@ def _ours(shape: dict[str, Any], folder: Path, device: str) -> dict[tuple[str, s
 def _tokenising(
     config: Config, assets: Assets, vqvae: VQVAE, pixels: torch.Tensor, device: str, var: torch.nn.Module
 ) -> Callable[..., Any]:
-    """The configuration's loss on images that are tokenised first; the tokens that `train` hands over are not looked at."""
+    """The configured loss on images that are tokenised first; the cached tokens of `train` are ignored."""
     compute = batch_loss(config, assets, vqvae, var, device)
 
     def loss(model, tokenizer, tokens_BL, labels_B, noise):
@@ -245,7 +246,7 @@ def _tokenising(
 
 
 def _official_step(shape: dict[str, Any], checkout: str, device: str) -> Step:
-    """The official VAR, and a step of it as their trainer takes it: the tokenizer in float32, outside autocast."""
+    """The official VAR, and its step as the official trainer runs it: the tokenizer in float32, outside autocast."""
     torch.manual_seed(0)
     vqvae, var = (network.to(device) for network in _official_networks(shape, checkout))
     images = random_images(shape, 4 * shape["batch"])

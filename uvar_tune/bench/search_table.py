@@ -1,8 +1,8 @@
-"""The table that the replays of `bench profile` draw from: made of a finished study, written, read and checked.
+"""The table of `bench search`: made from a finished study, written, read and checked.
 
-A study in `inference.search: profile` keeps each trial's score at every CFG scale on sampling seeds A, and on seeds B the one
-at the scale that it chose. What is missing, seeds B at the other scales, is scored here on the trials' own checkpoints, as
-the trials scored them. The score on seeds B that the study does know is made again as well: were it another, so were the rest.
+A study with `inference.search: per_checkpoint` stores each trial's score at every CFG scale on selection seeds (A), and
+on evaluation seeds (B) the one at the best scale. The missing scores on seeds B are computed here from the trials'
+checkpoints. The score on seeds B that the study has stored is computed again as a check.
 
     {"about": {study, space, protocol, made_by},
      "rows": [{"params": {name: value}, "seed": int, "scores": [[cfg_scale, fid_a, fid_b], …]}, …]}
@@ -21,19 +21,19 @@ from uvar_tune.specs import Assets
 
 logger = logging.getLogger(__name__)
 
-TABLE = Path(__file__).parent / "tables" / "profile_table.json"
-_AGREE = 1e-3  # relative: rounding of another machine stays below, other seeds or another checkpoint do not
+TABLE = Path(__file__).parent / "tables" / "search_table.json"
+_TOLERANCE = 1e-3  # relative; rounding on another machine stays below it, other seeds or checkpoints do not
 
 
 def load_table(path: Path | str = TABLE) -> list[dict[str, Any]]:
-    """The rows of a table, one a trained configuration.
+    """The rows of a table, one per trained configuration.
 
     Raises:
-        ConfigError: the file cannot be read, or a row is malformed, has other parameters or CFG scales than the first, or a
-            score that is not finite.
+        ConfigError: the file cannot be read, or a row is malformed, differs from the first in its parameters or CFG
+            scales, or holds a score that is not finite.
     """
     try:
-        tree = json.loads(Path(path).read_text())
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except ValueError as error:
@@ -47,11 +47,11 @@ def load_table(path: Path | str = TABLE) -> list[dict[str, Any]]:
 
 
 def make_table(study: str, root: str | None, path: Path | str) -> None:
-    """Write the table of a finished study below ``root`` (as `run.root`) to ``path``; scores its checkpoints on seeds B.
+    """Write the table of a finished study below ``root`` (`run.root`) to ``path``; scores its checkpoints on seeds B.
 
     Raises:
-        ConfigError: no such study, one that does not profile the CFG scale by itself, a trial without a score, a checkpoint
-            that is gone or does not give the score that the study told, or a place that cannot be written.
+        ConfigError: no such study, one that does not search the CFG scale per checkpoint, a trial without a score, a
+            checkpoint that is missing or does not reproduce the stored score, a file that cannot be written.
     """
     from uvar_tune.search.load import load_results
     from uvar_tune.study_dir import StudyDirectory, resolve_root
@@ -65,7 +65,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
         or config.study.metric != "fid"
     ):
         raise ConfigError(
-            "is no table of FID(CFG): it needs inference.search 'per_checkpoint' over cfg_scale alone and objective fid",
+            "has no FID at each CFG scale; needed: metric fid, inference.search 'per_checkpoint' over cfg_scale alone",
             where=where,
         )
     results = load_results(config, files)
@@ -88,31 +88,31 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
         "made_by": trials[0].provenance,
     }
     try:
-        Path(path).write_text(_text(about, rows))
+        Path(path).write_text(_text(about, rows), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(path)) from None
 
 
 def _row(config, trial, assets: Assets, cache: Path) -> dict[str, Any]:
-    """One trial's scores at the CFG scales of the configuration: A as stored, B from its checkpoint."""
+    """Scores of a trial at the configured CFG scales: on seeds A as stored, on seeds B from its checkpoint."""
     from uvar_tune.config.space import searched_entries
     from uvar_tune.pipeline import restore
     from uvar_tune.trial.sample_scorer import Sampler, SampleScorer
 
     var, vqvae, _ = restore(trial.directory)
     draw = Sampler(config, var, vqvae, samples=config.evaluation.samples, seeds=trial.seeds)
-    judge = SampleScorer(config, assets, cache=cache, seed=trial.seeds["sampling-b"])
+    score = SampleScorer(config, assets, cache=cache, seed=trial.seeds["sampling-b"])
     stored_a = {point["cfg_scale"]: point["fid"] for point in trial.inference_points if point["seeds"] == "selection"}
     scores = [
-        [scale, stored_a[scale], judge(draw({"cfg_scale": scale}, "sampling-b"))["fid"]]
+        [scale, stored_a[scale], score(draw({"cfg_scale": scale}, "sampling-b"))["fid"]]
         for scale in config.inference.search_cfg_scales
     ]
-    told = next(point for point in trial.inference_points if point["seeds"] == "evaluation")
-    again = next((fid_b for scale, _, fid_b in scores if scale == told["cfg_scale"]), None)
-    if again is not None and not math.isclose(again, told["fid"], rel_tol=_AGREE):
+    stored_b = next(point for point in trial.inference_points if point["seeds"] == "evaluation")
+    fid = next((fid_b for scale, _, fid_b in scores if scale == stored_b["cfg_scale"]), None)
+    if fid is not None and not math.isclose(fid, stored_b["fid"], rel_tol=_TOLERANCE):
         raise ConfigError(
-            f"its checkpoint gives FID {again:.6g} at CFG {told['cfg_scale']:g} on seeds B, the study told "
-            f"{told['fid']:.6g}",
+            f"its checkpoint gives FID {fid:.6g} at CFG {stored_b['cfg_scale']:g} on seeds B, the study stored "
+            f"{stored_b['fid']:.6g}",
             where=f"trial {trial.number}",
         )
     return {
@@ -123,7 +123,7 @@ def _row(config, trial, assets: Assets, cache: Path) -> dict[str, Any]:
 
 
 def _text(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """JSON with a line a row, so that a change can be read."""
+    """JSON with one line per row, for readable diffs."""
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     return f'{{"about": {json.dumps(about, allow_nan=False)},\n"rows": [\n{lines}\n]}}\n'
 

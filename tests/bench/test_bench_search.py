@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from uvar_tune.bench.profile import CFG, joint_entries, profiled_entries, run, trainings_needed
-from uvar_tune.bench.profile_table import TABLE, load_table
+from uvar_tune.bench.search import CFG, joint_entries, per_checkpoint_entries, run, trainings_needed
+from uvar_tune.bench.search_table import TABLE, load_table
 from uvar_tune.errors import ConfigError
 
 CFG_SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -46,9 +46,9 @@ def test_rows_hold_both_searches_for_both_targets(table):
     rows = run(repeats=12, table=table)
     assert [(row["target"], row["search"]) for row in rows] == [
         ("table", "joint"),
-        ("table", "profiled"),
+        ("table", "per_checkpoint"),
         ("best_cfg", "joint"),
-        ("best_cfg", "profiled"),
+        ("best_cfg", "per_checkpoint"),
     ]
     for joint, profiled in (rows[:2], rows[2:]):
         assert profiled["ratio"] == pytest.approx(joint["median_trainings"] / profiled["median_trainings"], abs=1e-3)
@@ -83,7 +83,7 @@ def test_where_guidance_does_nothing_profiling_gains_nothing(tmp_path):
 def test_entries_of_both_searches():
     rows = synthetic(3)
     rows[1]["scores"] = [[cfg, 10.0 + (cfg != 2.0), 30.0 + cfg] for cfg in CFG_SCALES]
-    joint, profiled = joint_entries(rows), profiled_entries(rows)
+    joint, profiled = joint_entries(rows), per_checkpoint_entries(rows)
     assert len(joint) == 27 and len(profiled) == 3
     assert joint[9 + 2] == ({**rows[1]["params"], CFG: 1.0}, 31.0)
     assert profiled[1] == (rows[1]["params"], 32.0)  # best on seeds A at 2.0, told on seeds B
