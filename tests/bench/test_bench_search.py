@@ -147,7 +147,7 @@ def test_what_ships_is_the_table_of_48_configurations_at_9_scales():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"from_study": "any"}, "has no file to go to"),
+        ({"from_study": "any"}, "no file is named for it"),
         ({"root": "runs"}, "none is named"),
         ({"from_study": "nowhere", "root": "ROOT", "table": "table.json"}, "no study 'nowhere'"),
     ],
