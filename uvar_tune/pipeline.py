@@ -83,6 +83,8 @@ def restore(path: str | Path, *, tokenizer: str | None = None, device: str = "cp
         check_size(new_var(config, vqvae, len(classes) - 1, seed=0, empty=True), weights, str(directory))
     var = new_var(config, vqvae, len(classes) - 1, seed=0, empty=True)
     start_from(var, weights, where=f"{directory} with the tokenizer {place}")
+    if len(checkpoint.class_names) == var.num_classes:
+        var.class_names = checkpoint.class_names
     return var.to(device).eval(), vqvae, f"{directory} ({checkpoint.images:,} images)"
 
 

@@ -15,7 +15,6 @@ from uvar_tune.cli.main import COMMANDS, main
 TABLE2 = "evaluate x --tables table2"
 CASES = {
     "sweep --trials 1e3": "--trials: '1e3' should be a valid integer, unable to parse string as an integer; did you mean '1000'?",
-    "generate x --out a.png --label cat": "--label: 'cat' should be a valid integer, unable to parse string as an integer",
     "generate x --out a.png --count 0": "--count: '0' should be greater than or equal to 1; did you mean '1'?",
     "generate x --out a.png --count 100000000": "--count: '100000000' should be less than or equal to 10000; did you mean '10000'?",
     "generate x --out a.png --cfg-scale 1e308": "--cfg-scale: '1e308' should be less than or equal to 100; did you mean '100'?",

@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from uvar_tune.commands.edit import Request, fitted, read_request, run_edit
-from uvar_tune.commands.edit_picture import Row, save_picture
+from uvar_tune.commands.edit import Request, Row, fit_image, read_request, run_edit, save_picture
 from uvar_tune.config.schema import Config, TokenizerConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VAR, VQVAE, SamplingSettings, inpaint, save_official
@@ -39,6 +38,7 @@ def place(tmp_path_factory):
             config=config.model_dump(mode="json"),
             tokenizer={"path": str(directory / "tokenizer")},
             training_state={"images": 64},
+            class_names=["cat", "dog", "owl"] if name == "ours" else ["dog", "cat", "owl"],
         )
         if name == "ours":
             save_official(vqvae, var, vae_path=directory / "vae.pth", var_path=directory / "var.pth")
@@ -64,7 +64,7 @@ def request(place, **changes) -> Request:
             out=str(place / "out.png"),
             mask=None,
             box="4,4,12,12",
-            label=1,
+            label="dog",
             count=2,
             seed=5,
             baseline=None,
@@ -93,14 +93,14 @@ def test_the_picture_holds_original_known_part_and_both_rows(place, log_lines):
     assert (original == pixels).all() and (known[~hidden] == pixels[~hidden]).all()
     assert len(np.unique(known[hidden], axis=0)) == 1
     assert (no_image == 255).all() and (nor_this == 255).all()
-    for name, found in (("ours", ours), ("baseline", baseline)):
+    for name, label, found in (("ours", 1, ours), ("baseline", 0, baseline)):
         var, vqvae, _ = restore(place / name)
         wanted = inpaint(
             var,
             vqvae,
             torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255,
             ~torch.from_numpy(hidden),
-            [1, 1],
+            [label, label],
             SamplingSettings(cfg_scale=1.5),
             seeds=[5, 6],
         ).images
@@ -108,7 +108,7 @@ def test_the_picture_holds_original_known_part_and_both_rows(place, log_lines):
         assert (np.stack(found) == wanted).all()
     assert (
         any("completions: 2 of 2" in line for line in log_lines)
-        and "label 1, CFG 1.5 (0 = off), ramp 1; checkpoint" in log_lines[-1]
+        and "label dog, CFG 1.5 (0 = off), ramp 1; checkpoint" in log_lines[-1]
     )
 
 
@@ -128,7 +128,7 @@ def test_outpaint_keeps_the_box_and_a_mask_says_the_same(place):
 def test_images_and_masks_are_cut_alike(place):
     """40x60 becomes 18x27, of which the centre is taken; a mask of the image's size follows it."""
     image = Image.open(place / "photo.png")
-    assert fitted(image, 16).size == (16, 16)
+    assert fit_image(image, 16).size == (16, 16)
     mask = np.zeros((40, 60), dtype=np.uint8)
     mask[:, 30:] = 255
     Image.fromarray(mask).save(place / "half.png")
@@ -148,7 +148,7 @@ def test_official_files_give_the_same_picture(place):
     networks = {**NETWORKS, "vae": str(place / "vae.pth"), "var": str(place / "var.pth")}
     with pytest.raises(ConfigError, match="a tokenizer|lvl_1L|is missing|expected"):
         open_networks(None, vae=networks["var"], var=networks["vae"])
-    run_edit(request(place, checkpoint=None, networks=networks))
+    run_edit(request(place, checkpoint=None, networks=networks, label="1"))
     assert (np.array(cells(place / "out.png", rows=1, columns=4)) == np.array(wanted)).all()
 
 
@@ -200,7 +200,11 @@ CASES = {
     "another task": ({"task": "outpant"}, "did you mean 'outpaint'"),
     "neither mask nor box": ({"box": None}, "either --mask or --box"),
     "relabel to nothing": ({"task": "relabel", "label": None}, "relabel needs --label"),
-    "label out of range": ({"label": 3}, "--label: label 3 is not one of the checkpoint's 0 … 2"),
+    "unknown label": (
+        {"label": "dgo"},
+        "--label: label 'dgo' is not one of the 3 classes: 0 = cat, .*did you mean 'dog'",
+    ),
+    "label out of range": ({"label": "3"}, "--label: label '3' is not one of the 3 classes"),
     "box that is none": ({"box": "1,2,3"}, "'1,2,3' is not x0,y0,x1,y1"),
     "box beyond the image": ({"box": "4,4,17,12"}, "^--box: '4,4,17,12' must have 0 <= x0 < x1 <= 16"),
     "hides everything": ({"box": "0,0,16,16"}, "^--box 0,0,16,16: .* hides everything"),
@@ -263,7 +267,7 @@ def test_bad_files_are_refused(place):
         training_state={"images": 64},
     )
     with pytest.raises(ConfigError, match="--baseline: makes images of 8 px, the checkpoint of 16 px"):
-        run_edit(request(place, baseline=str(place / "eight")))
+        run_edit(request(place, baseline=str(place / "eight"), label=None))
 
 
 def test_the_doors(place, cli):

@@ -149,7 +149,7 @@ def test_generate_from_a_trial(study, cli, tmp_path):
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG") and "CFG 2" in made.stdout
     wrong = cli("generate", directory / "trials" / "00000", "--label", "12", "--out", tmp_path / "x.png")
-    assert wrong.returncode == 2 and "label 12" in wrong.stderr
+    assert wrong.returncode == 2 and "label '12'" in wrong.stderr
 
 
 def test_search_table_is_made_from_the_study(study, cli, root, tmp_path):

@@ -22,7 +22,8 @@ def generate(
         ),
     ] = None,
     label: Annotated[
-        list[int] | None, typer.Option(min=0, help="Class to sample; repeat it for several (default: all).")
+        list[str] | None,
+        typer.Option(help="Name or number of the class to sample; repeat it for several (default: all)."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=_MAX_IMAGES, help="Images per label.")] = 10,
     cfg_scale: CfgScale = 1.5,
@@ -46,6 +47,7 @@ def generate(
     import torch
 
     from uvar_tune.console import progress_callback
+    from uvar_tune.data import resolve_label
     from uvar_tune.evaluation.image_grid import save_grid
     from uvar_tune.model.sampling import SamplingSettings, as_option
     from uvar_tune.model.sampling import generate as sample_images
@@ -55,8 +57,8 @@ def generate(
     transformer, vqvae, description = open_networks(checkpoint, vae=vae, var=var, tokenizer=tokenizer, device=device)
     settings = SamplingSettings(cfg_scale, top_k, top_p, temperature, cfg_ramp)
     settings.validate(transformer.vocab_size, as_option)
-    labels = label or list(range(transformer.num_classes))
-    check_labels(labels, transformer.num_classes)
+    labels = [resolve_label(text, transformer.class_names, transformer.num_classes) for text in label or ()]
+    labels = labels or list(range(transformer.num_classes))
     check_grid(len(labels), count, vqvae.image_size)
     labels_B = torch.tensor(labels).repeat_interleave(count)
     images, _ = sample_images(
@@ -101,7 +103,8 @@ def edit(
         ),
     ] = None,
     label: Annotated[
-        int | None, typer.Option(min=0, help="Class to sample (default: unconditional; relabel requires it).")
+        str | None,
+        typer.Option(help="Name or number of the class to sample (default: unconditional; relabel requires it)."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=256, help="Completions.")] = 4,
     cfg_scale: CfgScale = 1.5,
@@ -168,12 +171,3 @@ def check_grid(labels: int, count: int, size: int = 1) -> None:
             where="--count" if labels <= most else "--label",
             nearest=str(most // labels) if labels <= most else None,
         )
-
-
-def check_labels(labels: list[int], num_classes: int) -> None:
-    """ConfigError for a label outside 0 … ``num_classes`` − 1."""
-    for label in labels:
-        if label >= num_classes:
-            raise ConfigError(
-                f"label {label} is not one of 0 … {num_classes - 1}", where="--label", nearest=str(num_classes - 1)
-            )

@@ -34,6 +34,7 @@ class VAR(nn.Module):
 
     Attributes:
         config: with every field set.
+        class_names: in the order of the labels; empty if unknown. Not part of the state dict.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -54,6 +55,7 @@ class VAR(nn.Module):
         self.vocab_size, self.num_classes, self.label_dropout = vocab_size, num_classes, config.label_dropout
         self.mlp_ratio = mlp_ratio
         self.path_drop = [config.drop_path * i / max(1, depth - 1) for i in range(depth) for _ in range(2)]
+        self.class_names: tuple[str, ...] = ()
         self.activation_checkpointing = False
         self.first = self.scales[0] ** 2
         self.pos_start = nn.Parameter(torch.empty(1, self.first, width))

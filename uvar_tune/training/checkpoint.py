@@ -8,7 +8,7 @@ directory is named by the number of images seen, so the newest has the largest n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Checkpoint:
         images: seen.
         training_state: what `train` takes as ``start``; None unless requested.
         ema_state: averaged weights, or None.
+        class_names: in the order of the labels; empty if unknown.
     """
 
     var_state: _Weights
@@ -44,6 +45,7 @@ class Checkpoint:
     images: int
     training_state: dict[str, Any] | None
     ema_state: _Weights | None
+    class_names: tuple[str, ...] = ()
 
 
 def save_checkpoint(
@@ -54,6 +56,7 @@ def save_checkpoint(
     tokenizer: dict[str, Any],
     training_state: dict[str, Any],
     ema_state: _Weights | None = None,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a checkpoint; an existing one of this name is replaced once the new one is complete.
 
@@ -64,6 +67,7 @@ def save_checkpoint(
         tokenizer: {path}; its hash is added.
         training_state: of a CheckpointEvent.
         ema_state: averaged weights; by default those of ``training_state``.
+        class_names: in the order of the labels, part of the manifest.
     """
     from safetensors.torch import save_file
 
@@ -84,7 +88,7 @@ def save_checkpoint(
         writers[_EMA] = lambda path: save_file(separate_tensors(ema_state), path)
     directory.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(directory.parent)
-    write_directory(directory, writers, {"images": training_state["images"]})
+    write_directory(directory, writers, {"images": training_state["images"], "class_names": list(class_names)})
 
 
 def load_checkpoint(directory: str | Path, training_state: bool = False) -> Checkpoint:
@@ -110,6 +114,7 @@ def load_checkpoint(directory: str | Path, training_state: bool = False) -> Chec
         manifest["images"],
         state,
         ema_state,
+        tuple(map(str, manifest.get("class_names", ()))),
     )
 
 

@@ -54,6 +54,8 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
     if not own_classifier:  # before anything is trained: weights that cannot be had or read end the study here
         open_extractor(config.evaluation.extractor, weights=config.evaluation.weights)
     images = {split: load_split(config, split) for split in ("train", "validation")}
+    for note in dict.fromkeys(note for split in images.values() for note in split.notes):
+        _log(recorder, note)
     tokenizer, facts = _tokenizer(config, cache, images, recorder)
     vqvae = open_tokenizer(tokenizer, config).eval().requires_grad_(False)
     tokens = {split: str(_tokens(config, cache, tokenizer, split, images[split], vqvae, recorder)) for split in images}

@@ -235,6 +235,7 @@ class _Attempt:
             config=settings,
             tokenizer={"path": self._spec.assets.tokenizer},
             training_state=event.state(),
+            class_names=self._spec.assets.class_names,
         )
         retain(checkpoints, max_bytes=self._spec.config.run.checkpoint_bytes)
 
