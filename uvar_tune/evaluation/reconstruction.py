@@ -33,7 +33,7 @@ def reconstruction(vqvae: VQVAE, images: ImageSet, *, rank: int = 0, world_size:
         tokens = vqvae.encode(pixels)
         squared += (vqvae.decode(tokens) - pixels).square().mean(dim=(1, 2, 3)).sum()
         usage.add(tokens)
-    usage.settle()
+    usage.synchronize()
     if world_size > 1:
         dist.all_reduce(squared)
     return {
