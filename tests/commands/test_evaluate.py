@@ -1,13 +1,15 @@
-"""The paper's tables from small checkpoints: what they hold, what may stand side by side, what is refused."""
+"""The paper's tables from small checkpoints: their numbers, comparability, and errors."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tests.helpers.log_lines import captured_log
@@ -18,6 +20,7 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation import Origin, Protocol, ProtocolMismatch
 from uvar_tune.paper.checkpoint_evaluation import LoadedCheckpoint
 from uvar_tune.pipeline import find_checkpoint
+from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.training import (
     CheckpointEvent,
     RunContext,
@@ -37,7 +40,7 @@ SMALL = {
     "tokenizer": {"scales": [1, 2, 3, 4], "vocab_size": 64, "images": 640, "channels": 16},
     "model": {"depth": 1, "width": 32, "heads": 2},
     "training": {"images": 1280, "batch_size": 64, "warmup_images": 128},
-    "inference": {"search_cfg_scales": [0, 2]},
+    "inference": {"search_cfg_scales": [0, 2], "search_refinements": 1},
     "evaluation": {"extractor": "digits", "samples": 96},
 }
 
@@ -78,13 +81,13 @@ def train_small(config, cache, directory):
 
 @pytest.fixture
 def ask(trials, root, tmp_path):
-    """Runs the evaluation of ours in this process; (tables by suite, what was said)."""
+    """Runs the evaluation of ours in this process; (tables by name, lines of the log)."""
 
-    def run(*suites, **changes):
+    def run(*names, **changes):
         request = Request(
             **{
                 "checkpoint": str(trials["ours"]),
-                "suites": list(suites),
+                "tables": list(names),
                 "root": str(root),
                 "out": str(tmp_path / "out"),
                 "log": False,
@@ -92,7 +95,7 @@ def ask(trials, root, tmp_path):
             }
         )
         with captured_log() as lines:
-            tables = {table.suite: table for table in run_evaluation(request)}
+            tables = {table.name: table for table in run_evaluation(request)}
         return tables, "\n".join(lines)
 
     return run
@@ -114,7 +117,7 @@ def changed(
     return str(directory)
 
 
-def test_every_table_by_the_door(trials, cli, root, tmp_path):
+def test_all_tables_on_the_command_line(trials, cli, root, tmp_path):
     done = cli(
         "evaluate",
         trials["ours"],
@@ -156,26 +159,51 @@ def test_every_table_by_the_door(trials, cli, root, tmp_path):
         params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
     assert logged["fid"] == pytest.approx(ours["fid"]["value"])
     assert logged["baseline/fid"] == pytest.approx(baseline["fid"]["value"])
-    assert json.loads(params["protocol.fid"])["samples"] == 96 and json.loads(params["origin.fid"])["cfg_scale"] in (
-        0,
-        2,
-    )
+    assert json.loads(params["protocol.fid"])["samples"] == 96
+    search = trees["table2"]["inference_search"]["ours"]
+    assert json.loads(params["origin.fid"])["cfg_scale"] == search["point"]["cfg_scale"]
+    assert ours["fid"]["value"] == search["value"]
     assert json.loads(params["protocol.mce"])["divisor"].startswith("errors of ")
 
 
-def test_the_scale_is_chosen_on_other_seeds_than_it_is_told(ask):
-    tables, said = ask("table2")
-    told = tables["table2"].rows["ours"]["fid"]
-    assert told.origin.cfg_scale in (0.0, 2.0) and "told on seeds B" in tables["table2"].notes[0]
-    assert said.count("seeds a") == 2 and said.count("seeds b") == 1
-    again, said = ask("table2", cfg_scale=told.origin.cfg_scale)
-    assert again["table2"].rows["ours"]["fid"] == told and "seeds a" not in said
-    assert "baseline" not in again["table2"].rows
+def test_inference_point_is_searched_as_in_a_trial(ask, trials, tmp_path):
+    """Metric, direction and axes of the checkpoint's study; the value is of the evaluation seeds."""
+
+    def edit(tree):
+        inference = {**tree["inference"], "search_axes": ["cfg_scale", "temperature"], "search_refinements": 2}
+        return {**tree, "study": {**tree["study"], "metric": "is"}, "inference": inference}
+
+    tables, lines = ask("table2", checkpoint=changed(trials, tmp_path, edit_config=edit))
+    search, number = tables["table2"].facts["inference_search"]["ours"], tables["table2"].rows["ours"]["is"]
+    *selection, last = search["points"]
+    best = max(selection, key=lambda point: point["value"])
+    assert search["direction"] == "maximize" and len({point["temperature"] for point in selection}) > 1
+    point = {"cfg_scale": best["cfg_scale"], "temperature": best["temperature"]}
+    assert search["point"] == point == {name: getattr(number.origin, name) for name in point}
+    assert number.value == last["value"] and last["seeds"] == "evaluation"
+    assert lines.count("selection seeds: 96 of") == len(selection) and lines.count("evaluation seeds: 96 of") == 1
+    assert "selected by is on selection seeds" in tables["table2"].notes[0]
+
+
+def test_a_given_cfg_scale_is_scored_once(ask):
+    tables, lines = ask("table2", cfg_scale=0.5)
+    assert tables["table2"].rows["ours"]["fid"].origin.cfg_scale == 0.5 and "selection seeds" not in lines
+    assert "CFG 0.5, as given" in tables["table2"].notes[0] and "baseline" not in tables["table2"].rows
+
+
+def test_axes_of_the_space_come_from_the_study(trials, root, tmp_path):
+    """A checkpoint does not hold the space; the configuration of its study does."""
+    study = StudyDirectory(tmp_path, "small")
+    shutil.copytree(trials["ours"], study.trial(3))
+    assert LoadedCheckpoint(str(study.trial(3))).inference_entries == {}
+    space = {"inference.top_k": {"role": "inference", "type": "categorical", "choices": [0, 16]}}
+    study.config.write_text(yaml.safe_dump({**SMALL, "space": space}), encoding="utf-8")
+    assert LoadedCheckpoint(str(study.trial(3))).inference_entries["top_k"].choices == (0, 16)
 
 
 def test_few_samples_are_warned_about(ask):
-    _, said = ask("table2", samples=40, cfg_scale=0.0)
-    assert "warning: FID from 40 images with 64 features is biased" in said
+    _, lines = ask("table2", samples=40, cfg_scale=0.0)
+    assert "warning: FID from 40 images with 64 features is biased" in lines
 
 
 def folder(place, names, size=20):
@@ -186,7 +214,7 @@ def folder(place, names, size=20):
     return place
 
 
-def test_imagenet_layouts_and_no_baseline(ask, tmp_path):
+def test_imagenet_folders_without_a_baseline(ask, tmp_path):
     for kind in ("fog", "snow"):
         for severity in range(1, 6):
             folder(tmp_path / "c" / kind / str(severity), CLASSES)
@@ -206,15 +234,15 @@ def test_imagenet_layouts_and_no_baseline(ask, tmp_path):
         ask("table3", ood=str(tmp_path / "empty"))
 
 
-def test_checkpoints_that_cannot_be_compared(ask, trials, tmp_path):
+def test_incomparable_checkpoints_are_refused(ask, trials, tmp_path):
     other = load_tokenizer(load_checkpoint(find_checkpoint(trials["ours"])).tokenizer["path"])
     other.quantize.embedding.weight.data.mul_(1.01)
     save_tokenizer(tmp_path / "tokenizer", other)
     baseline = changed(trials, tmp_path, tokenizer=tmp_path / "tokenizer")
     with pytest.raises(ProtocolMismatch, match="protocol.weights: the baseline's tokenizer .*scales"):
         ask("calibration", baseline=baseline)
-    _, said = ask("table5", baseline=baseline)
-    assert "warning: the baseline's tokenizer" in said
+    _, lines = ask("table5", baseline=baseline)
+    assert "warning: the baseline's tokenizer" in lines
     data = {**SMALL["data"], "classes": ["3", "4", "5"]}
     images = changed(trials, tmp_path, "classes", edit_config=lambda tree: {**tree, "data": data})
     with pytest.raises(ProtocolMismatch, match="protocol.reference: the train images"):
@@ -226,7 +254,7 @@ def test_checkpoints_that_cannot_be_compared(ask, trials, tmp_path):
         ask("table2", checkpoint=fewer)
 
 
-def test_damaged_checkpoints_and_wrong_arguments(ask, trials, cli, tmp_path):
+def test_damaged_checkpoints_and_bad_options(ask, trials, cli, tmp_path):
     def poisoned(state):
         return {**state, "head.bias": torch.full_like(state["head.bias"], float("nan"))}
 
@@ -248,5 +276,5 @@ def test_damaged_checkpoints_and_wrong_arguments(ask, trials, cli, tmp_path):
     assert "calibration, all); did you mean 'table" in wrong.stderr
 
 
-def test_the_configuration_is_the_checkpoints(trials):
+def test_configuration_is_the_checkpoints(trials):
     assert LoadedCheckpoint(str(trials["ours"])).config.loss.lambda_2 == 0.3

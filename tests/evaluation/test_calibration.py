@@ -38,7 +38,7 @@ def test_ece_of_calibrated_predictions_vanishes():
     assert expected_calibration_error(confidence, correct) < 0.01  # 15 bins, each off by about 0.004
 
 
-def test_the_grid_holds_1_and_finds_the_vertex():
+def test_temperature_grid_finds_the_vertex():
     grid = temperature_grid()
     assert float((grid - 1).abs().min()) < 1e-12 and grid[0] == 0.25 and grid[-1] == 4.0
     assert best_of_grid(grid, (grid.log() - math.log(1.37)) ** 2) == pytest.approx(1.37, rel=1e-9)
@@ -49,7 +49,7 @@ def test_class_calibration_recovers_a_temperature():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(20_000, 5, generator=generator, dtype=torch.float64) * 2
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    got = class_calibration(logits * 3 - 50, labels)  # overconfident three times, and a constant that must not matter
+    got = class_calibration(logits * 3 - 50, labels)  # overconfident by a factor of 3; the constant must not matter
     assert got["temperature_class"] == pytest.approx(3.0, rel=0.05)
     assert got["ece_class_tempered"] < 0.02 < got["ece_class"] and got["nll_class_tempered"] < got["nll_class"]
     assert got["accuracy"] == float((logits.argmax(1) == labels).double().mean())

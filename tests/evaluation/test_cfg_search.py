@@ -43,7 +43,7 @@ def surface(cfg_scale: float, temperature: float):
 
 
 @pytest.mark.parametrize("best", [0.0, 0.2, 0.9, 1.5, 2.2, 4.0, 7.5, 10.0])
-def test_guidance_is_result_in_nine_scores(best):
+def test_guidance_is_found_in_nine_scores(best):
     result = search(bowl(best), [CFG_SCALE])
     assert len(result.points) <= 9
     assert result.value <= 20 * 1.01

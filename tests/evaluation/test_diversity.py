@@ -12,7 +12,7 @@ from uvar_tune.evaluation.diversity import code_statistics, density_coverage, pa
     "real, fake, width, neighbours, spread",
     [(200, 150, 16, 5, 1.0), (90, 200, 3, 1, 0.7), (33, 17, 64, 15, 1.5), (300, 40, 2, 5, 3.0)],
 )
-def test_density_and_coverage_agree_with_prdc(real, fake, width, neighbours, spread, capsys):
+def test_density_and_coverage_equal_prdc(real, fake, width, neighbours, spread, capsys):
     generator = torch.Generator().manual_seed(real)
     real_MF = torch.randn(real, width, generator=generator)
     fake_NF = torch.randn(fake, width, generator=generator) * spread + 0.1
@@ -29,7 +29,7 @@ def test_density_and_coverage_of_collapsed_samples():
         density_coverage(real_MF, real_MF[:5])
 
 
-def test_ssim_of_equal_and_of_unlike_images():
+def test_ssim_of_equal_and_different_images():
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8, generator=generator)
     assert pairwise_ssim(image.expand(6, -1, -1, -1)) == pytest.approx({"ssim_pairwise": 1.0, "diversity_ssim": 0.0})
@@ -38,7 +38,7 @@ def test_ssim_of_equal_and_of_unlike_images():
     assert abs(found["ssim_pairwise"]) < 0.1 and found["ssim_pairwise"] + found["diversity_ssim"] == 1.0
 
 
-def test_ssim_is_the_mean_over_all_pairs_where_they_are_few():
+def test_ssim_averages_all_pairs_of_few():
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
     images = torch.randint(256, (5, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))

@@ -67,7 +67,7 @@ def test_is_by_definition():
     assert got == pytest.approx(expected, rel=1e-9)
 
 
-def test_precision_and_recall_by_definition_and_the_right_way_round():
+def test_precision_and_recall_by_definition():
     generator = torch.Generator().manual_seed(3)
     real, fake = (
         torch.randn(60, 4, generator=generator).double(),
@@ -85,13 +85,13 @@ def test_precision_and_recall_by_definition_and_the_right_way_round():
     assert precision > 0.9 > 0.5 > recall  # samples near the mean: faithful, not diverse
 
 
-def test_a_set_against_itself(extractor, digits):
+def test_a_set_equals_itself(extractor, digits):
     got = fidelity_scores(digits["train"].images, digits["train"], extractor=extractor)
     assert set(got) == {*FIDELITY_METRICS, "f1", "is_std"}
     assert abs(got["fid"]) < 1e-3 and got["precision"] == got["recall"] == 1.0
 
 
-def test_held_out_digits_are_nearer_than_noisy_ones(extractor, digits):
+def test_clean_digits_score_better_than_noisy(extractor, digits):
     clean = digits["validation"].images
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)) * 60
     noisy = (clean.float() + noise).clamp(0, 255).to(torch.uint8)
@@ -99,7 +99,7 @@ def test_held_out_digits_are_nearer_than_noisy_ones(extractor, digits):
     assert near["fid"] < far["fid"] / 2 and near["kid"] < far["kid"] and near["precision"] > far["precision"]
 
 
-def test_shares_of_two_ranks_give_the_numbers_of_one(extractor, digits):
+def test_features_of_ranks_concatenate(extractor, digits):
     images = digits["validation"].images
     halves = [extractor(images[:180]), extractor(images[180:])]
     joined = Features(*(torch.cat([getattr(h, field) for h in halves]) for field in ("features_NF", "logits_NY")))
@@ -108,19 +108,19 @@ def test_shares_of_two_ranks_give_the_numbers_of_one(extractor, digits):
     assert two == pytest.approx(one, abs=1e-6)
 
 
-def test_the_reference_is_read_once_for_each_content_and_weights(extractor, digits, tmp_path):
+def test_reference_features_are_cached_by_hash(extractor, digits, tmp_path):
     small = digits["validation"].images[:80]
     first = fidelity_scores(small, digits["train"], extractor=extractor, cache_root=tmp_path, metrics=["fid"])
 
-    class Untouchable:
+    class Unreadable:
         def __len__(self):
             return 1437
 
         def __getitem__(self, index):
-            assert index == slice(None, 1), "only the resolution is looked at"
+            assert index == slice(None, 1), "only the resolution is read"
             return small[index]
 
-    again = SimpleNamespace(images=Untouchable(), sha256=digits["train"].sha256)
+    again = SimpleNamespace(images=Unreadable(), sha256=digits["train"].sha256)
     assert fidelity_scores(small, again, extractor=extractor, cache_root=tmp_path, metrics=["fid"]) == first
     reference_features(small, extractor, cache_root=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
@@ -133,12 +133,12 @@ def test_the_reference_is_read_once_for_each_content_and_weights(extractor, digi
 def test_parallel_writers_of_one_cache(extractor, digits, tmp_path):
     images = digits["validation"].images[:64]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: reference_features(images, extractor, cache_root=tmp_path), range(4)))
-    assert all(torch.equal(found[0].features_NF, other.features_NF) for other in found)
+        features = list(pool.map(lambda _: reference_features(images, extractor, cache_root=tmp_path), range(4)))
+    assert all(torch.equal(features[0].features_NF, other.features_NF) for other in features)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
-def test_few_samples_are_warned_about_or_refused(extractor, digits):
+def test_few_samples_warn_or_are_refused(extractor, digits):
     images = digits["validation"].images
     with pytest.warns(FidelityWarning, match="50 images with 64 features is biased"):
         fidelity_scores(images[:50], digits["train"], extractor=extractor, metrics=["fid"])
@@ -151,7 +151,7 @@ def test_few_samples_are_warned_about_or_refused(extractor, digits):
         fidelity_scores(images[:100], digits["train"], extractor=extractor, kid_subset_size=500)
 
 
-def test_unfit_images_are_refused(extractor, digits):
+def test_unusable_images_are_refused(extractor, digits):
     images = digits["validation"].images
     with pytest.raises(ConfigError, match="reference images: they are 8x8, the generated images 16x16"):
         fidelity_scores(images, images[:, :, :8, :8], extractor=extractor)
@@ -161,7 +161,7 @@ def test_unfit_images_are_refused(extractor, digits):
         fidelity_scores(images, images, extractor=extractor, metrics=["fids"])
 
 
-def test_unfit_networks_are_refused(tmp_path):
+def test_unusable_networks_are_refused(tmp_path):
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     with pytest.raises(ConfigError, match="did you mean 'inception-v3-compat'"):
@@ -170,13 +170,13 @@ def test_unfit_networks_are_refused(tmp_path):
         check_extractor("digits")
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         check_extractor("inception-v3-compat", tmp_path / "nowhere")
-    text, foreign = tmp_path / "text.pth", tmp_path / "foreign.pth"
+    text, other = tmp_path / "text.pth", tmp_path / "other.pth"
     text.write_text("not weights")
-    torch.save({"layer": torch.zeros(1)}, foreign)
+    torch.save({"layer": torch.zeros(1)}, other)
     with pytest.raises(ConfigError, match="not a file of weights"):
         open_extractor("inception-v3-compat", weights=text)
     with pytest.raises(ConfigError, match="cannot load 'inception-v3-compat'"):
-        open_extractor("inception-v3-compat", weights=foreign)
+        open_extractor("inception-v3-compat", weights=other)
     with pytest.raises(ConfigError, match="no digits feature network"):
         open_extractor("digits", weights=tmp_path)
     assert set(EXTRACTORS) <= {*FEATURE_EXTRACTORS_REGISTRY, "digits"}

@@ -29,7 +29,7 @@ def naive_log_p(var, vqvae, tokens_NL, labels_N):
     return torch.stack(rows).double().log_softmax(-1)
 
 
-def test_token_scores_are_the_naive_ones(networks, held_out):
+def test_token_scores_equal_a_naive_loop(networks, held_out):
     tokens_NL, labels_N = held_out
     log_p_NLV = naive_log_p(*networks, tokens_NL, labels_N)
     got = token_scores(*networks, tokens_NL, labels_N, chunk=4)
@@ -42,7 +42,7 @@ def test_token_scores_are_the_naive_ones(networks, held_out):
     assert (parts[0] + 4 * parts[1] + 16 * parts[2]) / 21 == pytest.approx(numbers["nll_token"])
 
 
-def test_class_likelihoods_are_sums_over_tokens(networks, held_out):
+def test_class_likelihoods_sum_over_tokens(networks, held_out):
     tokens_NL, labels_N = held_out
     got = class_log_likelihoods(*networks, tokens_NL, chunk=4)
     assert got.shape == (11, 4)
@@ -50,7 +50,7 @@ def test_class_likelihoods_are_sums_over_tokens(networks, held_out):
     torch.testing.assert_close(got.gather(1, labels_N[:, None])[:, 0], -nll_NL.sum(1), atol=1e-4, rtol=1e-6)
 
 
-def test_every_label_is_kept_and_the_mode_comes_back(networks, held_out):
+def test_labels_are_kept_and_modes_restored(networks, held_out):
     var, vqvae = networks
     var.train(), vqvae.train()
     state = torch.get_rng_state()
@@ -62,7 +62,7 @@ def test_every_label_is_kept_and_the_mode_comes_back(networks, held_out):
     assert var.training
 
 
-def test_shares_of_two_ranks_concatenate(networks, held_out):
+def test_shares_of_ranks_concatenate(networks, held_out):
     tokens_NL, labels_N = held_out
     whole = class_log_likelihoods(*networks, tokens_NL, chunk=4)
     parts = [class_log_likelihoods(*networks, tokens_NL[rank::2], chunk=4) for rank in range(2)]
@@ -70,7 +70,7 @@ def test_shares_of_two_ranks_concatenate(networks, held_out):
         torch.testing.assert_close(parts[rank], whole[rank::2], atol=1e-6, rtol=1e-6)
 
 
-def test_tempered_nll_agrees_with_scores_at_that_temperature(networks, held_out):
+def test_tempered_nll_agrees_with_scores(networks, held_out):
     grid = temperature_grid(count=9)
     nll_NT = tempered_nll(*networks, *held_out, temperatures_T=grid, chunk=4)
     for t in (0, 4, 6):
@@ -90,7 +90,7 @@ def drawn_from(var, vqvae, labels_N):
     return tokens_NL
 
 
-def test_the_best_temperature_undoes_a_scaled_head(networks):
+def test_best_temperature_undoes_a_scaled_head(networks):
     var, vqvae = networks
     labels_N = torch.arange(400) % 4
     tokens_NL = drawn_from(var, vqvae, labels_N)
@@ -105,7 +105,7 @@ def test_the_best_temperature_undoes_a_scaled_head(networks):
     assert after["nll_token"] > before["nll_token"] + 0.1 and after["ece_token"] > before["ece_token"] + 0.05
 
 
-def test_likelihood_has_every_number_and_temperature_never_hurts(networks, held_out):
+def test_tempering_never_raises_nll(networks, held_out):
     calls = []
     got = likelihood(*networks, *held_out, chunk=4, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(4, 11), (8, 11), (11, 11)]
@@ -130,7 +130,7 @@ def test_likelihood_has_every_number_and_temperature_never_hurts(networks, held_
     assert all(math.isfinite(value) for value in got.values())
 
 
-def test_unfit_tokens_and_broken_networks(networks, held_out):
+def test_unusable_tokens_and_networks_are_refused(networks, held_out):
     var, vqvae = networks
     tokens_NL, labels_N = held_out
     with pytest.raises(ConfigError, match=r"tokens of shape \(11, 20\) do not fit a VAR of 21 positions"):

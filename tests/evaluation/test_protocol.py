@@ -29,7 +29,7 @@ def test_every_field_must_be_equal(field):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_protocol_and_origin_travel_as_plain_data():
+def test_protocol_and_origin_round_trip():
     origin = Origin(configuration="cc", checkpoint="c/1", seeds="sampling-b 0", cfg_scale=1.5, top_k=900, top_p=0.95)
     assert Protocol.from_dict(PROTOCOL.as_dict()) == PROTOCOL and Origin.from_dict(origin.as_dict()) == origin
     with pytest.raises(ConfigError, match=r"protocol: missing fields \['samples'\], unknown fields \['sample'\]"):
@@ -38,7 +38,7 @@ def test_protocol_and_origin_travel_as_plain_data():
         )
 
 
-def test_the_protocol_names_content(extractor):
+def test_protocol_hashes_the_reference(extractor):
     images = torch.zeros(20, 3, 16, 16, dtype=torch.uint8)
     first = fidelity_protocol(extractor, images, samples=20, resizer="none", cfg_convention="ramp")
     require_equal(

@@ -21,7 +21,7 @@ def images():
     return torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_tokens_are_the_tokenizers(networks, images):
+def test_tokens_equal_the_tokenizers(networks, images):
     var, vqvae = networks
     with torch.no_grad():
         expected = concat(vqvae.eval().encode(images.float() / 127.5 - 1))
@@ -30,7 +30,7 @@ def test_tokens_are_the_tokenizers(networks, images):
         tokenize(vqvae, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
 
 
-def test_errors_of_each_kind_and_severity(networks, images):
+def test_errors_by_kind_and_severity(networks, images):
     var, vqvae = networks
     labels = torch.arange(10) % 4
     calls = []
@@ -45,15 +45,15 @@ def test_errors_of_each_kind_and_severity(networks, images):
         corruption_errors(var, vqvae, corrupted_sets(images[:0], labels[:0]))
 
 
-def test_images_changed_when_read_are_those_changed_beforehand(images):
-    """Noise is drawn per image, so a slice holds what the whole holds."""
+def test_transform_is_independent_of_slicing(images):
+    """Noise is drawn per image, so slices equal the whole."""
     noisy = corrupted_sets(images, torch.zeros(10), kinds=["gaussian_noise"], severities=[3], seed=4)[0].images
     whole = corrupt(images, "gaussian_noise", 3, seed=4)
     assert len(noisy) == 10 and torch.equal(torch.cat([noisy[0:4], noisy[4:8], noisy[8:12]]), whole)
     assert torch.equal(out_of_distribution_sets(images)["inverted"][2:5], 255 - images[2:5])
 
 
-def test_detection_of_foreign_images(networks, images):
+def test_out_of_distribution_detection(networks, images):
     var, vqvae = networks
     got = ood_detection(var, vqvae, images, {"inverted": 255 - images, "same": images}, chunk=8)
     inside = ood_score(read_out(var, vqvae, images, chunk=8))

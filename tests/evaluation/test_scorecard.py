@@ -7,7 +7,7 @@ from uvar_tune.config.schema import LossConfig
 from uvar_tune.evaluation.scorecard import scorecard
 
 
-def test_uniform_predictions(networks, held_out):
+def test_scorecard_of_uniform_predictions(networks, held_out):
     """At the anchor of `embedding`: entropy ln V, relative dispersion 1, semantic entropy that of the class sizes."""
     var, vqvae = networks
     var.head.weight.data.zero_()
@@ -16,7 +16,13 @@ def test_uniform_predictions(networks, held_out):
     codes = vqvae.codebook_VC.detach().double()
     anchor = float((codes - codes.mean(0)).square().sum(1).mean())
     got = scorecard(
-        var, vqvae, *held_out, classes_V=classes, reference_variance_K=[anchor, anchor / 4, anchor / 4], chunk=4
+        var,
+        vqvae,
+        *held_out,
+        loss=LossConfig(),
+        classes_V=classes,
+        reference_variance_K=[anchor, anchor / 4, anchor / 4],
+        chunk=4,
     )
     for suffix in ("", "/scale_1", "/scale_2", "/scale_3"):
         assert got[f"entropy{suffix}"] == pytest.approx(math.log(24), rel=1e-5)
@@ -28,7 +34,7 @@ def test_uniform_predictions(networks, held_out):
     assert got["dispersion_reference"] == pytest.approx((1 + 20 / 4) / 21)
 
 
-def test_against_a_naive_loop(networks, held_out):
+def test_scorecard_equals_a_naive_loop(networks, held_out):
     from uvar_tune.model.scales import split
 
     var, vqvae = networks
@@ -62,7 +68,7 @@ def test_against_a_naive_loop(networks, held_out):
     assert "dispersion_ratio/scale_1" not in got and got["dispersion_reference/scale_2"] == 1.0
 
 
-def test_the_discrepancy_is_told_unweighted(networks, held_out):
+def test_discrepancy_is_unweighted(networks, held_out):
     """At uniform predictions the relative dispersion is 1 everywhere, so each scale's d(1, b) is a number known beforehand."""
     var, vqvae = networks
     var.head.weight.data.zero_()

@@ -21,18 +21,18 @@ def picture(tmp_path, digits):
     return write
 
 
-def test_class_folders_are_read_by_slices(picture, tmp_path, networks):
+def test_class_folders_are_read_in_slices(picture, tmp_path, networks):
     for number in range(6):
         picture(number, "o", f"n0{number % 2}", f"{number}.png")
-    found = class_folders(tmp_path / "o", image_size=8)
-    assert found.class_names == ["n00", "n01"] and found.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
-    assert found.images[1:3].shape == (2, 3, 8, 8) and found.images[1:3].dtype == torch.uint8
-    whole = tokenize(networks[1], found.images[0:6], chunk=4)
-    assert torch.equal(tokenize(networks[1], found.images, chunk=4), whole)
+    images = class_folders(tmp_path / "o", image_size=8)
+    assert images.class_names == ["n00", "n01"] and images.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert images.images[1:3].shape == (2, 3, 8, 8) and images.images[1:3].dtype == torch.uint8
+    whole = tokenize(networks[1], images.images[0:6], chunk=4)
+    assert torch.equal(tokenize(networks[1], images.images, chunk=4), whole)
     assert class_folders(tmp_path / "o", image_size=8, classes=["n01"]).labels_N.tolist() == [0, 0, 0]
 
 
-def test_imagenet_c_has_every_kind_at_every_severity(picture, tmp_path):
+def test_imagenet_c_needs_every_severity(picture, tmp_path):
     for kind in ("snow", "fog"):
         for severity in range(1, 6):
             for name in ("a", "b", "c"):
@@ -49,12 +49,12 @@ def test_imagenet_c_has_every_kind_at_every_severity(picture, tmp_path):
         imagenet_c(tmp_path / "c", image_size=8, classes=["d"])
 
 
-def test_folders_that_cannot_be_used(picture, tmp_path):
+def test_unusable_folders_are_refused(picture, tmp_path):
     (tmp_path / "empty").mkdir()
     for read in (class_folders, lambda path, **sizes: imagenet_c(path, classes=["a"], **sizes)):
         with pytest.raises(ConfigError, match="empty: holds no folder"):
             read(tmp_path / "empty", image_size=8)
-        with pytest.raises(ConfigError, match="nowhere: is no directory"):
+        with pytest.raises(ConfigError, match="nowhere: is not a directory"):
             read(tmp_path / "nowhere", image_size=8)
     good, torn = picture(0, "o", "a", "good.png"), picture(1, "o", "a", "torn.png")
     torn.write_bytes(torn.read_bytes()[:60])

@@ -22,7 +22,7 @@ from uvar_tune.trial.assets import _references
 from uvar_tune.trial.factory import new_var
 from uvar_tune.trial.loss_constants import loss_constants
 from uvar_tune.trial.resume import InfeasibleTrial, resolve_lambdas
-from uvar_tune.trial.scoring import SHARE_IMAGES, Scorer
+from uvar_tune.trial.scoring import SHARE_IMAGES, CheckpointScorer
 
 SETTINGS = {"vocab_size": 32, "code_dim": 8, "channels": 8, "scales": (1, 2, 4), "channel_multipliers": (1, 1, 2)}
 TREE = {"tokenizer": SETTINGS, "model": {"depth": 1, "width": 32, "heads": 2}, "evaluation": {"samples": 16}}
@@ -130,8 +130,7 @@ def test_what_a_trial_is_told_beside_its_samples(place):
     """Entropy, dispersion, calibration and shares of the held-out images, each a known metric, whole and by scale."""
     vqvae, baseline, spec = place
     config, _ = resolve_lambdas(config_of(lambda_1=0.05, discrepancy="squared"), spec, vqvae, "cpu")
-    scorer = Scorer(config, spec, baseline, vqvae, rank=0, world_size=1, device="cpu", recorder=None)
-    found = scorer._held_out()
+    found = CheckpointScorer(config, spec.assets, baseline, vqvae, seeds={}).held_out_scores()
     for name in ("entropy", "dispersion", "dispersion_ratio", "second_order", "semantic_entropy", "nll_token"):
         assert {name, *(f"{name}/scale_{k}" for k in (1, 2, 3))} <= set(found)
     assert {"ece_token", "grad_share/second_order", "grad_share/second_order_cosine"} <= set(found)

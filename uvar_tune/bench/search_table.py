@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.seeds import EVALUATION, SAMPLING
 from uvar_tune.specs import Assets
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
     assets = prepare(config, files.cache, files.directory / "prepare.jsonl")
     rows = []
     for count, trial in enumerate(trials, 1):
-        rows.append(_row(config, trial, assets, files.cache))
+        rows.append(_row(config, trial, assets))
         logger.info(f"seeds B: {count} of {len(trials)} checkpoints")
     about = {
         "study": study,
@@ -93,18 +94,19 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(path)) from None
 
 
-def _row(config, trial, assets: Assets, cache: Path) -> dict[str, Any]:
-    """Scores of a trial at the configured CFG scales: on seeds A as stored, on seeds B from its checkpoint."""
+def _row(config, trial, assets: Assets) -> dict[str, Any]:
+    """Scores of a trial at the configured CFG scales: on selection seeds as stored, on evaluation seeds from its checkpoint."""
     from uvar_tune.config.space import searched_entries
     from uvar_tune.pipeline import restore
-    from uvar_tune.trial.sample_scorer import Sampler, SampleScorer
+    from uvar_tune.trial.scoring import ImageSampler, SampleScorer
 
     var, vqvae, _ = restore(trial.directory)
-    draw = Sampler(config, var, vqvae, samples=config.evaluation.samples, seeds=trial.seeds)
-    score = SampleScorer(config, assets, cache=cache, seed=trial.seeds["sampling-b"])
+    draw = ImageSampler(config, var, vqvae, count=config.evaluation.samples)
+    seed = trial.seeds[SAMPLING[EVALUATION]]
+    scorer = SampleScorer(config, assets, seed=seed)
     stored_a = {point["cfg_scale"]: point["fid"] for point in trial.inference_points if point["seeds"] == "selection"}
     scores = [
-        [scale, stored_a[scale], score(draw({"cfg_scale": scale}, "sampling-b"))["fid"]]
+        [scale, stored_a[scale], scorer.fidelity(scorer.features(draw({"cfg_scale": scale}, seed)))["fid"]]
         for scale in config.inference.search_cfg_scales
     ]
     stored_b = next(point for point in trial.inference_points if point["seeds"] == "evaluation")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from uvar_tune.cli.options import Device, Root, Tokenizer
+from uvar_tune.console import print_table
 from uvar_tune.errors import ConfigError, choose
 
 TABLES = ("table2", "table3", "table5", "table7", "calibration")
@@ -58,7 +59,7 @@ def evaluate(
     request = Request(
         checkpoint=checkpoint,
         baseline=baseline,
-        suites=names,
+        tables=names,
         samples=samples,
         cfg_scale=cfg_scale,
         baseline_cfg_scale=baseline_cfg_scale,
@@ -70,4 +71,5 @@ def evaluate(
         device=device,
         log=log,
     )
-    run_evaluation(request)
+    for table in run_evaluation(request):
+        print_table(table.rich(), width=160)

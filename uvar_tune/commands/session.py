@@ -83,14 +83,14 @@ def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str
 def _check_protocol(config: Config, files: StudyDirectory, phases: Phases, assets: Assets) -> None:
     """What is scored from here on must be comparable with what the study holds; ConfigError before anything is trained."""
     from uvar_tune.ray_backend.cluster import run_as_task
-    from uvar_tune.trial.sample_scorer import current_protocol
+    from uvar_tune.trial.scoring import current_protocol
 
     storage = phases.search().storage
     verify_directory_owner(storage, files.name, files.directory)  # again: two may have begun at once
     known = stored_protocol(storage, files.name)
     if known:
         require_same_protocol(
-            run_as_task(config, current_protocol, config, assets, files.cache),
+            run_as_task(config, current_protocol, config, assets),
             known,
             where="here and now",
             of=f"the trials of study {files.name!r}; go on where they were scored, or take another --study name",

@@ -28,7 +28,7 @@ from uvar_tune.evaluation.fidelity import (
 )
 from uvar_tune.evaluation.image_grid import grid, save_grid
 from uvar_tune.evaluation.likelihood import class_log_likelihoods, likelihood, token_scores
-from uvar_tune.evaluation.metrics import FAMILIES, Context, evaluate
+from uvar_tune.evaluation.metrics import FAMILIES, MetricInputs, evaluate
 from uvar_tune.evaluation.protocol import (
     Origin,
     Protocol,
@@ -54,12 +54,12 @@ __all__ = [
     "EXTRACTORS",
     "FAMILIES",
     "FIDELITY_METRICS",
-    "Context",
     "Corrupted",
     "DigitClassifier",
     "Extractor",
     "Features",
     "FidelityWarning",
+    "MetricInputs",
     "Origin",
     "Protocol",
     "ProtocolMismatch",

@@ -18,9 +18,9 @@ BINS = 15  # Guo et al. 2017
 
 
 def expected_calibration_error(confidence_N: Tensor, correct_N: Tensor, *, bins: int = BINS) -> float:
-    """ECE = Σ_b |b|/N · |accuracy(b) − confidence(b)| over equal bins of (0, 1] (Naeini et al. 2015).
+    """ECE = Σ_b |b|/N · |accuracy(b) − confidence(b)| over bins of equal width in (0, 1] (Naeini et al. 2015).
 
-    A confidence of exactly 1, and one rounded above it, belongs to the last bin; 0 to the first.
+    A confidence of 1, or rounded to just above 1, is in the last bin; 0 is in the first.
     """
     confidence_N, correct_N = confidence_N.double().flatten().clamp(0, 1), correct_N.double().flatten()
     bin_N = (torch.ceil(confidence_N * bins).long() - 1).clamp(0, bins - 1)
@@ -29,12 +29,12 @@ def expected_calibration_error(confidence_N: Tensor, correct_N: Tensor, *, bins:
 
 
 def temperature_grid(low: float = 0.25, high: float = 4.0, count: int = 49) -> Tensor:
-    """Temperatures evenly spaced in their logarithm; 1 among them where the range is symmetric and count odd."""
+    """Temperatures evenly spaced on a log scale; they include 1 if ``low`` = 1/``high`` and ``count`` is odd."""
     return torch.logspace(math.log2(low), math.log2(high), count, base=2.0, dtype=torch.float64)
 
 
 def best_of_grid(temperatures_T: Tensor, nll_T: Tensor) -> float:
-    """The temperature of least NLL: the vertex of the parabola through the best grid point and its neighbours."""
+    """The temperature of lowest NLL: the vertex of the parabola through the best grid point and its neighbours."""
     best = int(nll_T.argmin())
     if best in (0, len(nll_T) - 1):
         return float(temperatures_T[best])
@@ -46,9 +46,9 @@ def best_of_grid(temperatures_T: Tensor, nll_T: Tensor) -> float:
 
 
 def class_calibration(log_likelihood_NY: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Accuracy, NLL and ECE of the class read-out p(y | R) ∝ p(R | y), also at the temperature of least NLL.
+    """Accuracy, NLL and ECE of the class read-out p(y | R) ∝ p(R | y), also at the temperature of lowest NLL.
 
-    Fitted on the same images, the temperature is an upper bound on what one parameter alone can gain.
+    The temperature is fitted on the same images: an upper bound on what this parameter alone can gain.
     """
     from scipy.optimize import minimize_scalar
 
@@ -78,7 +78,7 @@ def class_calibration(log_likelihood_NY: Tensor, labels_N: Tensor) -> dict[str, 
 
 
 def ood_score(log_likelihood_NY: Tensor) -> Tensor:
-    """−log mean_y p(R | y) of each image: large where no class explains the tokens."""
+    """−log mean_y p(R | y) of each image: large if no class explains the tokens."""
     return math.log(log_likelihood_NY.shape[1]) - log_likelihood_NY.double().logsumexp(1)
 
 
@@ -92,16 +92,20 @@ def auroc(score_inside_N: Tensor, score_outside_M: Tensor) -> float:
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]], divisor: Mapping[str, Sequence[float]]) -> float:
-    """mCE in percent: over corruption kinds, the mean of Σ_severity error / Σ_severity divisor's error.
+    """Mean corruption error in percent: the mean over kinds of Σ_severity error / Σ_severity divisor's error.
 
     Args:
-        errors, divisor: kind → error (1 − accuracy) of each severity. Whose errors the divisor holds belongs to the
-            protocol of the number (Hendrycks & Dietterich 2019 take AlexNet's).
+        errors: kind → error (1 − accuracy) of each severity.
+        divisor: the same of the network to compare with, which is part of the number's protocol (Hendrycks & Dietterich
+            2019 use AlexNet).
 
-    Raises ConfigError where the kinds differ or the divisor makes no error under some kind.
+    Raises:
+        ConfigError: the kinds differ, or the divisor makes no error under one of them.
     """
     if set(errors) != set(divisor):
-        raise ConfigError(f"corruption kinds {sorted(set(errors) ^ set(divisor))} are on one side only", where="mce")
+        raise ConfigError(
+            f"corruption kinds {sorted(set(errors) ^ set(divisor))} are in one of the two only", where="mce"
+        )
     flawless = [kind for kind in errors if sum(divisor[kind]) == 0]
     if flawless:
         raise ConfigError(f"the divisor makes no error under {', '.join(sorted(flawless))}", where="mce")

@@ -1,13 +1,13 @@
 """Search for the inference parameters of one checkpoint: no retraining, few scores.
 
 Guidance, its ramp, temperature and truncation can be changed on a trained network, so every checkpoint is scored at its
-own best point. All candidate points are sampled under the same selection seeds (common random numbers: differences between
-points are not sampling noise). The best of them is scored again under evaluation seeds, which removes the selection bias
-from the reported value.
+own best point. All candidate points are sampled under the same selection seeds (common random numbers: differences
+between points are not sampling noise). The best of them is scored again under evaluation seeds, which removes the
+selection bias from the reported value.
 
-With one axis the search scores coarse points, then golden sections around the best. With several it fits a Gaussian process
-to the scores and maximises the expected improvement: guidance and temperature both sharpen the samples, so they cannot be
-tuned one at a time.
+With one axis the search scores coarse points, then golden sections around the best. With several it fits a Gaussian
+process to the scores and maximises the expected improvement: guidance and temperature both sharpen the samples, so
+they cannot be tuned one at a time.
 
 A proposal depends only on the axes and on the scores so far. One process can search and broadcast the points, and an
 interrupted search continues with the same points once its scores are reported again.
@@ -51,7 +51,8 @@ class Axis:
         low: lower end of the range; unused with ``choices``.
         high: upper end of the range; unused with ``choices``.
         start: value before any search, always scored. One of ``choices`` if they are given.
-        coarse: values that a search over this axis alone scores first, next to ``start``. Empty: both ends of the range.
+        coarse: values that a search over this axis alone scores first, next to ``start``. Empty: both ends of the
+            range.
         scale: linear, log, or log1p (a log that reaches 0, as guidance does).
         choices: values in their natural order (top-k, top-p) instead of a range.
         digits: decimals to which proposed values are rounded; 0 for whole numbers.
@@ -312,8 +313,8 @@ def _propose_on_line(axis: Axis, units: list[float], losses: list[float]) -> lis
 def _golden_section(units: list[float], losses: list[float]) -> float | None:
     """The next coordinate given the sorted ones and their losses (Kiefer 1953).
 
-    A step outwards if the lowest loss is at an end and [0, 1] goes on, else a golden cut of the longer side of the bracket
-    around it. None if the losses of the bracket are as good as equal.
+    A step outwards if the lowest loss is at an end and [0, 1] goes on, else a golden cut of the longer side of the
+    bracket around it. None if the losses of the bracket are as good as equal.
     """
     best = min(range(len(units)), key=losses.__getitem__)
     centre, lowest = units[best], losses[best]
@@ -331,7 +332,7 @@ def _golden_section(units: list[float], losses: list[float]) -> float | None:
 
 
 def _propose_in_cube(axes: Sequence[Axis], units_ND: np.ndarray, losses_N: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Several axes: the start, Sobol points for half of the budget, then the points of greatest expected improvement."""
+    """Several axes: the start, Sobol points for half of the budget, then points by expected improvement."""
     start_D = np.array([axis.to_unit(axis.start) for axis in axes])
     initial = min(budget // 2, 2 * len(axes) + 1)
     sobol_PD = _sobol(len(axes))

@@ -20,11 +20,24 @@ from uvar_tune.model.scales import boundaries
 def density_coverage(
     generated_NF: Tensor, reference_MF: Tensor, *, neighbours: int = 5, block: int = 1024
 ) -> dict[str, float]:
-    """Density and coverage (Naeem et al. 2020, Eq. 3 and 4), in float64, blocks of rows at a time.
+    """Density and coverage (Naeem et al. 2020, Eq. 3 and 4), in float64 on the device of ``reference_MF``.
 
-    `density` = mean over generated samples of the count of reference balls that hold it, over ``neighbours``;
-    `coverage` = share of reference balls that hold a generated sample. A ball reaches to the sample's
-    ``neighbours``-th nearest other reference sample. On the device of ``reference_MF``.
+    Each reference sample has a ball whose radius is the distance to its ``neighbours``-th nearest other reference
+    sample.
+
+    Args:
+        generated_NF: features of the generated samples.
+        reference_MF: features of the reference samples.
+        neighbours: k of the k-nearest-neighbour radius.
+        block: reference rows processed at once.
+
+    Returns:
+        `density`: mean over generated samples of the number of balls that contain it, divided by ``neighbours`` (1 if
+            both
+        sets have the same distribution); `coverage`: share of balls that contain a generated sample.
+
+    Raises:
+        ConfigError: too few reference samples.
     """
     if not 0 < neighbours < len(reference_MF):
         raise ConfigError(
@@ -35,7 +48,7 @@ def density_coverage(
     generated_NF = generated_NF.double().to(reference_MF.device)
     inside, covered = 0, 0
     for rows_BF in reference_MF.split(block):
-        radius_B = _distances(rows_BF, reference_MF).kthvalue(neighbours + 1, dim=1).values  # the first is itself
+        radius_B = _distances(rows_BF, reference_MF).kthvalue(neighbours + 1, dim=1).values  # the nearest is itself
         distances_BN = _distances(rows_BF, generated_NF)
         inside += int((distances_BN < radius_B[:, None]).sum())
         covered += int((distances_BN.amin(1) < radius_B).sum())
@@ -43,19 +56,24 @@ def density_coverage(
 
 
 def _distances(a_BF: Tensor, b_MF: Tensor) -> Tensor:
-    # not by inner products: their cancellation would decide who lies inside a ball
+    # Inner products would cancel, and rounding would decide which samples are inside a ball.
     return torch.cdist(a_BF, b_MF, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def pairwise_ssim(
     images_N3HW: Tensor, *, labels_N: Tensor | None = None, pairs: int = 2000, seed: int = 0, chunk: int = 256
 ) -> dict[str, float]:
-    """Mean SSIM over pairs of samples, `ssim_pairwise`, and 1 − it, `diversity_ssim` (Table 7).
+    """Mean SSIM over pairs of samples, `ssim_pairwise`, and its complement to 1, `diversity_ssim` (Table 7).
 
     Args:
         images_N3HW: uint8, at least 11 pixels a side (SSIM's Gaussian window).
-        labels_N: pairs are then drawn within classes, every class alike; without it over all samples.
-        pairs: number of pairs, seeded, without repetition inside a class while it has as many.
+        labels_N: draws the pairs within classes, equally many of each; None draws them over all samples.
+        pairs: number of pairs, without repetition; all pairs of a class that has fewer.
+        seed: of the drawing.
+        chunk: pairs compared at once.
+
+    Raises:
+        ConfigError: images that are too small, or no class with two samples.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
@@ -74,7 +92,7 @@ def pairwise_ssim(
 
 
 def _pairs(count: int, labels_N: Tensor | None, pairs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of ``pairs`` pairs of different samples; of all pairs there are, where those are fewer."""
+    """Indices of ``pairs`` pairs of different samples, or of all pairs if there are fewer."""
     labels_N = torch.zeros(count, dtype=torch.long) if labels_N is None else torch.as_tensor(labels_N)
     groups = [
         members for members in ((labels_N == y).nonzero().flatten() for y in labels_N.unique()) if len(members) > 1
@@ -82,28 +100,29 @@ def _pairs(count: int, labels_N: Tensor | None, pairs: int, seed: int) -> tuple[
     if not groups:
         raise ConfigError("no two samples to compare (within a class)", where="ssim_pairwise")
     share, generator = -(-pairs // len(groups)), seeds.generator(seed)
-    found = []
+    parts = []
     for members in groups:
         rows, columns = torch.triu_indices(len(members), len(members), 1)
-        chosen = torch.randperm(len(rows), generator=generator)[:share]
-        found.append(torch.stack([members[rows[chosen]], members[columns[chosen]]]))
-    first_P, second_P = torch.cat(found, 1)
+        drawn = torch.randperm(len(rows), generator=generator)[:share]
+        parts.append(torch.stack([members[rows[drawn]], members[columns[drawn]]]))
+    first_P, second_P = torch.cat(parts, 1)
     return first_P, second_P
 
 
 def code_statistics(tokens_NL, *, scales: Sequence[int], vocab_size: int) -> dict[str, float]:
-    """`code_usage`, the share of the V codes that occur, and `code_entropy` of their histogram in nats.
+    """`code_usage`, the share of the V codes that occur, and `code_entropy`, the entropy of their histogram in nats.
 
-    Over all positions and for each scale (`/scale_k`, k from 1). At most ln V, and at most ln of the tokens counted.
+    Over all positions and for each scale (`/scale_k`, k from 1). The entropy is at most ln V, and at most the
+    logarithm of the number of tokens.
     """
     tokens_NL = torch.as_tensor(np.asarray(tokens_NL).astype(np.int64))
     parts = {"": tokens_NL} | {
         f"/scale_{k}": tokens_NL[:, start:end] for k, (start, end) in enumerate(boundaries(tuple(scales)), start=1)
     }
-    found = {}
+    statistics = {}
     for suffix, part in parts.items():
         count_V = torch.bincount(part.flatten(), minlength=vocab_size).double()
         share_V = count_V / count_V.sum()
-        found[f"code_usage{suffix}"] = float((count_V > 0).double().mean())
-        found[f"code_entropy{suffix}"] = float(-torch.xlogy(share_V, share_V).sum())
-    return found
+        statistics[f"code_usage{suffix}"] = float((count_V > 0).double().mean())
+        statistics[f"code_entropy{suffix}"] = float(-torch.xlogy(share_V, share_V).sum())
+    return statistics

@@ -1,8 +1,8 @@
-"""FID, KID, IS, precision and recall by torch-fidelity, of which this is the only importer (lazily: it costs seconds).
+"""FID, KID, IS, precision and recall by torch-fidelity; its only importer (lazily: the import takes seconds).
 
-A feature network is one of torch-fidelity's own, by its name, or `digits`, our classifier registered with it. Features
-of generated images are computed once and serve every metric; those of the reference are cached under the content hash
-of the reference images and of the weights, by atomic rename, so that trials and nodes share them.
+A feature network is one of torch-fidelity's, by name, or `digits`, our classifier registered with it. Features of
+generated images are computed once for all metrics. Reference features are cached under the content hashes of the
+images and of the weights, so that trials and nodes share them.
 
 Shapes: N generated and M reference images (uint8, N3HW), F features, Y logits.
 """
@@ -49,12 +49,17 @@ _INCEPTION_FILE, _INCEPTION_SHA256 = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class FidelityWarning(UserWarning):
-    """A number was computed but means less than it seems to."""
+    """A number was computed that is less reliable than it looks."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the metrics need of a set of images: features_NF (FID, KID, precision, recall), logits_NY (IS)."""
+    """Features of a set of images.
+
+    Attributes:
+        features_NF: for FID, KID, precision and recall.
+        logits_NY: for IS.
+    """
 
     features_NF: Tensor
     logits_NY: Tensor
@@ -64,9 +69,12 @@ class Features:
 
 
 class Extractor:
-    """A feature network on a device: called with uint8 images, it returns their `Features` as float32 on the CPU.
+    """A feature network on a device. Its name and the hash of its weights are part of a number's protocol.
 
-    Attributes: name; weights_hash (SHA-256 of the loaded state); both belong to the protocol of a number.
+    Args:
+        name: one of `EXTRACTORS`.
+        network: torch-fidelity's feature extractor.
+        device: to compute on.
     """
 
     def __init__(self, name: str, network, device: str):
@@ -76,15 +84,24 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images, *, chunk: int = 128, progress: Callable[[int, int], None] | None = None) -> Features:
-        """Features of indexable uint8 images; chunks have one fixed size, because kernels round by batch shape."""
+        """Features of indexable uint8 images, float32 on the CPU.
+
+        Args:
+            images: with a length; its slices are uint8 tensors (N, 3, H, W).
+            chunk: images processed at once. Chunks have one fixed size, because kernels round by batch shape.
+            progress: called with (images done, images).
+
+        Raises:
+            ConfigError: images of another type, or features that are not finite.
+        """
         parts: list[dict[str, Tensor]] = []
         for start in range(0, len(images), chunk):
             part_B3HW = torch.as_tensor(images[start : start + chunk])
             check_images(part_B3HW, where=f"images for feature network {self.name!r}")
             padding = part_B3HW[:1].expand(chunk - len(part_B3HW), -1, -1, -1)
             outputs = self.network(torch.cat([part_B3HW, padding]).to(self.device))
-            found = self.network.convert_features_tuple_to_dict(outputs)
-            parts.append({layer: found[layer][: len(part_B3HW)].float().cpu() for layer in found})
+            layers = self.network.convert_features_tuple_to_dict(outputs)
+            parts.append({name: layers[name][: len(part_B3HW)].float().cpu() for name in layers})
             if progress:
                 progress(min(start + chunk, len(images)), len(images))
         features_NF, logits_NY = (torch.cat([part[layer] for part in parts]) for layer in self._layers)
@@ -94,7 +111,11 @@ class Extractor:
 
 
 def check_extractor(name: str, weights: str | Path | None = None) -> None:
-    """The part of `open_extractor` that costs nothing: ConfigError for an unknown name or a path that is not there."""
+    """The checks of `open_extractor` that cost nothing.
+
+    Raises:
+        ConfigError: an unknown name, or weights that are needed, not supported or missing.
+    """
     choose(name, EXTRACTORS, "feature network", "evaluation.extractor")
     if name == "digits" and weights is None:
         raise ConfigError(
@@ -107,14 +128,16 @@ def check_extractor(name: str, weights: str | Path | None = None) -> None:
 
 
 def open_extractor(name: str, *, weights: str | Path | None = None, device: str = "cpu") -> Extractor:
-    """Loads a feature network.
+    """Load a feature network.
 
     Args:
         name: one of `EXTRACTORS`.
-        weights: directory of a digits classifier, or a file of torch-fidelity's weights. Without it torch-fidelity
-            downloads its own (Inception's checksum is verified here).
+        weights: directory of a digits classifier, or file of torch-fidelity's weights. None downloads
+            torch-fidelity's own (Inception's checksum is verified).
+        device: to compute on.
 
-    Raises ConfigError for an unknown name, missing or unfit weights, a failed download.
+    Raises:
+        ConfigError: an unknown name, missing or unusable weights, or a failed download.
     """
     check_extractor(name, weights)
     import torch_fidelity.utils as fidelity_utils
@@ -130,7 +153,7 @@ def open_extractor(name: str, *, weights: str | Path | None = None, device: str 
         network = fidelity_utils.create_feature_extractor(
             name, layers, cuda=False, verbose=False, feature_extractor_weights_path=weights and str(weights)
         )
-    except Exception as error:  # no network; keys or shapes that do not fit; what PyTorch alone took for plain tensors
+    except Exception as error:  # no network, wrong keys or shapes, or whatever a damaged file makes PyTorch raise
         raise ConfigError(
             f"cannot load {name!r} from {weights or 'its download'}: {first_line(error)}", where="evaluation.weights"
         ) from error
@@ -138,7 +161,7 @@ def open_extractor(name: str, *, weights: str | Path | None = None, device: str 
 
 
 def _register_digits() -> None:
-    """Registers `digits` with torch-fidelity, once in each process (its base class needs the lazy import)."""
+    """Register `digits` with torch-fidelity, once a process (its base class needs the lazy import)."""
     from torch_fidelity import FeatureExtractorBase, register_feature_extractor
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
@@ -167,14 +190,14 @@ def _register_digits() -> None:
             return torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
 
         def forward(self, images_B3HW):
-            found = dict(zip(("features", "logits"), self.classifier(images_B3HW), strict=True))
-            return tuple(found[layer] for layer in self.features_list)
+            layers = dict(zip(("features", "logits"), self.classifier(images_B3HW), strict=True))
+            return tuple(layers[name] for name in self.features_list)
 
     register_feature_extractor("digits", DigitsExtractor)
 
 
 def _inception_weights() -> Path:
-    """torch-fidelity's Inception file in torch.hub's cache, downloaded when missing, its checksum verified."""
+    """The Inception file of torch-fidelity in torch.hub's cache, downloaded if missing, with verified checksum."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
@@ -195,20 +218,20 @@ def _inception_weights() -> Path:
 
 
 def _check_state_dict(path: Path) -> None:
-    """torch-fidelity unpickles whatever the file holds: make sure beforehand that it holds plain tensors only."""
+    """Check that a file holds plain tensors only, because torch-fidelity unpickles whatever it holds."""
     try:
         load_tensors(path, device="meta")
-    except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
+    except Exception as error:  # whatever a damaged or malicious pickle makes the reader raise
         raise ConfigError(
             f"{path} is not a file of weights ({first_line(error)})", where="evaluation.weights"
         ) from error
 
 
 def images_sha256(images) -> str:
-    """SHA-256 of shape and bytes of uint8 images: an ImageSet's own ``sha256``, else computed."""
-    known = getattr(images, "sha256", None)
-    if known is not None:
-        return known
+    """SHA-256 of uint8 images: the ``sha256`` of an ImageSet, else computed of shape and bytes."""
+    sha256 = getattr(images, "sha256", None)
+    if sha256 is not None:
+        return sha256
     images_N3HW = torch.as_tensor(images).contiguous()
     digest = hashlib.sha256(str(tuple(images_N3HW.shape)).encode())
     digest.update(images_N3HW.numpy().tobytes())
@@ -222,7 +245,17 @@ def reference_features(
     cache_root: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Features of a reference set (uint8 tensor or ImageSet), computed once for each content and each weights hash."""
+    """Features of a reference set, computed once for each hash of images and weights.
+
+    Args:
+        reference: uint8 tensor or ImageSet.
+        extractor: the feature network.
+        cache_root: directory of the cache; None computes them without a cache.
+        progress: called with (images done, images).
+
+    Raises:
+        ConfigError: damaged cached features.
+    """
     images = getattr(reference, "images", reference)
     if cache_root is None:
         return extractor(images, progress=progress)
@@ -233,10 +266,10 @@ def reference_features(
     path = Path(cache_root) / name
     if path.exists():
         try:
-            found = load(path.read_bytes())
+            tensors = load(path.read_bytes())
         except SafetensorError as error:
             raise ConfigError(f"the cached features are damaged ({error}); delete the file", where=str(path)) from error
-        return Features(found["features"], found["logits"])
+        return Features(tensors["features"], tensors["logits"])
     features = extractor(images, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(
@@ -249,9 +282,7 @@ def fidelity_scores(
     generated,
     reference,
     *,
-    extractor: str | Extractor = INCEPTION,
-    weights: str | Path | None = None,
-    device: str = "cpu",
+    extractor: Extractor,
     cache_root: str | Path | None = None,
     metrics: Sequence[str] = FIDELITY_METRICS,
     seed: int = 2020,
@@ -262,21 +293,21 @@ def fidelity_scores(
 
     Args:
         generated: uint8 N3HW, in the order of the image index.
-        reference: uint8 M3HW or an ImageSet.
-        extractor, weights, device: see `open_extractor`; an open `Extractor` saves loading it again.
-        metrics, seed, kid_subset_size: see `scores_from_features`.
+        reference: uint8 M3HW, or an ImageSet.
+        extractor: see `open_extractor`.
+        cache_root: see `reference_features`.
+        metrics: see `scores_from_features`.
+        seed: see `scores_from_features`.
+        kid_subset_size: see `scores_from_features`.
         progress: called with (images done, images) while features of generated images are computed.
 
-    Raises ConfigError for unfit images (type, another resolution, too few) and whatever `open_extractor` refuses.
+    Raises:
+        ConfigError: images of another type or resolution, or too few.
     """
     check_sets(generated, reference)
-    network = extractor
-    if not isinstance(network, Extractor):
-        network = open_extractor(network, weights=weights, device=device)
-    known = reference_features(reference, network, cache_root=cache_root)
-    return scores_from_features(
-        network(generated, progress=progress), known, metrics=metrics, seed=seed, kid_subset_size=kid_subset_size
-    )
+    reference = reference_features(reference, extractor, cache_root=cache_root)
+    features = extractor(generated, progress=progress)
+    return scores_from_features(features, reference, metrics=metrics, seed=seed, kid_subset_size=kid_subset_size)
 
 
 def scores_from_features(
@@ -287,13 +318,18 @@ def scores_from_features(
     seed: int = 2020,
     kid_subset_size: int | None = None,
 ) -> dict[str, float]:
-    """The scores of `fidelity_scores` from features, which ranks may have computed in shares.
+    """The scores of `fidelity_scores` from features.
 
     Args:
-        metrics: any of `FIDELITY_METRICS`; with precision and recall comes `f1`, their harmonic mean, with `is` comes
-            `is_std`, its standard deviation over the splits.
-        seed: of KID's subsets and of the shuffling before IS's ten splits (its lowest 32 bits serve).
+        generated: features of the generated images.
+        reference: features of the reference images.
+        metrics: any of `FIDELITY_METRICS`; `precision` and `recall` together add `f1`, their harmonic mean, and `is`
+            adds `is_std`, its standard deviation over the splits.
+        seed: of KID's subsets and of the shuffling before IS's ten splits (the lowest 32 bits).
         kid_subset_size: None for the largest that both sets allow, at most torch-fidelity's 1,000.
+
+    Raises:
+        ConfigError: an unknown metric, too few images, or a KID subset larger than a set.
     """
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
@@ -312,26 +348,29 @@ def scores_from_features(
     if "is" in metrics:
         scores["is"] = isc_features_to_metric(generated.logits_NY, rng_seed=seed)
         scores["is_std"] = {"over splits": scores["is"]["inception_score_std"]}
-    found = {name: float(next(iter(value.values()))) for name, value in scores.items()}  # the mean comes first
+    values = {name: float(next(iter(value.values()))) for name, value in scores.items()}  # the mean is the first entry
     if {"precision", "recall"} & set(metrics):
-        found |= _precision_recall(*pair, metrics)
-    assert all(np.isfinite(value) for value in found.values()), found
-    return found
+        values |= _precision_recall(*pair, metrics)
+    assert all(np.isfinite(value) for value in values.values()), values
+    return values
 
 
 def _precision_recall(generated_NF: Tensor, reference_MF: Tensor, metrics: Sequence[str]) -> dict[str, float]:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     settings: dict[str, Any] = {"prc_neighborhood": NEIGHBOURS, "save_cpu_ram": True, "verbose": False}
-    found = prc_features_to_metric(generated_NF.double(), reference_MF.double(), **settings)
-    scores = {name: found[name] for name in ("precision", "recall") if name in metrics}
-    return scores | ({"f1": found["f_score"]} if len(scores) == 2 else {})
+    values = prc_features_to_metric(generated_NF.double(), reference_MF.double(), **settings)
+    scores = {name: values[name] for name in ("precision", "recall") if name in metrics}
+    return scores | ({"f1": values["f_score"]} if len(scores) == 2 else {})
 
 
 def check_sets(generated, reference) -> None:
-    """What can be said before any feature is computed: ConfigError for type, count or resolution of the two sets.
+    """Check two sets of images before features are computed.
 
-    A feature network that resizes would take images of another resolution in silence.
+    Feature networks that resize would accept images of another resolution silently.
+
+    Raises:
+        ConfigError: another type, too few images, or unequal resolutions.
     """
     sizes = []
     for what, some in (("generated images", generated), ("reference images", getattr(reference, "images", reference))):
@@ -352,7 +391,7 @@ def _check_counts(
         raise ConfigError(f"{smallest} images are too few, at least {SMALLEST_SET} are needed", where="fidelity")
     if "kid" in metrics and kid_subset_size is not None and not 2 <= kid_subset_size <= smallest:
         raise ConfigError(
-            f"kid_subset_size {kid_subset_size} must lie between 2 and {smallest}, the smaller set",
+            f"kid_subset_size {kid_subset_size} must be between 2 and {smallest}, the size of the smaller set",
             where="fidelity",
             nearest=str(smallest),
         )

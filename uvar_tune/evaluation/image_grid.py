@@ -1,4 +1,7 @@
-"""Grids of images as PNG files. N images, H, W their size."""
+"""Grids of images as PNG files.
+
+Legend: N images of height H and width W.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,15 @@ from uvar_tune.errors import ConfigError
 
 
 def grid(images_N3HW: torch.Tensor, columns: int, *, margin: int = 2) -> torch.Tensor:
-    """One uint8 image (3, rows·(H+margin)+margin, columns·(W+margin)+margin), row by row, white between the images.
+    """Arrange images row by row on a white canvas.
 
     Args:
         images_N3HW: uint8, or floats in [0, 1].
+        columns: images a row.
+        margin: pixels between images and at the edges.
+
+    Returns:
+        uint8 of shape (3, rows·(H+margin)+margin, columns·(W+margin)+margin).
     """
     if images_N3HW.dtype != torch.uint8:
         images_N3HW = (images_N3HW * 255).round().clamp(0, 255).to(torch.uint8)
@@ -28,22 +36,26 @@ def grid(images_N3HW: torch.Tensor, columns: int, *, margin: int = 2) -> torch.T
     return canvas
 
 
-def save_grid(images_N3HW: torch.Tensor, path: str | Path, *, columns: int, least_pixels: int = 480) -> Path:
-    """Write the grid as PNG, small images enlarged without blurring until the picture is ``least_pixels`` wide.
+def save_grid(images_N3HW: torch.Tensor, path: str | Path, *, columns: int, min_pixels: int = 480) -> Path:
+    """Write a grid of images as PNG and return its path.
+
+    Args:
+        images_N3HW: uint8, or floats in [0, 1].
+        path: of the file.
+        columns: images a row.
+        min_pixels: a narrower grid is enlarged by a whole factor, without interpolation, to at least this width.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     from PIL import Image
 
-    picture = Image.fromarray(grid(images_N3HW.cpu(), columns).permute(1, 2, 0).numpy())
-    factor = max(1, -(-least_pixels // picture.width))
+    image = Image.fromarray(grid(images_N3HW.cpu(), columns).permute(1, 2, 0).numpy())
+    factor = max(1, -(-min_pixels // image.width))
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(
-            path, format="PNG"
-        )
+        image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(path, format="PNG")
     except OSError as error:
         raise ConfigError(f"cannot be written: {error}", where=str(path)) from None
     return path

@@ -1,7 +1,7 @@
-"""What a VAR says about held-out tokens: NLL of tokens, images and scales, class read-out, calibration.
+"""Likelihood of held-out tokens under a VAR: NLL of tokens, images and scales, class read-out, calibration.
 
-Every label is kept (no label dropout) and the networks are in eval mode. Per-image results come first, so that the
-shares of several ranks concatenate; `likelihood` turns them into the named numbers.
+Networks are in eval mode and every label is kept (no label dropout). `likelihood` turns the per-image results of the
+other functions into named numbers.
 
 Shapes: N images, B chunk, L positions, K scales, V codes, Y classes, T temperatures.
 """
@@ -30,7 +30,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of each token at one temperature: −log p(token), the largest probability, and whether it is the token's."""
+    """Scores of each token at one temperature.
+
+    Attributes:
+        nll_NL: −log p(token), in nats.
+        confidence_NL: the largest probability.
+        correct_NL: whether the token has it.
+    """
 
     nll_NL: Tensor
     confidence_NL: Tensor
@@ -39,7 +45,7 @@ class TokenScores:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; each module's own mode comes back afterwards."""
+    """Eval mode without gradients inside the block; each module's mode is restored afterwards."""
     modes = [module.training for module in modules]
     try:
         for module in modules:
@@ -54,10 +60,13 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 def teacher_forced(
     var, vqvae, tokens_NL, labels_N, *, chunk: int = 64, device="cpu", progress: Progress | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits_BLV float32, tokens_BL) of consecutive chunks, on ``device``.
+    """Yield (logits_BLV float32, tokens_BL) of consecutive chunks, on ``device``; to be called inside `evaluating`.
 
-    The networks see chunks of one fixed size, the last one padded, because kernels round by batch shape. Run it
-    inside `evaluating`. ConfigError where the tokens do not fit the VAR's scales; Diverged for logits not finite.
+    Chunks have one fixed size, the last one padded, because kernels round by batch shape.
+
+    Raises:
+        ConfigError: tokens that do not fit the VAR's scales.
+        Diverged: logits that are not finite.
     """
     labels_N = torch.as_tensor(labels_N).long()
     for tokens_BL, index_B, count in _chunks(var, tokens_NL, chunk, device):
@@ -81,7 +90,7 @@ def token_scores(
     device="cpu",
     progress: Progress | None = None,
 ) -> TokenScores:
-    """`TokenScores` of held-out tokens under their own labels, logits divided by ``temperature``; on the CPU."""
+    """Scores of held-out tokens under their labels, with logits divided by ``temperature``; on the CPU."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with evaluating(var, vqvae):
         for logits_BLV, tokens_BL in teacher_forced(
@@ -95,7 +104,7 @@ def token_scores(
 
 
 def tempered_nll(var, vqvae, tokens_NL, labels_N, *, temperatures_T: Tensor, chunk: int = 64, device="cpu") -> Tensor:
-    """nll_NT: each image's mean −log p(token) at each temperature, float64, on the CPU."""
+    """Each image's mean −log p(token) at each temperature: (N, T) float64, on the CPU."""
     parts: list[Tensor] = []
     with evaluating(var, vqvae):
         for logits_BLV, tokens_BL in teacher_forced(var, vqvae, tokens_NL, labels_N, chunk=chunk, device=device):
@@ -108,7 +117,7 @@ def tempered_nll(var, vqvae, tokens_NL, labels_N, *, temperatures_T: Tensor, chu
 def class_log_likelihoods(
     var, vqvae, tokens_NL, *, chunk: int = 64, device="cpu", progress: Progress | None = None
 ) -> Tensor:
-    """log p(R | y) in nats of each image under each of the Y classes: (N, Y), float64, on the CPU."""
+    """The log-likelihood log p(R | y) in nats of each image under each class: (N, Y) float64, on the CPU."""
     classes = var.num_classes
     parts: list[Tensor] = []
     with evaluating(var, vqvae):
@@ -130,43 +139,49 @@ def class_log_likelihoods(
 
 def token_metrics(scores: TokenScores, scales: tuple[int, ...]) -> dict[str, float]:
     """`nll_token` (nats), `nll_image` (its sum over the image), `ece_token`, `nll_token/scale_k` (k from 1)."""
-    found = {
+    metrics = {
         "nll_token": float(scores.nll_NL.mean()),
         "nll_image": float(scores.nll_NL.sum(1).mean()),
         "ece_token": expected_calibration_error(scores.confidence_NL, scores.correct_NL),
     }
     for k, (start, end) in enumerate(boundaries(scales), start=1):
-        found[f"nll_token/scale_{k}"] = float(scores.nll_NL[:, start:end].mean())
-    return found
+        metrics[f"nll_token/scale_{k}"] = float(scores.nll_NL[:, start:end].mean())
+    return metrics
 
 
 def likelihood(
     var, vqvae, tokens_NL, labels_N, *, chunk: int = 64, device="cpu", progress: Progress | None = None
 ) -> dict[str, float]:
-    """All likelihood metrics of held-out tokens (R, y).
-
-    Those of `token_metrics`; `nll_token_tempered`, `ece_token_tempered` and `temperature_token`, at the temperature of
-    least NLL, so that a gain in calibration is told from one that temperature alone gives; `accuracy` (argmax_y
-    p(R|y)), `nll_class`, `ece_class` and the same tempered.
+    """All likelihood metrics of held-out tokens R with labels y.
 
     Args:
-        tokens_NL: integers, tensor or array; labels_N: 0 … Y-1.
+        var: the transformer.
+        vqvae: the tokenizer.
+        tokens_NL: integers, tensor or array.
+        labels_N: 0 … Y-1.
+        chunk: images processed at once.
+        device: of the networks.
         progress: called with (images done, images) during the class read-out, the longest part.
+
+    Returns:
+        The metrics of `token_metrics`; `nll_token_tempered`, `ece_token_tempered` and `temperature_token` at the
+        temperature of lowest NLL, which separate a gain in calibration from one that temperature alone gives;
+        `accuracy` (argmax_y p(R | y)), `nll_class`, `ece_class` and the same tempered.
     """
-    setting = {"chunk": chunk, "device": device}
+    settings = {"chunk": chunk, "device": device}
     scales = var.scales
     labels_N = torch.as_tensor(labels_N).long()
-    found = token_metrics(token_scores(var, vqvae, tokens_NL, labels_N, **setting), scales)
+    metrics = token_metrics(token_scores(var, vqvae, tokens_NL, labels_N, **settings), scales)
     grid_T = temperature_grid()
-    nll_NT = tempered_nll(var, vqvae, tokens_NL, labels_N, temperatures_T=grid_T, **setting)
+    nll_NT = tempered_nll(var, vqvae, tokens_NL, labels_N, temperatures_T=grid_T, **settings)
     temperature = best_of_grid(grid_T, nll_NT.mean(0))
-    tempered = token_metrics(token_scores(var, vqvae, tokens_NL, labels_N, temperature=temperature, **setting), scales)
-    if tempered["nll_token"] > found["nll_token"]:  # by rounding, where 1 is the best
-        temperature, tempered = 1.0, found
-    found |= {f"{name}_tempered": tempered[name] for name in ("nll_token", "ece_token")}
-    found["temperature_token"] = temperature
-    log_likelihood_NY = class_log_likelihoods(var, vqvae, tokens_NL, progress=progress, **setting)
-    return found | class_calibration(log_likelihood_NY, labels_N)
+    tempered = token_metrics(token_scores(var, vqvae, tokens_NL, labels_N, temperature=temperature, **settings), scales)
+    if tempered["nll_token"] > metrics["nll_token"]:  # by rounding, if 1 is the best
+        temperature, tempered = 1.0, metrics
+    metrics |= {f"{name}_tempered": tempered[name] for name in ("nll_token", "ece_token")}
+    metrics["temperature_token"] = temperature
+    log_likelihood_NY = class_log_likelihoods(var, vqvae, tokens_NL, progress=progress, **settings)
+    return metrics | class_calibration(log_likelihood_NY, labels_N)
 
 
 def _chunks(var, tokens_NL, chunk: int, device) -> Iterator[tuple[Tensor, Tensor, int]]:

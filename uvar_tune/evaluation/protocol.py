@@ -1,7 +1,7 @@
-"""Protocol and origin: under which rules a number was made, and of what.
+"""Protocol and origin of a number: the rules under which it was computed, and what it was computed from.
 
-Two numbers may be compared only under equal protocols (FID is biased by the sample count and moves with reference set,
-resizer and precision); the origin is recorded and may differ. Both are plain data and travel as dictionaries.
+Numbers are comparable under equal protocols only (FID is biased by the sample count and depends on reference set,
+resizer and precision). The origin is recorded and may differ. Both are plain data and are stored as dictionaries.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from uvar_tune.errors import ConfigError
 
-VERSION = 1  # of the definitions in this room; a change that moves a number raises it
+VERSION = 1  # of our metric definitions; raised by a change that moves a number
 
 
 class ProtocolMismatch(ConfigError):
-    """Numbers of unequal protocols were to be compared; ``where`` names the field."""
+    """Numbers of unequal protocols cannot be compared; ``where`` names the field."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,13 @@ class Protocol:
         metric_version: of our definitions and of torch-fidelity, see `metric_version`.
         samples: number of generated images.
         reference: content hash of the reference images.
-        feature_network, weights: name, and content hash of the loaded state.
-        resizer: how images came to the resolution at which they are compared.
-        precision: in which features are computed.
-        cfg_convention: what a CFG scale means.
-        divisor: whose errors mCE is divided by; empty for other metrics.
-        conditions: what else was given, e.g. the corruption suite or the foreign images; empty where nothing was.
+        feature_network: its name.
+        weights: content hash of its loaded state.
+        resizer: how images were brought to the resolution of the comparison.
+        precision: of the features.
+        cfg_convention: meaning of a CFG scale.
+        divisor: the network whose errors mCE is divided by; empty for other metrics.
+        conditions: further conditions, e.g. the corruptions or the out-of-distribution sets.
     """
 
     metric_version: str
@@ -48,19 +49,28 @@ class Protocol:
     conditions: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Protocol:
-        """Inverse of `as_dict`; ConfigError where a field is missing or unknown."""
+        """Inverse of `as_dict`; ConfigError if a field is missing or unknown."""
         return _from_dict(cls, tree, "protocol")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Of what a number was made: configuration hash, checkpoint, sampling seeds and the inference point.
+    """What a number was computed from.
 
-    ``cfg_scale`` is None where nothing was sampled (likelihoods).
+    Attributes:
+        configuration: hash of the configuration.
+        checkpoint: its directory and images seen.
+        seeds: of the sampling.
+        cfg_scale: of the samples; None if nothing was sampled (likelihoods).
+        top_k: of the samples.
+        top_p: of the samples.
+        temperature: of the samples.
+        cfg_ramp: of the samples.
     """
 
     configuration: str
@@ -70,25 +80,27 @@ class Origin:
     top_k: int = 0
     top_p: float = 0.0
     temperature: float = 1.0
+    cfg_ramp: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Origin:
-        """Inverse of `as_dict`; ConfigError where a field is missing or unknown."""
+        """Inverse of `as_dict`; ConfigError if a field is missing or unknown."""
         return _from_dict(cls, tree, "origin")
 
 
 def metric_version() -> str:
-    """E.g. ``1 (torch-fidelity 0.4.0)``; imports nothing."""
+    """E.g. ``1 (torch-fidelity 0.4.0)``, without importing torch-fidelity."""
     return f"{VERSION} (torch-fidelity {metadata.version('torch-fidelity')})"
 
 
 def fidelity_protocol(
     extractor, reference, *, samples: int, resizer: str, cfg_convention: str, divisor: str = "", conditions: str = ""
 ) -> Protocol:
-    """The protocol of scores by an open `Extractor` against ``reference`` (uint8 tensor or ImageSet)."""
+    """The protocol of scores by an `Extractor` against ``reference`` (uint8 tensor or ImageSet)."""
     from uvar_tune.evaluation.fidelity import images_sha256
 
     return Protocol(
@@ -106,11 +118,14 @@ def fidelity_protocol(
 
 
 def held_out_protocol(tokenizer: str, images, *, resizer: str, divisor: str = "", conditions: str = "") -> Protocol:
-    """The protocol of numbers about the tokens of held-out ``images``: likelihoods are those of one tokenizer's tokens.
+    """The protocol of numbers on the tokens of held-out images: likelihoods depend on the tokenizer.
 
     Args:
         tokenizer: content hash of its weights.
-        images: ImageSet or uint8 tensor, all of which are used.
+        images: ImageSet or uint8 tensor; all of its images are used.
+        resizer: how images were brought to their resolution.
+        divisor: see `Protocol`.
+        conditions: see `Protocol`.
     """
     from uvar_tune.evaluation.fidelity import images_sha256
 
@@ -129,7 +144,11 @@ def held_out_protocol(tokenizer: str, images, *, resizer: str, divisor: str = ""
 
 
 def require_equal(ours: Protocol, theirs: Protocol) -> None:
-    """ProtocolMismatch, naming the first field in which two protocols differ and both values."""
+    """Compare two protocols.
+
+    Raises:
+        ProtocolMismatch: they differ; it names the first such field and both values.
+    """
     for field in dataclasses.fields(Protocol):
         here, there = getattr(ours, field.name), getattr(theirs, field.name)
         if here != there:

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of images it has not seen: error, codes in use, and a picture.
+"""Reconstruction of held-out images by a tokenizer: error, codes in use, and a picture.
 
 Legend: B images of a chunk, K scales, V codes.
 """
@@ -16,15 +16,22 @@ from uvar_tune.evaluation.image_grid import save_grid
 from uvar_tune.model import VQVAE
 from uvar_tune.training.tokenizer_stage import CodeUsage
 
-_CHUNK, _SHOWN = 64, 16
+_CHUNK, _PICTURES = 64, 16
 
 
 @torch.no_grad()
 def reconstruction(vqvae: VQVAE, images: ImageSet, *, rank: int = 0, world_size: int = 1) -> dict[str, float]:
-    """Mean squared error (pixels in [-1, 1]) after a round trip through the tokens, and the codes that these use.
+    """Encode and decode images. Each rank processes its share of them, and all get the same result.
 
-    Every rank takes its share of the images and gets the same: `reconstruction_mse`, `codes_in_use` (a number),
-    `code_usage` and `code_usage/scale_k` (shares).
+    Args:
+        vqvae: the tokenizer.
+        images: held-out images.
+        rank: of this process.
+        world_size: number of processes.
+
+    Returns:
+        `reconstruction_mse` (pixels in [-1, 1]), `codes_in_use` (a count), `code_usage` and `code_usage/scale_k`
+        (shares of the codebook).
     """
     usage, device = CodeUsage(vqvae, world_size), vqvae.codebook_VC.device
     squared = torch.zeros((), dtype=torch.float64, device=device)
@@ -45,8 +52,8 @@ def reconstruction(vqvae: VQVAE, images: ImageSet, *, rank: int = 0, world_size:
 
 @torch.no_grad()
 def picture(vqvae: VQVAE, images: ImageSet, path: Path) -> Path:
-    """Write a PNG: images spread over the set, and below each its reconstruction."""
-    rows = torch.linspace(0, len(images) - 1, min(_SHOWN, len(images))).round().long().tolist()
+    """Write a PNG of images spread evenly over the set, each above its reconstruction."""
+    rows = torch.linspace(0, len(images) - 1, min(_PICTURES, len(images))).round().long().tolist()
     originals_BCHW = to_unit(torch.stack([torch.as_tensor(images.images[row]) for row in rows])).to(
         vqvae.codebook_VC.device
     )

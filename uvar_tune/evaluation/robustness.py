@@ -1,6 +1,6 @@
-"""Robustness of the class read-out: error under corruptions (mCE) and detection of foreign images (AUROC).
+"""Robustness of the class read-out (Table 3): error under corruptions (mCE) and out-of-distribution detection (AUROC).
 
-Images go through the tokenizer and are judged by log p(R | y), as the paper's Table 3 has it.
+Images are tokenized, then classified and scored by log p(R | y).
 
 Shapes: N images (uint8, N3HW, in memory or read by slices), B chunk, L positions, Y classes.
 """
@@ -23,22 +23,22 @@ from uvar_tune.model.scales import concat
 
 
 @dataclass(frozen=True)
-class Changed:
-    """Images as indexable as those they are made of, changed when they are read.
+class TransformedImages:
+    """Images that are transformed when they are read.
 
-    Args:
+    Attributes:
         images: uint8 tensor, or anything with a length whose slices are uint8 tensors (an image folder).
-        change: called with (images, start) of a slice; must not depend on how the images are sliced.
+        transform: called with (images, start) of a slice; its result must not depend on how the images are sliced.
     """
 
     images: Any
-    change: Callable[[Tensor, int], Tensor]
+    transform: Callable[[Tensor, int], Tensor]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return self.change(torch.as_tensor(self.images[rows]), rows.start or 0)
+        return self.transform(torch.as_tensor(self.images[rows]), rows.start or 0)
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,30 @@ def corrupted_sets(
     severities: Iterable[int] = SEVERITIES,
     seed: int = 0,
 ) -> list[Corrupted]:
-    """`digits-c8`: ``images`` under each kind at each severity, made when they are read."""
+    """`digits-c8`: ``images`` under each kind of corruption at each severity, corrupted when they are read."""
     severities = tuple(severities)
 
-    def under(kind: str, severity: int) -> Changed:
-        return Changed(images, lambda part, start: corrupt(part, kind, severity, seed=seed, start=start))
+    def under(kind: str, severity: int) -> TransformedImages:
+        return TransformedImages(images, lambda part, start: corrupt(part, kind, severity, seed=seed, start=start))
 
     return [Corrupted(kind, severity, under(kind, severity), labels_N) for kind in kinds for severity in severities]
 
 
-def out_of_distribution_sets(images, *, seed: int = 0) -> dict[str, Changed]:
-    """`noise` and `inverted`: as many foreign images as there are ``images``, made of them."""
+def out_of_distribution_sets(images, *, seed: int = 0) -> dict[str, TransformedImages]:
+    """`noise` and `inverted`, each made of ``images`` and of the same number."""
 
-    def turned(kind: str) -> Changed:
-        return Changed(images, lambda part, start: out_of_distribution(part, kind, seed=seed, start=start))
+    def under(kind: str) -> TransformedImages:
+        return TransformedImages(images, lambda part, start: out_of_distribution(part, kind, seed=seed, start=start))
 
-    return {kind: turned(kind) for kind in OUT_OF_DISTRIBUTION}
+    return {kind: under(kind) for kind in OUT_OF_DISTRIBUTION}
 
 
 def tokenize(vqvae, images, *, chunk: int = 64, device="cpu") -> Tensor:
-    """tokens_NL of indexable uint8 images, in chunks of one fixed size. ConfigError for images of another resolution."""
+    """Tokens of indexable uint8 images, (N, L), in chunks of one fixed size.
+
+    Raises:
+        ConfigError: no images, or images of another resolution.
+    """
     if not len(images):
         raise ConfigError("there are no images", where="images for the tokenizer")
     parts = []
@@ -92,7 +96,7 @@ def tokenize(vqvae, images, *, chunk: int = 64, device="cpu") -> Tensor:
 
 
 def read_out(var, vqvae, images, *, chunk: int = 64, device="cpu") -> Tensor:
-    """log p(R | y) of indexable uint8 images: (N, Y) float64."""
+    """The class log-likelihoods log p(R | y) of indexable uint8 images: (N, Y) float64."""
     tokens_NL = tokenize(vqvae, images, chunk=chunk, device=device)
     return class_log_likelihoods(var, vqvae, tokens_NL, chunk=chunk, device=device)
 
@@ -106,11 +110,18 @@ def corruption_errors(
     device="cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[float]]:
-    """kind → share of images misread at each severity in the order given, for `mean_corruption_error`.
+    """Errors of the class read-out, for `mean_corruption_error`.
 
     Args:
-        sets: `corrupted_sets`, or what was read from folders.
+        var: the transformer.
+        vqvae: the tokenizer.
+        sets: `corrupted_sets`, or those of `imagenet_c`.
+        chunk: images processed at once.
+        device: of the networks.
         progress: called with (sets done, sets) after each of them.
+
+    Returns:
+        kind → share of misclassified images at each severity, in the order of ``sets``.
     """
     errors: dict[str, list[float]] = {}
     for done, one in enumerate(sets, start=1):
@@ -128,12 +139,12 @@ def mean_error(errors: Mapping[str, Sequence[float]]) -> float:
 
 
 def ood_detection(var, vqvae, inside, outside: Mapping[str, Any], *, chunk: int = 64, device="cpu") -> dict[str, float]:
-    """`auroc_ood/NAME` of each foreign set by −log mean_y p(R | y), and their mean, `auroc_ood`."""
+    """`auroc_ood/NAME` of each out-of-distribution set by −log mean_y p(R | y), and their mean, `auroc_ood`."""
     if not outside:
         raise ConfigError("there are no out-of-distribution images", where="auroc_ood")
     inside_N = ood_score(read_out(var, vqvae, inside, chunk=chunk, device=device))
-    found = {
+    scores = {
         f"auroc_ood/{name}": auroc(inside_N, ood_score(read_out(var, vqvae, images, chunk=chunk, device=device)))
         for name, images in outside.items()
     }
-    return {"auroc_ood": sum(found.values()) / len(found), **found}
+    return {"auroc_ood": sum(scores.values()) / len(scores), **scores}

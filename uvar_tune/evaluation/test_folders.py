@@ -1,6 +1,6 @@
-"""Folders of test images without a split of their own: CLASS/IMAGE (ImageNet-O) and KIND/SEVERITY/CLASS/IMAGE (ImageNet-C).
+"""Folders of test images without splits: CLASS/IMAGE (ImageNet-O) and KIND/SEVERITY/CLASS/IMAGE (ImageNet-C).
 
-Images are read as the data room reads validation images: shorter side to 1.125 times the size, centre crop.
+Images are read as validation images are (`uvar_tune.data`): shorter side to 1.125 times the size, then a centre crop.
 """
 
 from __future__ import annotations
@@ -24,36 +24,49 @@ def class_folders(
     """The images of ``path``/CLASS/IMAGE.
 
     Args:
+        path: the folder.
+        image_size: side in pixels.
         classes: names to keep, labels in this order; None keeps all, sorted by name.
-        on_corrupt: files that cannot be read: `refuse`, or `skip` them with a warning.
+        on_corrupt: `refuse` unreadable files, or `skip` them with a warning.
 
-    Raises ConfigError: no such folder, an empty one, a class that is missing or without images, unreadable images.
+    Raises:
+        ConfigError: no such folder, an empty one, a class that is missing or has no images, unreadable images.
     """
-    place = Path(path)
-    names = list_class_folders(place) if place.is_dir() else []
+    folder = Path(path)
+    names = list_class_folders(folder) if folder.is_dir() else []
     if not names:
         raise ConfigError(
-            "holds no folder CLASS with images" if place.is_dir() else "is no directory", where=str(place)
+            "holds no folder CLASS with images" if folder.is_dir() else "is not a directory", where=str(folder)
         )
-    config = DataConfig(name="folder", path=str(place), image_size=image_size, on_corrupt=on_corrupt)
-    class_names = select_classes(names, classes, str(place))
+    config = DataConfig(name="folder", path=str(folder), image_size=image_size, on_corrupt=on_corrupt)
+    class_names = select_classes(names, classes, str(folder))
     return read_class_folders(
-        place, class_names, config, random_crops=False, recipe=f"centre/exif/{image_size}", where=str(place)
+        folder, class_names, config, random_crops=False, recipe=f"centre/exif/{image_size}", where=str(folder)
     )
 
 
 def imagenet_c(
     path: str | Path, *, image_size: int, classes: Sequence[str], on_corrupt: str = "refuse"
 ) -> list[Corrupted]:
-    """All sets of ``path``/KIND/SEVERITY/CLASS/IMAGE, severities 1 … 5 of every kind; labels in the order of ``classes``.
+    """All sets of ``path``/KIND/SEVERITY/CLASS/IMAGE.
 
-    Raises ConfigError: no kinds, a severity or a class missing.
+    Args:
+        path: the folder.
+        image_size: side in pixels.
+        classes: names in the order of the labels.
+        on_corrupt: `refuse` unreadable files, or `skip` them with a warning.
+
+    Returns:
+        Severities 1 … 5 of each kind.
+
+    Raises:
+        ConfigError: no kinds, or a severity or a class is missing.
     """
-    place = Path(path)
-    kinds = sorted(entry for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
+    folder = Path(path)
+    kinds = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
     if not kinds:
         raise ConfigError(
-            "holds no folders KIND/SEVERITY/CLASS" if place.is_dir() else "is no directory", where=str(place)
+            "holds no folders KIND/SEVERITY/CLASS" if folder.is_dir() else "is not a directory", where=str(folder)
         )
     sets = []
     for kind in kinds:

@@ -1,8 +1,8 @@
-"""The paper's own figures (its Tables 2, 3, 5 and 7) as data, to be shown beside measured ones and marked published.
+"""The paper's figures (Tables 2, 3, 5 and 7) as data, shown next to measured numbers and marked as published.
 
-They were made at other resolutions, sample counts and feature networks than ours, most of them unstated, so they are
-never compared with a measured number by code: a reader sees both. The paper's text also gives AFHQ's FID as "58 to 46";
-its Table 2, copied here, as 54.59 and 46.97.
+Their resolutions, sample counts and feature networks differ from ours and are mostly unstated, so code never compares
+them with a measured number: a reader sees both. The paper's text also gives AFHQ's FID as "58 to 46"; its Table 2,
+copied here, as 54.59 and 46.97.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ class Published:
     """One figure of the paper.
 
     Attributes:
-        metric: its name here; value, spread (the paper's ±) and unit as the paper prints them.
+        metric: our name of it.
+        value: as printed.
         method: `baseline` (cross-entropy alone) or `ours`.
-        table, dataset, model: where it stands and of what it was made; "unstated" where the paper does not say.
-        good_range: what the paper calls good, where it does.
+        table: the table that prints it.
+        dataset: "unstated" if the paper does not say.
+        model: "unstated" if the paper does not say.
+        unit: as printed.
+        spread: the printed ±.
+        good_range: what the paper calls good, if it does.
     """
 
     metric: str
@@ -37,6 +42,7 @@ class Published:
     good_range: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
         return {"status": STATUS, **dataclasses.asdict(self)}
 
     def text(self) -> str:
@@ -52,26 +58,26 @@ def _table2() -> list[Published]:
         ("baseline", "VAR-d20"): ((46.12, 4.39, 0.17), (17.28, 16.42, 0.71)),
         ("ours", "VAR-d20"): ((39.68, 4.72, 0.14), (16.91, 17.15, 0.48)),
     }
-    found = []
-    for (method, model), figures in rows.items():
-        for dataset, (fid, score, spread) in zip(("AFHQ", "ImageNet-100"), figures, strict=True):
-            found += [
+    figures = []
+    for (method, model), printed in rows.items():
+        for dataset, (fid, score, spread) in zip(("AFHQ", "ImageNet-100"), printed, strict=True):
+            figures += [
                 Published("fid", fid, method, "Table 2", dataset, model),
                 Published("is", score, method, "Table 2", dataset, model, spread=spread),
             ]
-    return found
+    return figures
 
 
 def _table3() -> list[Published]:
     rows = {"baseline": (74.6, 69.7, 68.0), "ours": (72.0, 73.5, 71.7)}
-    found = []
+    figures = []
     for method, (nll, auroc, mce) in rows.items():
-        found += [
+        figures += [
             Published("nll_image", nll, method, "Table 3", "unstated", "unstated", "(unit unstated)"),
             Published("auroc_ood", auroc, method, "Table 3", "ImageNet-O", "unstated", "%"),
             Published("mce", mce, method, "Table 3", "ImageNet-C", "unstated", "% (divisor unstated)"),
         ]
-    return found
+    return figures
 
 
 def _table5() -> list[Published]:

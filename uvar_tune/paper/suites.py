@@ -1,6 +1,7 @@
-"""The paper's tables from checkpoints: which numbers stand in which, and what must be equal for them to stand side by side.
+"""The paper's tables from checkpoints: which numbers each holds, and what must be equal to compare them.
 
-`evaluate_checkpoints` is the whole of it; a new suite is one function from a `Comparison` to a `Table` and one line in `SUITES`.
+`evaluate_checkpoints` makes them. A new table is one function from a `Comparison` to a `Table` and one line in
+`TABLES`.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from uvar_tune.evaluation import (
 )
 from uvar_tune.evaluation.protocol import metric_version
 from uvar_tune.metrics import metric
-from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation
+from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation, parameter_label
 from uvar_tune.paper.published import BASELINE, OURS, PUBLISHED
-from uvar_tune.paper.step_cost import STEPS, hardware, step_cost
+from uvar_tune.paper.step_cost import STEPS, WARM_UP, hardware, step_cost
 from uvar_tune.paper.tables import Column, Number, Table
 from uvar_tune.trial.factory import load_split
 
@@ -42,87 +43,94 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Comparison:
-    """The checkpoints side by side, ours last, and the folders that robustness is read from."""
+    """The checkpoints to compare, and the folders of images for robustness.
 
-    subjects: tuple[CheckpointEvaluation, ...]
+    Attributes:
+        checkpoints: the baseline, if there is one, and ours, which is last.
+        imagenet_c: ImageNet-C, laid out KIND/SEVERITY/CLASS/IMAGE; None for `digits-c8`.
+        ood: out-of-distribution images, laid out CLASS/IMAGE.
+    """
+
+    checkpoints: tuple[CheckpointEvaluation, ...]
     imagenet_c: str | None = None
     ood: str | None = None
 
     @property
     def ours(self) -> CheckpointEvaluation:
-        return self.subjects[-1]
+        """The checkpoint that is evaluated."""
+        return self.checkpoints[-1]
 
     @cached_property
     def corrupted(self) -> tuple[str, list[Corrupted]]:
-        """(name, sets): `digits-c8` made of the validation images, or ImageNet-C's folders."""
-        data = self.ours.config.data
+        """(name, sets): `digits-c8`, made of the validation images, or ImageNet-C's folders."""
+        data, images = self.ours.config.data, self.ours.splits["validation"]
         if self.imagenet_c is None:
-            images = self.ours.splits["validation"]
             return BENCHMARK, corrupted_sets(images.images, images.labels_N)
-        names = self.ours.splits["validation"].class_names
-        return Path(self.imagenet_c).name, imagenet_c(
-            self.imagenet_c, image_size=data.image_size, classes=names, on_corrupt=data.on_corrupt
+        sets = imagenet_c(
+            self.imagenet_c, image_size=data.image_size, classes=images.class_names, on_corrupt=data.on_corrupt
         )
+        return Path(self.imagenet_c).name, sets
 
     @cached_property
-    def foreign(self) -> dict[str, Any]:
-        """Name → images out of distribution: noise, inverted, the classes that `data.classes` leaves out, a folder."""
+    def out_of_distribution(self) -> dict[str, Any]:
+        """Name → images: noise, inverted, the classes that `data.classes` leaves out, the folder ``ood``."""
         config = self.ours.config
         data = config.data
-        found: dict[str, Any] = dict(out_of_distribution_sets(self.ours.splits["validation"].images))
+        sets: dict[str, Any] = dict(out_of_distribution_sets(self.ours.splits["validation"].images))
         if data.classes is not None:
-            every = load_split(config.with_values({"data.classes": None}), "validation").class_names
-            left_out = [name for name in every if name not in data.classes]
+            names = load_split(config.with_values({"data.classes": None}), "validation").class_names
+            left_out = [name for name in names if name not in data.classes]
             if left_out:
-                found["left_out"] = load_split(config.with_values({"data.classes": left_out}), "validation").images
+                sets["left_out"] = load_split(config.with_values({"data.classes": left_out}), "validation").images
         if self.ood is not None:
-            found[Path(self.ood).name] = class_folders(
-                self.ood, image_size=data.image_size, on_corrupt=data.on_corrupt
-            ).images
-        return found
+            folder = class_folders(self.ood, image_size=data.image_size, on_corrupt=data.on_corrupt)
+            sets[Path(self.ood).name] = folder.images
+        return sets
 
 
-def table2(pair: Comparison) -> Table:
-    rows = {
-        one.method: one.sampled({name: one.fidelity[name] for name in ("fid", "is", "is_std", "kid")})
-        for one in pair.subjects
-    }
+def table2(comparison: Comparison) -> Table:
+    """Fidelity: FID, IS and KID at each checkpoint's own inference point."""
+    rows, searches = {}, {}
+    for one in comparison.checkpoints:
+        fidelity = one.selected.fidelity
+        rows[one.method] = one.sample_numbers({name: fidelity[name] for name in ("fid", "is", "is_std", "kid")})
+        searches[one.method] = one.selected.search.as_dict()
     return Table(
         "table2",
         "Table 2: fidelity",
         (Column("fid", "FID"), Column("is", "IS"), Column("kid", "KID", digits=4)),
         rows,
         PUBLISHED["table2"],
-        _cfg_notes(pair),
+        _inference_notes(comparison),
+        facts={"inference_search": searches},
     )
 
 
-def table3(pair: Comparison) -> Table:
-    suite, sets = pair.corrupted
+def table3(comparison: Comparison) -> Table:
+    """Likelihood, out-of-distribution detection and robustness of the class read-out."""
+    name, sets = comparison.corrupted
+    outside = comparison.out_of_distribution
     errors, rows = {}, {}
-    for one in pair.subjects:
-        progress = one.plan.progress(f"{one.method}: {suite}, sets")
-        setting = {"chunk": one.config.evaluation.chunk, "device": one.plan.device}
-        errors[one.method] = corruption_errors(one.var, one.vqvae, sets, progress=progress, **setting)
-        inside = one.splits["validation"].images
-        found = {name: one.likelihood[name] for name in ("nll_token", "nll_image", "accuracy")}
+    for one in comparison.checkpoints:
+        settings = {"chunk": one.config.evaluation.chunk, "device": one.settings.device}
+        progress = one.settings.progress(f"{one.method}: {name}, sets", len(sets))
+        errors[one.method] = corruption_errors(one.var, one.vqvae, sets, progress=progress, **settings)
+        detection = ood_detection(one.var, one.vqvae, one.splits["validation"].images, outside, **settings)
         rows[one.method] = (
-            one.told(found)
-            | one.told(
-                ood_detection(one.var, one.vqvae, inside, pair.foreign, **setting), f"OOD: {', '.join(pair.foreign)}"
-            )
-            | one.told({"corruption_error": mean_error(errors[one.method])}, f"corruptions: {suite}")
+            one.held_out_numbers({key: one.likelihood[key] for key in ("nll_token", "nll_image", "accuracy")})
+            | one.held_out_numbers(detection, f"OOD: {', '.join(outside)}")
+            | one.held_out_numbers({"corruption_error": mean_error(errors[one.method])}, f"corruptions: {name}")
         )
     notes = (
-        "NLL in nats. AUROC of -log mean_y p(R|y), foreign images against the validation split; "
-        f"without a name: the mean over {', '.join(pair.foreign)}. Corruptions: {suite}, {len(errors[OURS])} kinds.",
-        *_mce(pair, suite, errors, rows),
+        "NLL in nats. AUROC of -log mean_y p(R|y), out-of-distribution images against the validation split; "
+        f"without a name: the mean over {', '.join(outside)}. Corruptions: {name}, {len(errors[OURS])} kinds.",
+        *_add_mce(comparison, name, errors, rows),
     )
     columns = (
         Column("nll_token", "NLL / token", digits=3),
         Column("nll_image", "NLL / image"),
         Column("accuracy", "Accuracy (%)", 100),
-        *(Column(f"auroc_ood/{name}", f"AUROC (%) {name}", 100, 1) for name in pair.foreign),
+        *(Column(f"auroc_ood/{key}", f"AUROC (%) {key}", 100, 1) for key in outside),
         Column("auroc_ood", "AUROC (%)", 100, 1),
         Column("mce", "mCE (%)", digits=1),
         Column("corruption_error", "error under corruption (%)", digits=1),
@@ -138,11 +146,12 @@ def table3(pair: Comparison) -> Table:
     )
 
 
-def table5(pair: Comparison) -> Table:
-    ours = pair.ours
-    found = step_cost(
-        ours.config, ours.assets, ours.vqvae, ours.plan.device, ours.plan.progress("training steps in turns")
-    )
+def table5(comparison: Comparison) -> Table:
+    """Cost of a training step with λ = 0 and as configured."""
+    ours = comparison.ours
+    device, loss = ours.settings.device, ours.config.loss
+    progress = ours.settings.progress("training steps in turns", WARM_UP + STEPS)
+    costs = step_cost(ours.config, ours.assets, ours.vqvae, device, progress)
     protocol = Protocol(
         metric_version=metric_version(),
         samples=STEPS,
@@ -152,18 +161,17 @@ def table5(pair: Comparison) -> Table:
         resizer="none",
         precision=ours.config.training.precision,
         cfg_convention="none",
-        conditions=hardware(ours.plan.device),
+        conditions=hardware(device),
     )
     rows = {
-        method: {name: Number(value, protocol, ours.origin("0", None)) for name, value in values.items()}
-        for method, values in found.items()
+        method: {name: Number(value, protocol, ours.origin("0")) for name, value in values.items()}
+        for method, values in costs.items()
     }
-    o = ours.config.loss
-    ratio = found[OURS]["epoch_sec"] / found[BASELINE]["epoch_sec"]
+    ratio = costs[OURS]["epoch_sec"] / costs[BASELINE]["epoch_sec"]
     notes = (
         f"Both rows: this checkpoint's configuration; baseline with λ1 = λ2 = 0, ours as configured "
-        f"(λ1 = {o.lambda_1:g}, λ2 = {o.lambda_2:g}, unit {o.lambda_unit}).",
-        f"On {hardware(ours.plan.device)}; other load on the machine shows. A step takes {ratio:.3f} times as long as "
+        f"(λ1 = {loss.lambda_1:g}, λ2 = {loss.lambda_2:g}, unit {loss.lambda_unit}).",
+        f"On {hardware(device)}; other load on the machine affects it. A step takes {ratio:.3f} times as long as "
         "with λ = 0 (medians of steps taken in turns).",
     )
     columns = (
@@ -175,7 +183,8 @@ def table5(pair: Comparison) -> Table:
     return Table("table5", "Table 5: cost", columns, rows, PUBLISHED["table5"], notes)
 
 
-def table7(pair: Comparison) -> Table:
+def table7(comparison: Comparison) -> Table:
+    """Diversity of the samples."""
     titles = {
         "ssim_pairwise": "Mean pairwise SSIM",
         "diversity_ssim": "SSIM diversity score",
@@ -188,12 +197,15 @@ def table7(pair: Comparison) -> Table:
         "code_usage": "Codes in use, share",
         "code_entropy": "Entropy of the codes (nats)",
     }
-    found = {one.method: one.fidelity | one.diversity for one in pair.subjects}
-    titles = {name: title for name, title in titles.items() if name in found[OURS]}
-    titles |= {name: _scale_title(name) for name in found[OURS] if "/scale_" in name}
-    rows = {one.method: one.sampled({name: found[one.method][name] for name in titles}) for one in pair.subjects}
+    scores = {one.method: one.selected.fidelity | one.diversity for one in comparison.checkpoints}
+    titles = {name: title for name, title in titles.items() if name in scores[OURS]}
+    titles |= {name: _title(name) for name in scores[OURS] if "/scale_" in name}
+    rows = {
+        one.method: one.sample_numbers({name: scores[one.method][name] for name in titles})
+        for one in comparison.checkpoints
+    }
     notes = (
-        *_cfg_notes(pair),
+        *_inference_notes(comparison),
         "SSIM over pairs of samples of one class; precision and recall with 3 neighbours, density and coverage with 5.",
     )
     return Table(
@@ -207,7 +219,8 @@ def table7(pair: Comparison) -> Table:
     )
 
 
-def calibration(pair: Comparison) -> Table:
+def calibration(comparison: Comparison) -> Table:
+    """Calibration of tokens and classes, and the scorecard of uncertainty preservation."""
     kinds = {
         "nll_token": "NLL / token",
         "ece_token": "ECE, tokens",
@@ -222,20 +235,24 @@ def calibration(pair: Comparison) -> Table:
         if not name.startswith("temperature"):
             columns.append(Column(f"{name}_tempered", f"{title}, at its best temperature", digits=4))
     columns.append(Column("accuracy", "Accuracy", digits=4))
-    o = pair.ours.config.loss
-    judged = (
-        f"reference {o.reference}, dispersion {o.dispersion}, discrepancy {o.discrepancy}, normalize {o.normalize}, "
-        f"classes {o.partition}"
+    loss = comparison.ours.config.loss
+    conditions = (
+        f"reference {loss.reference}, dispersion {loss.dispersion}, discrepancy {loss.discrepancy}, "
+        f"normalize {loss.normalize}, classes {loss.partition}"
     )
-    for one in pair.subjects:
-        card = one.scorecard(pair.ours.config)
-        rows[one.method] = one.sampled({"fid": one.fidelity["fid"]}) | one.told(one.likelihood) | one.told(card, judged)
-    columns += [Column(name, _scale_title(name), digits=4) for name in card]
-    columns += [Column(name, _scale_title(name), digits=4) for name in one.likelihood if "/scale_" in name]
+    for one in comparison.checkpoints:
+        scorecard = one.scorecard(loss)
+        rows[one.method] = (
+            one.sample_numbers({"fid": one.selected.fidelity["fid"]})
+            | one.held_out_numbers(one.likelihood)
+            | one.held_out_numbers(scorecard, conditions)
+        )
+    columns += [Column(name, _title(name), digits=4) for name in scorecard]
+    columns += [Column(name, _title(name), digits=4) for name in one.likelihood if "/scale_" in name]
     notes = (
-        *_cfg_notes(pair),
-        "The best temperature is fitted on the same images: a bound on what temperature alone can gain.",
-        f"Scorecard: {judged}; dispersion ratio 1 is the preferred spread.",
+        *_inference_notes(comparison),
+        "The best temperature is fitted on the same images: an upper bound on what temperature alone can gain.",
+        f"Scorecard: {conditions}; dispersion ratio 1 is the preferred spread.",
     )
     return Table(
         "calibration",
@@ -248,48 +265,54 @@ def calibration(pair: Comparison) -> Table:
     )
 
 
-SUITES: dict[str, Callable[[Comparison], Table]] = {
+TABLES: dict[str, Callable[[Comparison], Table]] = {
     "table2": table2,
     "table3": table3,
     "table5": table5,
     "table7": table7,
     "calibration": calibration,
 }
-_OF_TOKENS = {"table3", "calibration"}
+_TABLES_OF_TOKENS = {"table3", "calibration"}
 
 
-def evaluate_checkpoints(pair: Comparison, suites: list[str]) -> list[Table]:
-    """The tables of ``suites`` in order.
+def evaluate_checkpoints(comparison: Comparison, names: list[str]) -> list[Table]:
+    """The tables ``names`` (of `TABLES`) in order.
 
     Raises:
-        ProtocolMismatch: the two checkpoints' numbers cannot be compared, found before anything is computed.
-        ConfigError: unfit images or weights; a network whose outputs are not finite.
+        ProtocolMismatch: numbers of the two checkpoints cannot be compared; raised before anything is computed.
+        ConfigError: unusable images or weights, or a network whose outputs are not finite.
     """
-    check_comparable(pair, suites)
-    if "table3" in suites:
-        _ = pair.corrupted, pair.foreign  # folders that cannot be read are found before anything is computed
+    check_comparable(comparison, names)
+    if "table3" in names:
+        _ = comparison.corrupted, comparison.out_of_distribution  # unreadable folders end the evaluation here
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FidelityWarning)
         try:
-            tables = [SUITES[name](pair) for name in suites]
+            tables = [TABLES[name](comparison) for name in names]
         except Diverged as error:
-            raise ConfigError(f"cannot be evaluated: {error}", where=str(pair.ours.directory)) from None
+            raise ConfigError(f"cannot be evaluated: {error}", where=str(comparison.ours.directory)) from None
     for text in dict.fromkeys(str(one.message) for one in caught):
         logger.warning(f"warning: {text}")
     return tables
 
 
-def check_comparable(pair: Comparison, suites: list[str]) -> None:
-    """What of two checkpoints must be equal: the images, and for likelihoods the tokenizer."""
-    ours = pair.ours
-    for one in pair.subjects:
-        names = one.splits["validation"].class_names
-        if len(names) != one.var.num_classes:
+def check_comparable(comparison: Comparison, names: list[str]) -> None:
+    """Check that the checkpoints share images, and for likelihoods the tokenizer.
+
+    Raises:
+        ProtocolMismatch: they do not.
+        ConfigError: the data of a checkpoint have another number of classes than its network.
+    """
+    ours = comparison.ours
+    for one in comparison.checkpoints:
+        class_names = one.splits["validation"].class_names
+        if len(class_names) != one.var.num_classes:
             raise ConfigError(
-                f"the checkpoint was trained on {one.var.num_classes} classes, its data (data.*) have {len(names)}",
+                f"the checkpoint was trained on {one.var.num_classes} classes, its data (data.*) have "
+                f"{len(class_names)}",
                 where=str(one.directory),
             )
-    for other in pair.subjects[:-1]:
+    for other in comparison.checkpoints[:-1]:
         for split in ("train", "validation"):
             if other.splits[split].sha256 != ours.splits[split].sha256:
                 raise ProtocolMismatch(
@@ -297,48 +320,79 @@ def check_comparable(pair: Comparison, suites: list[str]) -> None:
                     "(data.*): the numbers cannot be compared",
                     where="protocol.reference",
                 )
-        if other.tokenizer_hash == ours.tokenizer_hash:
-            continue
-        differ = (
-            f"the baseline's tokenizer (scales {list(other.vqvae.scales)}, {other.vqvae.vocab_size} codes, hash "
-            f"{other.tokenizer_hash[:8]}) is not the checkpoint's (scales {list(ours.vqvae.scales)}, "
-            f"{ours.vqvae.vocab_size} codes, hash {ours.tokenizer_hash[:8]})"
+        _check_tokenizers(ours, other, names)
+        _warn_of_other_search(ours, other)
+
+
+def _check_tokenizers(ours: CheckpointEvaluation, other: CheckpointEvaluation, names: list[str]) -> None:
+    if other.tokenizer_hash == ours.tokenizer_hash:
+        return
+    difference = (
+        f"the baseline's tokenizer (scales {list(other.vqvae.scales)}, {other.vqvae.vocab_size} codes, hash "
+        f"{other.tokenizer_hash[:8]}) is not the checkpoint's (scales {list(ours.vqvae.scales)}, "
+        f"{ours.vqvae.vocab_size} codes, hash {ours.tokenizer_hash[:8]})"
+    )
+    if _TABLES_OF_TOKENS & set(names):
+        raise ProtocolMismatch(
+            f"{difference}: likelihoods of tokens cannot be compared; table2, table5 and table7 can",
+            where="protocol.weights",
         )
-        if _OF_TOKENS & set(suites):
-            raise ProtocolMismatch(
-                f"{differ}: likelihoods of tokens cannot be compared; the suites table2, table5 and table7 can",
-                where="protocol.weights",
-            )
-        logger.warning(f"warning: {differ}: a difference in FID is one of both together")
+    logger.warning(f"warning: {difference}: a difference in FID is one of both together")
 
 
-def _mce(
-    pair: Comparison, suite: str, errors: dict[str, dict[str, list[float]]], rows: dict[str, dict[str, Number]]
+def _warn_of_other_search(ours: CheckpointEvaluation, other: CheckpointEvaluation) -> None:
+    differing = [
+        f"{name} {getattr(section(other), key)} and {getattr(section(ours), key)}"
+        for name, section, key in (
+            ("study.metric", lambda one: one.config.study, "metric"),
+            *(
+                (f"inference.{key}", lambda one: one.config.inference, key)
+                for key in ("search", "search_axes", "search_cfg_scales", "search_refinements")
+            ),
+        )
+        if getattr(section(other), key) != getattr(section(ours), key)
+    ]
+    if differing:
+        logger.warning(
+            f"warning: the inference points of baseline and checkpoint are searched differently: {'; '.join(differing)}"
+        )
+
+
+def _add_mce(
+    comparison: Comparison, name: str, errors: dict[str, dict[str, list[float]]], rows: dict[str, dict[str, Number]]
 ) -> list[str]:
-    """Adds `mce` to the rows where there is a divisor, and says what it is."""
+    """Add `mce` to the rows if there is a divisor; the notes on it."""
     if BASELINE not in errors:
-        return ["mCE needs a divisor: give --baseline. The plain mean error in percent stands in its place."]
+        return ["mCE needs a divisor: give --baseline. The plain mean error in percent is shown instead."]
     flawless = [kind for kind, shares in errors[BASELINE].items() if not sum(shares)]
     if flawless:
         return [f"mCE has no divisor: the baseline makes no error under {', '.join(flawless)}."]
-    divisor = f"errors of {pair.subjects[0].about}"
-    for one in pair.subjects:
+    divisor = f"errors of {comparison.checkpoints[0].description}"
+    for one in comparison.checkpoints:
         value = mean_corruption_error(errors[one.method], errors[BASELINE])
-        rows[one.method] |= one.told({"mce": value}, f"corruptions: {suite}", divisor)
+        rows[one.method] |= one.held_out_numbers({"mce": value}, f"corruptions: {name}", divisor)
     return [
-        f"mCE is divided by the baseline's errors ({divisor}), so the baseline's is 100; the paper does not name its divisor."
+        f"mCE is divided by the baseline's errors ({divisor}), so the baseline's is 100; the paper does not name its "
+        "divisor."
     ]
 
 
-def _cfg_notes(pair: Comparison) -> tuple[str, ...]:
+def _inference_notes(comparison: Comparison) -> tuple[str, ...]:
+    """At which inference point each checkpoint was sampled, and how the point was selected."""
     notes = []
-    for one in pair.subjects:
-        profile = ", ".join(f"{scale:g}: {fid:.2f}" for scale, fid in one.profile.items())
-        how = f"of least FID on seeds A ({profile}), told on seeds B" if profile else "as given"
-        notes.append(f"{one.method}: CFG {one.cfg_scale:g}, {how}; {one.plan.samples:,} samples; {one.about}")
-    evaluation = pair.ours.config.evaluation
+    for one in comparison.checkpoints:
+        search, name = one.selected.search, one.config.study.metric
+        point = ", ".join(f"{parameter_label(key)} {value:g}" for key, value in one.selected.point.items())
+        how = "as given"
+        if search.selection_value is not None:
+            curve = ", ".join(f"{scale:g}: {value:.4g}" for scale, value in search.curve())
+            how = f"selected by {name} on selection seeds ({curve}), scored again on evaluation seeds"
+            if search.at_bound:
+                how += f"; at the end of the range of {', '.join(map(parameter_label, search.at_bound))}"
+        notes.append(f"{one.method}: {point}, {how}; {one.settings.samples:,} samples; {one.description}")
+    evaluation = comparison.ours.config.evaluation
     return (*notes, f"Features: {evaluation.extractor}; reference: the {evaluation.reference_split} split.")
 
 
-def _scale_title(name: str) -> str:
+def _title(name: str) -> str:
     return f"{metric(name).title}{', scale ' + name.split('/scale_')[1] if '/scale_' in name else ''}"

@@ -1,7 +1,7 @@
-"""A table of measured numbers beside the paper's: as data (JSON), as Markdown, and on the terminal.
+"""Tables of measured numbers next to the published ones: as data (JSON), as Markdown, and on the terminal.
 
-Every number carries its protocol and its origin, and a table whose methods were measured under unequal protocols cannot
-be made.
+Every number carries its protocol and its origin. A table of methods that were measured under unequal protocols is
+refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ARROWS = {"minimize": " ↓", "maximize": " ↑", None: ""}
 
 @dataclass(frozen=True)
 class Number:
-    """A measured value, its ± where one is known, under which rules it was made and of what."""
+    """A measured value with its protocol, its origin and, if known, its ± (``spread``)."""
 
     value: float
     protocol: Protocol
@@ -31,12 +31,13 @@ class Number:
     spread: float | None = None
 
     def as_dict(self, name: str) -> dict[str, Any]:
-        known = metric(name)
+        """Plain data for JSON, with unit and direction of the metric ``name``."""
+        registered = metric(name)
         return {
             "value": self.value,
             "spread": self.spread,
-            "unit": known.unit,
-            "direction": known.direction,
+            "unit": registered.unit,
+            "direction": registered.direction,
             "protocol": self.protocol.as_dict(),
             "origin": self.origin.as_dict(),
         }
@@ -44,7 +45,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Column:
-    """How one metric is shown: its heading, the factor to the heading's unit, digits behind the point."""
+    """How one metric is shown.
+
+    Attributes:
+        metric: its name.
+        title: of the column, with the unit.
+        factor: from the unit of the metric to that of the title.
+        digits: after the decimal point.
+    """
 
     metric: str
     title: str
@@ -52,9 +60,11 @@ class Column:
     digits: int = 2
 
     def heading(self) -> str:
+        """Title and direction."""
         return f"{self.title}{_ARROWS[metric(self.metric).direction]}"
 
     def text(self, number: Number | None) -> str:
+        """A table cell, e.g. ``4.50 ± 0.12``; – if there is no number."""
         if number is None:
             return "–"
         spread = "" if number.spread is None else f" ± {number.spread * self.factor:.{self.digits}f}"
@@ -63,43 +73,48 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables with our numbers in it.
+    """One of the paper's tables with measured numbers.
 
     Attributes:
-        columns: the metrics, in the paper's order, then our own.
-        rows: method → metric → number; where a method lacks a metric it is shown as –.
-        published: the paper's figures; notes: what a reader must know to read the numbers.
-        transposed: one line a metric and one column a method (Table 7), else the other way round.
+        name: file name and key, e.g. `table2`.
+        title: heading.
+        columns: the metrics in the paper's order, then our own.
+        rows: method → metric → number; a missing metric is shown as –.
+        published: the paper's figures.
+        notes: what a reader must know to read the numbers.
+        transposed: one line a metric and one column a method (Table 7), else one line a method.
+        facts: further data for the JSON, e.g. the errors of each corruption.
 
-    Raises ProtocolMismatch where two methods' numbers of one metric are not comparable, ConfigError for NaN.
+    Raises:
+        ProtocolMismatch: two methods' numbers of one metric are not comparable.
+        ConfigError: a number is NaN or infinite.
     """
 
-    suite: str
+    name: str
     title: str
     columns: tuple[Column, ...]
     rows: dict[str, dict[str, Number]]
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
     transposed: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)  # further data for the JSON, e.g. the errors of each corruption
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         for column in self.columns:
-            known = [numbers[column.metric] for numbers in self.rows.values() if column.metric in numbers]
-            for number in known:
-                require_equal(known[0].protocol, number.protocol)
+            present = [numbers[column.metric] for numbers in self.rows.values() if column.metric in numbers]
+            for number in present:
+                require_equal(present[0].protocol, number.protocol)
                 if not math.isfinite(number.value):
-                    raise ConfigError(
-                        f"{column.metric} is {number.value}: it is no number to be shown", where=self.suite
-                    )
+                    raise ConfigError(f"{column.metric} is {number.value}, not a number", where=self.name)
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
         rows = {
             method: {name: number.as_dict(name) for name, number in numbers.items()}
             for method, numbers in self.rows.items()
         }
         return {
-            "suite": self.suite,
+            "table": self.name,
             "title": self.title,
             "rows": rows,
             "published": [one.as_dict() for one in self.published],
@@ -108,7 +123,7 @@ class Table:
         }
 
     def grid(self) -> tuple[list[str], list[list[str]]]:
-        """(headings, lines of cells) as they are shown."""
+        """(headings, lines of table cells) as they are shown."""
         if self.transposed:
             methods = list(self.rows)
             headings = ["Metric", *methods] + (["published"] if self.published else [])
@@ -154,6 +169,7 @@ class Table:
         )
 
     def markdown(self) -> str:
+        """The table and its notes as Markdown."""
         headings, lines = self.grid()
         rows = [headings, ["---"] * len(headings), *lines]
         text = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
@@ -161,7 +177,7 @@ class Table:
         return f"## {self.title}\n\n{text}\n{notes}\n"
 
     def rich(self):
-        """A rich Table; the published figures keep their own column."""
+        """The table as a `rich.table.Table`, the published figures in a column of their own."""
         from rich.table import Table as RichTable
 
         headings, lines = self.grid()
@@ -176,19 +192,25 @@ class Table:
         return table
 
 
-def write_tables(tables: list[Table], directory: Path, about: dict[str, Any]) -> list[Path]:
-    """One JSON and one Markdown file a table, below ``directory``; ``about`` says of what they were made.
+def write_tables(tables: list[Table], directory: Path, origin: dict[str, Any]) -> list[Path]:
+    """Write one JSON and one Markdown file a table.
 
-    Raises ConfigError where the directory cannot be written.
+    Args:
+        tables: to write.
+        directory: created if missing.
+        origin: what the tables were made of; it is added to each file.
+
+    Raises:
+        ConfigError: the directory cannot be written.
     """
     written = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for table in tables:
-            data = json.dumps({**table.as_dict(), "about": about}, indent=2, ensure_ascii=False, allow_nan=False)
-            lines = "".join(f"- {key}: {value}\n" for key, value in about.items())
+            data = json.dumps({**table.as_dict(), "origin": origin}, indent=2, ensure_ascii=False, allow_nan=False)
+            lines = "".join(f"- {key}: {value}\n" for key, value in origin.items())
             for suffix, text in ((".json", data), (".md", f"{table.markdown()}\n{lines}")):
-                path = directory / f"{table.suite}{suffix}"
+                path = directory / f"{table.name}{suffix}"
                 write_text_atomic(path, text)
                 written.append(path)
     except OSError as error:

@@ -14,7 +14,7 @@ from uvar_tune.objective import weights_for_shares
 from uvar_tune.specs import TrialSpec
 from uvar_tune.training import Checkpoint, differences, latest_valid, load_checkpoint, require_same
 from uvar_tune.trial.factory import new_var
-from uvar_tune.trial.scoring import shares_at
+from uvar_tune.trial.scoring import gradient_shares_at
 
 _TRAINED = ("data", "tokenizer", "model", "loss")  # `train` itself compares its own settings
 _STATE = ("images", "hyperparameters", "optimizer", "window", "task")  # what it goes on from
@@ -34,7 +34,7 @@ def resolve_lambdas(config: Config, spec: TrialSpec, vqvae, device) -> tuple[Con
         weights = best_available_weights(spec.baseline_directory)
         baseline = new_var(config, vqvae, spec.assets.num_classes, seed=0, empty=True).to(device)
         baseline.load_state_dict(weights)
-        shares = shares_at(plain, spec.assets, baseline.eval(), vqvae, device)
+        shares = gradient_shares_at(plain, spec.assets, baseline.eval(), vqvae, device)
         try:
             plain = plain.model_copy(update={"loss": weights_for_shares(config.loss, shares)})
         except ConfigError as error:

@@ -20,8 +20,7 @@ from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
 from uvar_tune.io.safe_load import dump_yaml
 from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec
-from uvar_tune.tracking.metrics_log import MetricsLog
-from uvar_tune.tracking.metrics_log import open_metrics_log
+from uvar_tune.tracking.metrics_log import MetricsLog, open_metrics_log
 from uvar_tune.training import (
     CheckpointEvent,
     Progress,
@@ -36,7 +35,7 @@ from uvar_tune.training import (
 from uvar_tune.trial.factory import new_var, open_tokenizer, training_loss
 from uvar_tune.trial.local_cache import copy_to_local_disk
 from uvar_tune.trial.resume import InfeasibleTrial, best_available_weights, resolve_lambdas, resume
-from uvar_tune.trial.scoring import Scorer
+from uvar_tune.trial.scoring import CheckpointScorer, Ranks, ScoreLog, score_trial
 
 
 class PhaseTimer:
@@ -160,15 +159,15 @@ class _Attempt:
         vqvae = open_tokenizer(spec.assets.tokenizer, spec.config).to(context.device).eval().requires_grad_(False)
         config, lambdas = resolve_lambdas(spec.config, spec, vqvae, context.device)
         var = new_var(config, vqvae, spec.assets.num_classes, spec.seeds["initialisation"]).to(context.device)
-        scorer = Scorer(
+        scorer = CheckpointScorer(
             config,
-            spec,
+            spec.assets,
             var,
             vqvae,
-            rank=context.rank,
-            world_size=context.world_size,
-            device=context.device,
-            recorder=self._log,
+            spec.seeds,
+            entries=spec.inference_axes,
+            ranks=Ranks(context.rank, context.world_size, context.device),
+            observer=ScoreLog(self._log, config.training.images),
         )
         if spec.score_only:
             var.load_state_dict(best_available_weights(spec.score_only))
@@ -179,10 +178,10 @@ class _Attempt:
                 kind=OutcomeKind.COMPLETE,
                 images=config.training.images,
                 effective_parameters=lambdas,
-                **scorer.score(config.training.images),
+                **score_trial(scorer, self._log, Path(spec.directory), config.training.images),
             )
 
-    def _train(self, config: Config, var, vqvae, scorer: Scorer) -> None:
+    def _train(self, config: Config, var, vqvae, scorer: CheckpointScorer) -> None:
         """Train to the end. ``var`` then holds the weights to be scored: the averaged ones if there are any."""
         checkpoints, settings = Path(self._spec.directory) / "checkpoints", checkpoint_settings(self._spec)
         state = resume(checkpoints, var, self._log, settings)
@@ -239,9 +238,11 @@ class _Attempt:
         )
         retain(checkpoints, max_bytes=self._spec.config.run.checkpoint_bytes)
 
-    def _score_rung(self, images: int, var, averaged, scorer: Scorer) -> None:
+    def _score_rung(self, images: int, var, averaged, scorer: CheckpointScorer) -> None:
         with self._timer("evaluation"), swapped_weights(var, averaged):
-            value = scorer.rung(images)
+            value = scorer.rung_value()
+        if self._log:
+            self._log.metrics(images, {f"rung/{scorer.config.study.pruning_metric}": value})
         self._context.report({"images": images, "value": value})  # on every rank: Ray waits for all of them
 
     def _dump_failed_batch(self, error: StepFailed, config: Config, var) -> str:
