@@ -95,7 +95,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
 
 
 def _row(config, trial, assets: Assets) -> dict[str, Any]:
-    """Scores of a trial at the configured CFG scales: on selection seeds as stored, on evaluation seeds from its checkpoint."""
+    """Scores of a trial at the configured CFG scales: stored ones on selection seeds, new ones on evaluation seeds."""
     from uvar_tune.config.space import searched_entries
     from uvar_tune.pipeline import restore
     from uvar_tune.trial.scoring import ImageSampler, SampleScorer
