@@ -10,7 +10,7 @@ from uvar_tune.bench import loss
 from uvar_tune.bench.__main__ import main
 
 
-def test_the_sides_with_both_terms_have_the_same_gradients():
+def test_sides_have_the_same_gradients():
     shape = {"batch": 2, "scales": (1, 2, 3), "vocabulary": 64, "width": 8, "code_dim": 4}
     gradients = {}
     for side in loss.SIDES:

@@ -1,4 +1,4 @@
-"""The replays of both searches, on synthetic tables whose answer is known."""
+"""The replays of both searches, on synthetic tables with a known answer."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_rows_hold_both_searches_for_both_targets(table):
     assert run(small=True, table=table)[0]["replays"] == 8
 
 
-def test_where_guidance_does_nothing_profiling_gains_nothing(tmp_path):
+def test_flat_curves_give_no_gain(tmp_path):
     rows = [
         {**row, "scores": [[cfg, row["scores"][0][1], row["scores"][0][1]] for cfg in CFG_SCALES]}
         for row in synthetic(24)
     ]
     (tmp_path / "flat.json").write_text(json.dumps({"rows": rows}))
-    found = run(repeats=30, table=tmp_path / "flat.json")
-    assert 0.4 < found[1]["ratio"] < 2.0
+    result = run(repeats=30, table=tmp_path / "flat.json")
+    assert 0.4 < result[1]["ratio"] < 2.0
 
 
 def test_entries_of_both_searches():
@@ -86,17 +86,17 @@ def test_entries_of_both_searches():
     joint, profiled = joint_entries(rows), per_checkpoint_entries(rows)
     assert len(joint) == 27 and len(profiled) == 3
     assert joint[9 + 2] == ({**rows[1]["params"], CFG: 1.0}, 31.0)
-    assert profiled[1] == (rows[1]["params"], 32.0)  # best on seeds A at 2.0, told on seeds B
+    assert profiled[1] == (rows[1]["params"], 32.0)  # best on seeds A at 2.0, value of seeds B
 
 
 def test_trainings_are_counted_until_the_goal():
     """Without replacement every entry comes up once; a random search finds one of k among E after (E + 1)/(k + 1)."""
     order = np.random.default_rng(0).permutation(40)
     entries = [({"x": x / 40, "y": "ab"[x % 2]}, float(i)) for i, x in enumerate(order.tolist())]
-    found = np.array([trainings_needed(entries, [39.0, 3.0, -1.0], seed) for seed in range(20)])
-    assert (found[:, 0] == 1).all() and (found[:, 2] == 41).all()
-    assert 1 <= found[:, 1].min() and found[:, 1].max() <= 40
-    assert 41 / 5 / 2 < found[:, 1].mean() < 41 / 5 * 2  # values without order in x: as at random
+    result = np.array([trainings_needed(entries, [39.0, 3.0, -1.0], seed) for seed in range(20)])
+    assert (result[:, 0] == 1).all() and (result[:, 2] == 41).all()
+    assert 1 <= result[:, 1].min() and result[:, 1].max() <= 40
+    assert 41 / 5 / 2 < result[:, 1].mean() < 41 / 5 * 2  # values without order in x: as at random
     assert trainings_needed(entries, [3.0], 7) == trainings_needed(entries, [3.0], 7)
 
 
@@ -135,7 +135,7 @@ def test_malformed_tables_are_refused_with_their_row(tmp_path, text, message):
         load_table(path)
 
 
-def test_what_ships_is_the_table_of_48_configurations_at_9_scales():
+def test_packaged_table():
     rows = load_table()
     assert len(rows) == 48 and {len(row["scores"]) for row in rows} == {9}
     assert len({row["seed"] for row in rows}) == 48 and len({json.dumps(row["params"]) for row in rows}) == 48
@@ -152,7 +152,7 @@ def test_what_ships_is_the_table_of_48_configurations_at_9_scales():
         ({"from_study": "nowhere", "root": "ROOT", "table": "table.json"}, "no study 'nowhere'"),
     ],
 )
-def test_a_table_is_made_of_a_named_study_into_a_named_file(tmp_path, options, message):
+def test_table_needs_a_study_and_a_file(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         run(**{name: str(tmp_path) if value == "ROOT" else value for name, value in options.items()})
 

@@ -19,7 +19,7 @@ def test_the_small_bench_accounts_for_its_time():
     assert all(row["own_to_first"] == 1.0 for row in rows if row["trials"] == "1-50")
     assert all(
         row["own_kib_a_trial"] < 0.05 < 1 < row["attributes_kib_a_trial"] for row in rows
-    )  # what grows is what is told
+    )  # growth is that of the attributes
     assert sum(row[f"{party}_ms"] * WINDOW for row in rows for party in PARTIES) < spent_ms
     tpe, drawn = (next(row for row in rows if row["sampler"] == sampler) for sampler in ("tpe", "random"))
     assert tpe["sampler_ms"] > drawn["sampler_ms"]

@@ -1,4 +1,4 @@
-"""The objective written down once more, as plainly as NumPy allows, in float64: the tests' second opinion.
+"""The loss written plainly in NumPy, in float64: an independent oracle of the tests.
 
 Shapes: B batch, L positions, V codes, C code dimensions, K scales.
 """
@@ -90,11 +90,11 @@ def terms(
         positions["first_order"] + lambda_1 * positions["second_order"] + lambda_2 * positions["semantic_entropy"]
     )
     ends = np.cumsum([q * q for q in scales])[:-1]
-    found = {name: values.mean() for name, values in positions.items()}
-    found["per_scale"] = {
+    result = {name: values.mean() for name, values in positions.items()}
+    result["per_scale"] = {
         name: np.array([part.mean() for part in np.split(values, ends, axis=-1)]) for name, values in positions.items()
     }
-    return found
+    return result
 
 
 def close(measured, exact):

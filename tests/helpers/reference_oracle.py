@@ -1,4 +1,4 @@
-"""References (§2.3) once more, by loops and bisection in NumPy: the tests' second opinion.
+"""References (§2.3) by loops and bisection in NumPy: an independent oracle of the tests.
 
 Shapes: N images, L positions, V codes.
 """
@@ -14,33 +14,33 @@ def entropy(q):
     return -sum(x * np.log(x) for x in q if x > 0)
 
 
-def bisect(increasing, wanted, low, high, steps=200):
+def bisect(increasing, expected, low, high, steps=200):
     for _ in range(steps):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if increasing(middle) < wanted else (low, middle)
+        low, high = (middle, high) if increasing(middle) < expected else (low, middle)
     return 0.5 * (low + high)
 
 
 def position_entropy(tokens):
     """Mean Miller–Madow entropy of the columns of (N, P) tokens."""
-    found = []
+    result = []
     for column in tokens.T:
         _, counts = np.unique(column, return_counts=True)
-        found.append(entropy(counts / len(column)) + (len(counts) - 1) / (2 * len(column)))
-    return float(np.mean(found))
+        result.append(entropy(counts / len(column)) + (len(counts) - 1) / (2 * len(column)))
+    return float(np.mean(result))
 
 
 def tempered(tokens, vocabulary):
     """q ∝ p̂^(1/τ) on its support, of the mean positional entropy where a temperature reaches it."""
     p = np.bincount(tokens.ravel(), minlength=vocabulary) / tokens.size
-    wanted = position_entropy(tokens)
+    expected = position_entropy(tokens)
 
     def at(log_temperature):
         logs = np.log(p, where=p > 0, out=np.full_like(p, -np.inf)) / np.exp(log_temperature)
         q = np.exp(logs - logs.max())
         return q / q.sum()
 
-    return at(bisect(lambda x: entropy(at(x)), wanted, -12.0, 40.0))
+    return at(bisect(lambda x: entropy(at(x)), expected, -12.0, 40.0))
 
 
 def frequencies(tokens, scales, vocabulary):
@@ -54,13 +54,13 @@ def uniform(tokens, labels, codebook, scales, dispersion):
 
 
 def dataset(tokens, labels, codebook, scales, dispersion, condition_on="scale"):
-    found = np.zeros(len(scales))
+    result = np.zeros(len(scales))
     groups = [np.ones(len(tokens), bool)] if condition_on == "scale" else [labels == y for y in np.unique(labels)]
     for rows in groups:
         _, parts = frequencies(tokens[rows], scales, len(codebook))
         variances = [oracle.dispersion(dispersion, tempered(part, len(codebook)), codebook) for part in parts]
-        found += rows.mean() * np.array(variances)
-    return found
+        result += rows.mean() * np.array(variances)
+    return result
 
 
 def distance(codebook, name):

@@ -1,4 +1,4 @@
-"""A small training that ranks in processes of their own can be set to, and be killed in."""
+"""A small training for ranks in separate processes, which tests kill and stop."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def tokens(crops: int = 1) -> TokenCache:
 
 
 def loss_with(vqvae: VQVAE, seen: list | None = None, diverges: bool = False):
-    """A composite loss; notes the tokens it was given, and at will becomes NaN from the fifth call on."""
+    """A composite loss; records its tokens and, with ``diverges``, returns NaN from the fifth call on."""
     config = LossConfig(lambda_1=0.5, lambda_2=0.1)
     constants = dict(
         scales=SCALES,
@@ -118,8 +118,9 @@ def run_rank(
     """Train from the newest checkpoint in ``directory``; rank 0 writes curve.jsonl, checkpoints and the last parameters.
 
     Args:
-        die_at: images at which this process is killed by SIGKILL. diverging: the rank whose loss becomes NaN.
-        stopped_at: images at which the last rank is asked to stop.
+        die_at: images at which this process is killed by SIGKILL.
+        diverging: the rank whose loss becomes NaN.
+        stopped_at: images at which the last rank requests a stop.
     """
     torch.set_num_threads(1)
     if world_size > 1:
@@ -128,9 +129,9 @@ def run_rank(
         )
     var, vqvae = networks()
     start = None
-    found = latest_valid(directory / "checkpoints", on_skip=lambda path, why: None, training_state=True)
-    if found is not None:
-        checkpoint = load_checkpoint(found, training_state=True)
+    result = latest_valid(directory / "checkpoints", on_skip=lambda path, why: None, training_state=True)
+    if result is not None:
+        checkpoint = load_checkpoint(result, training_state=True)
         var.load_state_dict(checkpoint.var_state)
         start = checkpoint.training_state
     if rank == 0 and not (directory / "tokenizer").exists():

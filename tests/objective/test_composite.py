@@ -24,13 +24,13 @@ def test_terms_agree_with_the_oracle(vocabulary, prediction):
     for dispersion, discrepancy, normalize in COMBINATIONS:
         variance = reference(dispersion, case["codebook"])
         settings = dict(dispersion=dispersion, discrepancy=discrepancy, normalize=normalize)
-        logits, found = run(case, variance, requires_grad=True, **settings)
-        wanted = exact(case, variance, **settings)
+        logits, result = run(case, variance, requires_grad=True, **settings)
+        expected = exact(case, variance, **settings)
         for term in ("total", "ce", "first_order", "second_order", "semantic_entropy"):
-            assert oracle.close(getattr(found, term).detach(), wanted[term]), (settings, term)
-        for term, values_K in found.per_scale.items():
-            assert oracle.close(values_K, wanted["per_scale"][term]), (settings, term)
-        gradient = torch.autograd.grad(found.total, logits)[0]
+            assert oracle.close(getattr(result, term).detach(), expected[term]), (settings, term)
+        for term, values_K in result.per_scale.items():
+            assert oracle.close(values_K, expected["per_scale"][term]), (settings, term)
+        gradient = torch.autograd.grad(result.total, logits)[0]
         assert torch.isfinite(gradient).all(), settings
 
 
@@ -41,16 +41,16 @@ def test_first_order_terms_agree_with_the_oracle(name, prediction):
     variance = reference("embedding", case["codebook"])
     for strength in (0.0, 0.05, 0.7):
         settings = dict(first_order=name, epsilon=strength, alpha=strength)
-        logits, found = run(case, variance, requires_grad=True, **settings)
-        wanted = exact(case, variance, **settings)
-        assert oracle.close(found.first_order.detach(), wanted["first_order"]), strength
-        assert oracle.close(found.total.detach(), wanted["total"]), strength
-        assert torch.isfinite(torch.autograd.grad(found.total, logits)[0]).all()
+        logits, result = run(case, variance, requires_grad=True, **settings)
+        expected = exact(case, variance, **settings)
+        assert oracle.close(result.first_order.detach(), expected["first_order"]), strength
+        assert oracle.close(result.total.detach(), expected["total"]), strength
+        assert torch.isfinite(torch.autograd.grad(result.total, logits)[0]).all()
 
 
 @pytest.mark.parametrize("prediction", ["plain", "sharp", "nearly_one_hot", "nearly_uniform"])
 @pytest.mark.parametrize("first_order", FIRST_ORDER)
-def test_gradients_equal_finite_differences_of_the_oracle(prediction, first_order):
+def test_gradients_equal_finite_differences(prediction, first_order):
     case = problem(4, prediction, seed=1, batch=1)
     step, rng = 1e-6, np.random.default_rng(2)
     centre = case["logits"].astype(np.float64)
@@ -60,8 +60,8 @@ def test_gradients_equal_finite_differences_of_the_oracle(prediction, first_orde
         settings = dict(dispersion=dispersion, discrepancy=discrepancy, normalize=normalize, first_order=first_order)
         gradients = {}
         for dtype in (torch.float32, torch.float64):
-            logits, found = run(case, variance, dtype=dtype, requires_grad=True, **settings)
-            gradients[dtype] = torch.autograd.grad(found.total, logits)[0].double().numpy()
+            logits, result = run(case, variance, dtype=dtype, requires_grad=True, **settings)
+            gradients[dtype] = torch.autograd.grad(result.total, logits)[0].double().numpy()
         for direction in directions:
             ahead = exact(case, variance, logits=centre + step * direction, **settings)["total"]
             behind = exact(case, variance, logits=centre - step * direction, **settings)["total"]
@@ -77,24 +77,24 @@ def test_kl_smoothing(smoothing):
         case = problem(16, prediction)
         variance = reference("embedding", case["codebook"], relative=(0.5, 0.9, 0.05))
         settings = dict(discrepancy="kl", kl_smoothing=smoothing)
-        logits, found = run(case, variance, requires_grad=True, **settings)
-        assert oracle.close(found.second_order.detach(), exact(case, variance, **settings)["second_order"]), prediction
-        assert torch.isfinite(torch.autograd.grad(found.total, logits)[0]).all(), prediction
+        logits, result = run(case, variance, requires_grad=True, **settings)
+        assert oracle.close(result.second_order.detach(), exact(case, variance, **settings)["second_order"]), prediction
+        assert torch.isfinite(torch.autograd.grad(result.total, logits)[0]).all(), prediction
 
 
-def test_without_weights_the_total_is_the_cross_entropy_bit_for_bit():
+def test_zero_weights_give_cross_entropy_bits():
     case = problem(128)
     variance = reference("embedding", case["codebook"])
-    logits, found = run(case, variance, requires_grad=True, lambda_1=0.0, lambda_2=0.0)
+    logits, result = run(case, variance, requires_grad=True, lambda_1=0.0, lambda_2=0.0)
     plain = torch.tensor(case["logits"], requires_grad=True)
     ce = F.cross_entropy(plain.flatten(0, 1), torch.from_numpy(case["targets"]).flatten())
-    assert torch.equal(found.total, ce)
-    assert torch.equal(torch.autograd.grad(found.total, logits)[0], torch.autograd.grad(ce, plain)[0])
-    assert found.second_order > 0 and not found.second_order.requires_grad
-    assert found.semantic_entropy > 0 and not found.semantic_entropy.requires_grad
+    assert torch.equal(result.total, ce)
+    assert torch.equal(torch.autograd.grad(result.total, logits)[0], torch.autograd.grad(ce, plain)[0])
+    assert result.second_order > 0 and not result.second_order.requires_grad
+    assert result.semantic_entropy > 0 and not result.semantic_entropy.requires_grad
 
 
-def test_autocast_and_half_precision_logits_are_computed_in_float32():
+def test_terms_are_float32_under_autocast():
     case = problem(64)
     variance = reference("embedding", case["codebook"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -107,8 +107,8 @@ def test_autocast_and_half_precision_logits_are_computed_in_float32():
     assert torch.equal(from_half.total, rounded.total)
 
 
-def test_uniform_reference_with_probability_and_wasserstein_is_the_collision_penalty():
+def test_uniform_reference_is_collision_penalty():
     case = problem(32)
-    _, found = run(case, np.zeros(3, np.float32), dispersion="probability")
+    _, result = run(case, np.zeros(3, np.float32), dispersion="probability")
     p, _ = oracle.softmax(case["logits"].astype(np.float64))
-    assert oracle.close(found.second_order, (((p**2).sum(-1) - 1 / 32) / (1 - 1 / 32)).mean())
+    assert oracle.close(result.second_order, (((p**2).sum(-1) - 1 / 32) / (1 - 1 / 32)).mean())

@@ -26,10 +26,10 @@ def both(leaves, case, settings):
     for side in ("fused", "autograd"):
         hidden_BLD, weight_VD, bias_V = leaves
         if side == "fused":
-            found = fused_composite_loss(hidden_BLD, weight_VD, bias_V, targets_of(case), **settings)
+            result = fused_composite_loss(hidden_BLD, weight_VD, bias_V, targets_of(case), **settings)
         else:
-            found = composite_loss(F.linear(hidden_BLD, weight_VD, bias_V), targets_of(case), **settings)
-        measured.append((found, torch.autograd.grad(found.total, leaves)))
+            result = composite_loss(F.linear(hidden_BLD, weight_VD, bias_V), targets_of(case), **settings)
+        measured.append((result, torch.autograd.grad(result.total, leaves)))
     return measured
 
 
@@ -44,11 +44,11 @@ def test_equals_autograd_in_float64(vocabulary, prediction):
         settings = settings_of(
             case, variance, dispersion=dispersion, discrepancy=discrepancy, normalize=normalize, first_order=first_order
         )
-        (found, gradients), (wanted, exact_gradients) = both(leaves, case, settings)
+        (result, gradients), (expected, exact_gradients) = both(leaves, case, settings)
         for term in VALUES:
-            torch.testing.assert_close(getattr(found, term), getattr(wanted, term), rtol=1e-9, atol=1e-12)
-        for name, values_L in wanted.positions.items():
-            torch.testing.assert_close(found.positions[name], values_L, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(getattr(result, term), getattr(expected, term), rtol=1e-9, atol=1e-12)
+        for name, values_L in expected.positions.items():
+            torch.testing.assert_close(result.positions[name], values_L, rtol=1e-9, atol=1e-12)
         for gradient, wanted_gradient in zip(gradients, exact_gradients, strict=True):
             torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-6, atol=1e-11)
 
@@ -64,12 +64,12 @@ def test_float32_agrees_with_the_oracle(vocabulary, prediction):
     for dispersion, discrepancy, normalize in COMBINATIONS:
         names = dict(dispersion=dispersion, discrepancy=discrepancy, normalize=normalize)
         variance = reference(dispersion, case["codebook"])
-        found = fused_composite_loss(*leaves, targets_of(case), **settings_of(case, variance, **names))
-        wanted = exact(case, variance, **names)
+        result = fused_composite_loss(*leaves, targets_of(case), **settings_of(case, variance, **names))
+        expected = exact(case, variance, **names)
         for term in VALUES:
-            assert oracle.close(getattr(found, term).detach(), wanted[term]), (names, term)
-        for term, values_K in found.per_scale.items():
-            assert oracle.close(values_K, wanted["per_scale"][term]), (names, term)
+            assert oracle.close(getattr(result, term).detach(), expected[term]), (names, term)
+        for term, values_K in result.per_scale.items():
+            assert oracle.close(values_K, expected["per_scale"][term]), (names, term)
         variance = reference(dispersion, case["codebook"], relative=(0.5, 0.9, 0.05))
         settings = settings_of(case, variance, **names)
         gradients = both(leaves, case, settings)[0][1]
@@ -85,10 +85,10 @@ def test_vocabulary_of_the_official_tokenizer(dispersion, discrepancy, normalize
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
     variance = reference(dispersion, case["codebook"], relative=(0.5, 0.9, 0.05))
     settings = settings_of(case, variance, dispersion=dispersion, discrepancy=discrepancy, normalize=normalize)
-    found, gradients = both(leaves, case, settings)[0]
-    wanted, exact_gradients = both(exact_leaves, case, settings)[1]
+    result, gradients = both(leaves, case, settings)[0]
+    expected, exact_gradients = both(exact_leaves, case, settings)[1]
     for term in VALUES:
-        assert oracle.close(getattr(found, term).detach(), getattr(wanted, term).detach()), term
+        assert oracle.close(getattr(result, term).detach(), getattr(expected, term).detach()), term
     for gradient, wanted_gradient in zip(gradients, exact_gradients, strict=True):
         unit = max(1.0, float(wanted_gradient.abs().max()))
         assert oracle.close(gradient / unit, wanted_gradient / unit)
@@ -124,8 +124,8 @@ def test_blocks_need_not_divide(positions_at_once, monkeypatch):
     leaves = head_of(case, width=7, dtype=torch.float64)
     settings = settings_of(case, reference("embedding", case["codebook"]), first_order="label_smoothing")
     monkeypatch.setitem(fused.BLOCK_ELEMENTS, "cpu", 33 * positions_at_once + 1)
-    (found, gradients), (wanted, exact_gradients) = both(leaves, case, settings)
-    torch.testing.assert_close(found.total, wanted.total, rtol=1e-12, atol=0)
+    (result, gradients), (expected, exact_gradients) = both(leaves, case, settings)
+    torch.testing.assert_close(result.total, expected.total, rtol=1e-12, atol=0)
     for gradient, wanted_gradient in zip(gradients, exact_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-9, atol=1e-14)
 
@@ -140,9 +140,11 @@ def test_all_logits_are_never_held(monkeypatch):
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
             nonlocal largest
-            found = function(*arguments, **(keywords or {}))
-            largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(found) if torch.is_tensor(x))])
-            return found
+            result = function(*arguments, **(keywords or {}))
+            largest = max(
+                [largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(x))]
+            )
+            return result
 
     with Watch():
         fused_composite_loss(*leaves, targets_of(case), **settings).total.backward()
@@ -150,16 +152,16 @@ def test_all_logits_are_never_held(monkeypatch):
     assert largest <= max(128 * 4, most_needed, 128 * (6 + 2)) < case["logits"].size
 
 
-@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3))[1:-1])
-def test_frozen_inputs_get_no_gradient_and_change_none(wanted):
+@pytest.mark.parametrize("expected", list(itertools.product([True, False], repeat=3))[1:-1])
+def test_frozen_inputs_get_no_gradient_and_change_none(expected):
     case = problem(17)
     settings = settings_of(case, reference("embedding", case["codebook"]))
     free, frozen = head_of(case, width=5), head_of(case, width=5)
-    for leaf, keep in zip(frozen, wanted, strict=True):
+    for leaf, keep in zip(frozen, expected, strict=True):
         leaf.requires_grad_(keep)
     for leaves in (free, frozen):
         fused_composite_loss(*leaves, targets_of(case), **settings).total.backward()
-    for leaf, other, keep in zip(free, frozen, wanted, strict=True):
+    for leaf, other, keep in zip(free, frozen, expected, strict=True):
         assert torch.equal(leaf.grad, other.grad) if keep else other.grad is None
 
 
@@ -167,15 +169,15 @@ def test_without_gradient_the_values_are_the_same():
     case = problem(17)
     settings = settings_of(case, reference("embedding", case["codebook"]))
     leaves = head_of(case, width=5)
-    found = fused_composite_loss(*leaves, targets_of(case), **settings)
+    result = fused_composite_loss(*leaves, targets_of(case), **settings)
     with torch.no_grad():
         quiet = fused_composite_loss(*leaves, targets_of(case), **settings)
-    assert torch.equal(found.total, quiet.total) and not quiet.total.requires_grad
-    assert found.total.requires_grad
-    assert not any(getattr(found, term).requires_grad for term in VALUES[1:])
+    assert torch.equal(result.total, quiet.total) and not quiet.total.requires_grad
+    assert result.total.requires_grad
+    assert not any(getattr(result, term).requires_grad for term in VALUES[1:])
 
 
-def test_a_scaled_total_scales_the_gradients_and_a_second_backward_is_refused():
+def test_scaled_total_and_second_backward():
     case = problem(17)
     settings = settings_of(case, reference("embedding", case["codebook"]))
     leaves = head_of(case, width=5)
@@ -189,39 +191,39 @@ def test_a_scaled_total_scales_the_gradients_and_a_second_backward_is_refused():
         torch.autograd.grad(total, leaves)
 
 
-def test_without_weights_the_total_is_its_cross_entropy_bit_for_bit():
+def test_zero_weights_give_own_cross_entropy_bits():
     case = problem(128)
     settings = settings_of(case, reference("embedding", case["codebook"]), lambda_1=0.0, lambda_2=0.0)
-    (found, gradients), (wanted, by_autograd) = both(head_of(case, width=9), case, settings)
-    assert torch.equal(found.total, found.ce) and oracle.close(found.total.detach(), wanted.ce.detach())
-    assert oracle.close(found.second_order, wanted.second_order) and found.second_order > 0
+    (result, gradients), (expected, by_autograd) = both(head_of(case, width=9), case, settings)
+    assert torch.equal(result.total, result.ce) and oracle.close(result.total.detach(), expected.ce.detach())
+    assert oracle.close(result.second_order, expected.second_order) and result.second_order > 0
     for gradient, wanted_gradient in zip(gradients, by_autograd, strict=True):
         assert oracle.close(gradient, wanted_gradient)
 
 
-def test_products_follow_autocast_and_terms_stay_in_float32():
+def test_products_follow_autocast():
     case = problem(64)
     settings = settings_of(case, reference("embedding", case["codebook"]))
     leaves = head_of(case, width=16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (found, gradients), (wanted, by_autograd) = both(leaves, case, settings)
+        (result, gradients), (expected, by_autograd) = both(leaves, case, settings)
     outside, _ = both(leaves, case, settings)
     unit = 2.0**-8  # of bfloat16: both sides round the logits to it, and the gradients before their products
     for term in VALUES:
-        assert getattr(found, term).dtype == torch.float32
-        torch.testing.assert_close(getattr(found, term), getattr(wanted, term), rtol=unit / 4, atol=unit / 4)
+        assert getattr(result, term).dtype == torch.float32
+        torch.testing.assert_close(getattr(result, term), getattr(expected, term), rtol=unit / 4, atol=unit / 4)
     for leaf, gradient, wanted_gradient in zip(leaves, gradients, by_autograd, strict=True):
         assert gradient.dtype == leaf.dtype
         largest = float(gradient.abs().max())
         torch.testing.assert_close(gradient, wanted_gradient, rtol=4 * unit, atol=2 * unit * largest)
-    assert not torch.equal(found.total, outside[0].total)
+    assert not torch.equal(result.total, outside[0].total)
 
 
 def test_parameters_in_half_precision():
     case = problem(64)
     settings = settings_of(case, reference("embedding", case["codebook"]))
     leaves = head_of(case, width=16, dtype=torch.bfloat16)
-    (found, gradients), (wanted, _) = both(leaves, case, settings)
-    torch.testing.assert_close(found.total, wanted.total, rtol=2.0**-10, atol=0)
-    assert found.total.dtype == torch.float32
+    (result, gradients), (expected, _) = both(leaves, case, settings)
+    torch.testing.assert_close(result.total, expected.total, rtol=2.0**-10, atol=0)
+    assert result.total.dtype == torch.float32
     assert all(g.dtype == torch.bfloat16 and torch.isfinite(g).all() for g in gradients)

@@ -1,4 +1,4 @@
-"""Gradient shares against gradients of the whole loss, and the λ that moves an asked share."""
+"""Gradient shares against gradients of the whole loss, and the λ that moves a given share."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def test_shares_are_ratios_of_gradients_of_the_loss(dispersion, discrepancy, nor
     names = dict(dispersion=dispersion, discrepancy=discrepancy, normalize=normalize)
 
     def gradient(**weights):
-        logits_BLV, found = call(case, composite_loss, **names, **weights)
-        return torch.autograd.grad(found.total, logits_BLV)[0].flatten()
+        logits_BLV, result = call(case, composite_loss, **names, **weights)
+        return torch.autograd.grad(result.total, logits_BLV)[0].flatten()
 
     ce = gradient(lambda_1=0.0, lambda_2=0.0)
     terms = {
         "second_order": gradient(lambda_1=0.3, lambda_2=0.0) - ce,
         "semantic_entropy": gradient(lambda_1=0.0, lambda_2=0.2) - ce,
     }
-    _, found = call(case, **names)
+    _, result = call(case, **names)
     for (term, moved), weight in zip(terms.items(), (0.3, 0.2), strict=True):
-        assert found[term] == pytest.approx(float(moved.norm() / ce.norm()), rel=1e-6)
-        assert found[f"{term}_unit"] == pytest.approx(found[term] / weight)
-        assert found[f"{term}_cosine"] == pytest.approx(float(F.cosine_similarity(moved, ce, dim=0)), abs=1e-6)
+        assert result[term] == pytest.approx(float(moved.norm() / ce.norm()), rel=1e-6)
+        assert result[f"{term}_unit"] == pytest.approx(result[term] / weight)
+        assert result[f"{term}_cosine"] == pytest.approx(float(F.cosine_similarity(moved, ce, dim=0)), abs=1e-6)
 
 
-def test_shares_do_not_depend_on_blocks_autocast_or_the_callers_graph(monkeypatch):
+def test_shares_ignore_blocks_and_autocast(monkeypatch):
     case = problem(24)
     logits_BLV, whole = call(case, dtype=torch.float32)
     monkeypatch.setattr(sys.modules["uvar_tune.objective.gradient_shares"], "_BLOCK_ELEMENTS", 24 * 5)
@@ -53,7 +53,7 @@ def test_shares_do_not_depend_on_blocks_autocast_or_the_callers_graph(monkeypatc
     assert logits_BLV.grad is None
 
 
-def test_a_share_is_linear_in_its_weight_and_an_idle_term_has_none():
+def test_share_is_linear_in_weight():
     case = problem(24)
     _, once = call(case)
     _, thrice = call(case, lambda_1=0.9)
@@ -72,8 +72,8 @@ def test_the_converted_weight_moves_the_asked_share(term, setting, share):
     case = problem(24)
     _, measured = call(case, lambda_1=0.0, lambda_2=0.0)
     weight = lambda_for_share(share, measured[f"{term}_unit"], term=term)
-    _, found = call(case, **{setting: weight})
-    assert found[term] == pytest.approx(share)
+    _, result = call(case, **{setting: weight})
+    assert result[term] == pytest.approx(share)
 
 
 def test_shares_of_a_config_become_raw_weights():

@@ -47,13 +47,15 @@ def test_a_prepared_loss_is_the_same_bit_for_bit(pair):
     assert all(torch.equal(values_L, ready.positions[name]) for name, values_L in once.positions.items())
 
 
-def test_positions_average_to_the_scalars_and_scales_to_the_positions():
+def test_positions_average_to_scalars():
     case = problem(32)
-    found = on_logits(case, settings_of(case, reference("embedding", case["codebook"])))
+    result = on_logits(case, settings_of(case, reference("embedding", case["codebook"])))
     for name in ("total", "ce", "first_order", "second_order", "semantic_entropy"):
-        torch.testing.assert_close(found.positions[name].mean(), getattr(found, name))
-        torch.testing.assert_close(found.per_scale[name] @ torch.tensor([1.0, 4.0, 9.0]) / LENGTH, getattr(found, name))
-    assert found.positions["dispersion"].shape == (LENGTH,)
+        torch.testing.assert_close(result.positions[name].mean(), getattr(result, name))
+        torch.testing.assert_close(
+            result.per_scale[name] @ torch.tensor([1.0, 4.0, 9.0]) / LENGTH, getattr(result, name)
+        )
+    assert result.positions["dispersion"].shape == (LENGTH,)
 
 
 @pytest.mark.parametrize("fused_too", [False, True])
@@ -75,7 +77,7 @@ def test_a_prepared_call_reads_the_device_once(fused_too):
     assert not read
 
 
-def test_integers_of_any_width_and_tokens_of_any_device_dtype():
+def test_integers_of_any_width():
     case = problem(32)
     settings = settings_of(case, reference("embedding", case["codebook"]))
     narrow = {**case, "targets": case["targets"].astype(np.int32), "classes": case["classes"].astype(np.int32)}
@@ -133,7 +135,7 @@ def test_bad_input_is_refused_with_value_and_rule(name, function):
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
-def test_constants_are_refused_before_the_first_prediction(name):
+def test_bad_constants_are_refused_when_prepared(name):
     changes, settings, message = CONSTANTS[name]
     case = {**problem(8), **changes}
     variance = settings.get("variance", reference("embedding", problem(8)["codebook"]))

@@ -58,45 +58,45 @@ OPTIONS = {
 @pytest.mark.parametrize("name", REFERENCES)
 def test_agrees_with_the_oracle(name, dispersion):
     case = source()
-    for asked, renamed in OPTIONS[name]:
-        found = build(name, case, dispersion=dispersion, **asked)
-        np.testing.assert_allclose(found.variance_K, exact(name, case, dispersion, **renamed), rtol=2e-6, atol=1e-9)
-        assert found.variance_K.dtype == torch.float32 and found.dispersion == dispersion and found.name == name
-        json.dumps(found.diagnostics)
-        relative = np.array(found.diagnostics["relative_variance"]) * found.diagnostics["anchor"]
-        np.testing.assert_allclose(relative, found.variance_K, rtol=1e-6, atol=1e-12)
+    for requested, renamed in OPTIONS[name]:
+        result = build(name, case, dispersion=dispersion, **requested)
+        np.testing.assert_allclose(result.variance_K, exact(name, case, dispersion, **renamed), rtol=2e-6, atol=1e-9)
+        assert result.variance_K.dtype == torch.float32 and result.dispersion == dispersion and result.name == name
+        json.dumps(result.diagnostics)
+        relative = np.array(result.diagnostics["relative_variance"]) * result.diagnostics["anchor"]
+        np.testing.assert_allclose(relative, result.variance_K, rtol=1e-6, atol=1e-12)
 
 
-def test_the_dataset_reference_keeps_the_entropy_of_positions():
+def test_dataset_keeps_entropy_of_positions():
     case = source()
-    found = build("dataset", case).diagnostics
+    result = build("dataset", case).diagnostics
     parts = np.split(case["tokens_NL"], [1, 5], axis=1)
-    assert found["target_entropy"] == pytest.approx([oracle.position_entropy(part) for part in parts])
-    assert found["entropy"] == pytest.approx(found["target_entropy"]) and found["capped_share"] == [0, 0, 0]
+    assert result["target_entropy"] == pytest.approx([oracle.position_entropy(part) for part in parts])
+    assert result["entropy"] == pytest.approx(result["target_entropy"]) and result["capped_share"] == [0, 0, 0]
 
 
-def test_given_the_class_less_is_uncertain():
+def test_class_condition_lowers_entropy():
     by_scale, by_class = (
         build("dataset", source(images=300), condition_on=condition_on) for condition_on in ("scale", "class")
     )
     assert (np.array(by_class.diagnostics["entropy"]) < by_scale.diagnostics["entropy"]).all()
 
 
-def test_an_entropy_beyond_the_support_is_capped_and_recorded():
+def test_entropy_beyond_support_is_capped():
     """Two images: each position shows two codes once, and Miller–Madow asks for more than the code pairs allow."""
     case = source(images=2, labels=1)
     case["tokens_NL"][:] = [[0] * LENGTH, [1] * LENGTH]
-    found = build("dataset", case, num_classes=1)
+    result = build("dataset", case, num_classes=1)
     two = np.zeros((1, VOCABULARY))
     two[0, :2] = 0.5
-    assert found.diagnostics["capped_share"] == [1, 1, 1]
-    assert found.diagnostics["entropy"] == pytest.approx([np.log(2)] * 3)
-    assert found.diagnostics["target_entropy"] == pytest.approx([np.log(2) + 0.25] * 3)
+    assert result.diagnostics["capped_share"] == [1, 1, 1]
+    assert result.diagnostics["entropy"] == pytest.approx([np.log(2)] * 3)
+    assert result.diagnostics["target_entropy"] == pytest.approx([np.log(2) + 0.25] * 3)
     variance = objective_oracle.dispersion("embedding", two[0], case["codebook"])
-    np.testing.assert_allclose(found.variance_K, [variance] * 3, rtol=1e-6)
+    np.testing.assert_allclose(result.variance_K, [variance] * 3, rtol=1e-6)
 
 
-def test_semantic_covers_as_many_codes_as_asked_and_normal_the_least():
+def test_variance_grows_with_neighbours():
     case = source()
     variances = [build("semantic", case, neighbours=n).variance_K for n in (2, 4, 8, 16)]
     assert all((small < large).all() for small, large in zip(variances, variances[1:], strict=False))
@@ -104,11 +104,11 @@ def test_semantic_covers_as_many_codes_as_asked_and_normal_the_least():
     assert (build("semantic", case, neighbours=19.99).variance_K < build("uniform", case).variance_K * 1.2).all()
 
 
-def test_twins_beyond_the_asked_perplexity_are_reported_or_refused():
+def test_twins_are_reported_or_refused():
     case = source()
     case["codebook"][:5] = case["codebook"][0]
-    found = build("semantic", case, neighbours=3)
-    assert found.diagnostics["codes_with_more_twins"] == len(set(np.unique(case["tokens_NL"])) & set(range(5)))
+    result = build("semantic", case, neighbours=3)
+    assert result.diagnostics["codes_with_more_twins"] == len(set(np.unique(case["tokens_NL"])) & set(range(5)))
     case["codebook"][:] = case["codebook"][0]
     case["codebook"][-1] += 1.0
     with pytest.raises(ConfigError, match="codes coincide"):
@@ -127,10 +127,10 @@ def test_invariances(seed, name, scale):
         "codebook": scale * case["codebook"][rename] + rng.standard_normal(5),
     }
     for dispersion, factor in (("embedding", scale**2), ("probability", 1.0)):
-        found, wanted = (build(name, each, dispersion=dispersion).variance_K for each in (changed, case))
-        np.testing.assert_allclose(found, factor * wanted, rtol=1e-4, atol=1e-7)
+        result, expected = (build(name, each, dispersion=dispersion).variance_K for each in (changed, case))
+        np.testing.assert_allclose(result, factor * expected, rtol=1e-4, atol=1e-7)
         limit = build("uniform", case, dispersion=dispersion).diagnostics["anchor"]
-        assert (found >= 0).all() and (dispersion == "embedding" or (found <= limit * (1 + 1e-6)).all())
+        assert (result >= 0).all() and (dispersion == "embedding" or (result <= limit * (1 + 1e-6)).all())
 
 
 def test_tokens_may_be_memory_mapped_or_tensors(tmp_path):
@@ -138,20 +138,20 @@ def test_tokens_may_be_memory_mapped_or_tensors(tmp_path):
     np.save(tmp_path / "tokens.npy", case["tokens_NL"].astype(np.uint16))
     mapped = {**case, "tokens_NL": np.load(tmp_path / "tokens.npy", mmap_mode="r")}
     tensors = {**case, "tokens_NL": torch.from_numpy(case["tokens_NL"]), "labels_N": torch.from_numpy(case["labels_N"])}
-    wanted = build("dataset", case).variance_K
-    assert torch.equal(build("dataset", mapped).variance_K, wanted)
-    assert torch.equal(build("dataset", tensors).variance_K, wanted)
+    expected = build("dataset", case).variance_K
+    assert torch.equal(build("dataset", mapped).variance_K, expected)
+    assert torch.equal(build("dataset", tensors).variance_K, expected)
 
 
-def test_a_new_reference_is_a_function_and_a_line(monkeypatch):
+def test_new_reference(monkeypatch):
     def _frequency(source, config):
         return source.dispersion(torch.from_numpy(source.frequencies_KV)), {}
 
     monkeypatch.setitem(reference_module.REFERENCES, "frequency", _frequency)
     case = source()
     histograms, _ = oracle.frequencies(case["tokens_NL"], SCALES, VOCABULARY)
-    wanted = [objective_oracle.dispersion("embedding", p, case["codebook"]) for p in histograms]
-    np.testing.assert_allclose(build("frequency", case).variance_K, wanted, rtol=1e-6)
+    expected = [objective_oracle.dispersion("embedding", p, case["codebook"]) for p in histograms]
+    np.testing.assert_allclose(build("frequency", case).variance_K, expected, rtol=1e-6)
 
 
 BAD = {

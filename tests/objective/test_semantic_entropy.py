@@ -36,7 +36,7 @@ def same_partition(first_V, second_V):
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize("name", PARTITIONS)
-def test_finds_the_groups_that_are_there(name, distance):
+def test_partition_finds_the_groups(name, distance):
     codebook_VC, group_V = clusters()
     # Patches of which nothing but the group can be seen; the codes themselves are shuffled for this partition.
     decode = {"reconstruction": lambda codes: group_V[codes].double()[:, None, None].expand(-1, 3, 4).sin()}.get(name)
@@ -48,7 +48,7 @@ def test_finds_the_groups_that_are_there(name, distance):
 
 @pytest.mark.parametrize("name", PARTITIONS)
 @pytest.mark.parametrize("vocabulary,count", [(2, None), (17, None), (17, 17), (96, None), (96, 7)])
-def test_classes_are_numbered_by_first_appearance_without_gaps(name, vocabulary, count):
+def test_classes_have_no_gaps(name, vocabulary, count):
     codebook_VC = torch.randn(vocabulary, 4, generator=torch.Generator().manual_seed(1))
     found_V = classes_of(name, codebook_VC, count=count, decode=lambda codes: codebook_VC[codes])
     assert found_V.unique().tolist() == list(range(count or max(2, vocabulary // 16)))
@@ -69,7 +69,7 @@ def test_agglomeration_bounds_the_diameter_of_classes():
     assert found_V.tolist() == [0, 0, 0, 1, 1, 2]
 
 
-def test_a_new_partition_is_a_function_and_a_line(monkeypatch):
+def test_new_partition(monkeypatch):
     def _norm(codebook, count, distance, decode, seed):
         return np.argsort(np.argsort((codebook**2).sum(1))) * count // len(codebook)
 
@@ -97,10 +97,10 @@ def test_bad_input_is_refused(case):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=9).filter(lambda mass: sum(mass) > 1e-3))
-def test_entropy_lies_between_certainty_and_even_classes(mass):
+def test_entropy_is_within_its_bounds(mass):
     mass_G = torch.tensor(mass, dtype=torch.float64)
     mass_G = (mass_G / mass_G.sum()).requires_grad_()
-    found = semantic_entropy(mass_G)
-    assert -1e-12 <= float(found) <= np.log(len(mass)) + 1e-12
-    assert torch.isfinite(torch.autograd.grad(found, mass_G)[0]).all()
+    result = semantic_entropy(mass_G)
+    assert -1e-12 <= float(result) <= np.log(len(mass)) + 1e-12
+    assert torch.isfinite(torch.autograd.grad(result, mass_G)[0]).all()
     assert float(semantic_entropy(torch.eye(3)[1])) == 0.0

@@ -31,7 +31,7 @@ def simplex(rng, count, size, concentration=0.5):
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_w1_under_the_ground_metric_is_optimal_transport(name):
+def test_w1_is_optimal_transport(name):
     rng = np.random.default_rng(0)
     d0_VV = distances(torch.from_numpy(rng.standard_normal((12, 3))), name)
     for p_V, q_V in zip(simplex(rng, 6, 12), simplex(rng, 6, 12), strict=True):
@@ -46,7 +46,7 @@ def test_w1_under_the_trivial_cost_is_half_of_l1():
         assert wasserstein_1(p_V, q_V, trivial_VV) == pytest.approx(float(total_variation(p_V, q_V)))
 
 
-def test_w1_between_certain_codes_is_their_distance_and_lifts_to_second_order():
+def test_w1_lifts_to_second_order():
     rng = np.random.default_rng(2)
     d0_VV = distances(torch.from_numpy(rng.standard_normal((5, 2))))
     certain = torch.eye(5, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_w2_between_gaussians_has_the_bures_term(size):
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3))
-def test_w2_at_equal_means_is_the_discrepancy_of_the_variances(a, b):
+def test_w2_at_equal_means_is_the_discrepancy(a, b):
     mean = torch.tensor([0.7])
     a, b = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
     exact = float(gaussian_wasserstein_2(mean, a.view(1, 1), mean, b.view(1, 1)))
@@ -90,17 +90,17 @@ def test_w2_at_equal_means_is_the_discrepancy_of_the_variances(a, b):
     assert exact == pytest.approx(float(DISCREPANCIES["wasserstein"](a, b, 0.0, 0.0)), abs=1e-9)
 
 
-def test_w2_of_proportional_covariances_needs_their_traces_only():
+def test_w2_of_proportional_covariances():
     """What lets one number a position stand for a covariance of codes: Σ = aS, Σ⋆ = bS give Tr(S)(√a − √b)²."""
     shape = covariance(np.random.default_rng(3), 6)
     mean = torch.zeros(6)
-    found = float(gaussian_wasserstein_2(mean, 0.3 * shape, mean, 2.0 * shape))
+    result = float(gaussian_wasserstein_2(mean, 0.3 * shape, mean, 2.0 * shape))
     a, b = 0.3 * shape.trace(), 2.0 * shape.trace()
-    assert found == pytest.approx(float((a.sqrt() - b.sqrt()) ** 2))
+    assert result == pytest.approx(float((a.sqrt() - b.sqrt()) ** 2))
 
 
 @pytest.mark.parametrize("alpha", [(1.0, 1.0), (0.3, 2.0, 5.0), (40.0, 1.0, 1.0, 7.0), (0.05,) * 6])
-def test_dirichlet_moments_and_expected_entropy_agree_with_draws(alpha):
+def test_dirichlet_agrees_with_draws(alpha):
     draws = np.random.default_rng(4).dirichlet(alpha, size=DRAWS)
     mean_V, variance_V, spread = dirichlet_moments(torch.tensor(alpha))
     squared = ((draws - mean_V.numpy()) ** 2).sum(1)
@@ -119,12 +119,12 @@ def test_dirichlet_moments_and_expected_entropy_agree_with_draws(alpha):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=12))
-def test_expected_entropy_lies_below_the_entropy_of_the_mean(alpha):
+def test_expected_entropy_is_below_that_of_mean(alpha):
     mean_V, _, _ = dirichlet_moments(torch.tensor(alpha))
     assert 0.0 <= float(dirichlet_expected_entropy(torch.tensor(alpha))) <= float(torch.special.entr(mean_V).sum())
 
 
-def test_semantic_entropy_of_sequences_is_the_sum_over_positions():
+def test_sequence_entropy_is_sum_over_positions():
     """§2.3, Eq. 5, by enumeration of all sequences of a scale, classes of sequences products of classes of codes."""
     positions, classes_V = 4, np.array([0, 1, 1, 2])
     p_LV = simplex(np.random.default_rng(5), positions, len(classes_V)).numpy()

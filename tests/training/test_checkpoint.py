@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, damage detected, the one before used, retention within bounds."""
+"""Checkpoints: atomic, corruption detected, the previous one used, retention within bounds."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ def save(tmp_path, tokenizer):
 
 
 def skipped(parent, **options):
-    told = []
-    return latest_valid(parent, on_skip=lambda path, why: told.append((path.name, why)), **options), told
+    skips = []
+    return latest_valid(parent, on_skip=lambda path, why: skips.append((path.name, why)), **options), skips
 
 
-def test_what_was_saved_comes_back(save, tokenizer):
+def test_checkpoint_round_trip(save, tokenizer):
     directory = save(64, ema_state={"w": torch.ones(2)})
-    found = load_checkpoint(directory, training_state=True)
-    assert torch.equal(found.var_state["w"], torch.full((300,), 64.0)) and found.var_state["b"].dtype == torch.int64
-    assert found.config == {"training": {"learning_rate": 1e-5, "betas": [0.9, 0.95]}}
-    assert found.tokenizer == {**tokenizer, "sha256": tokenizer_hash(tokenizer["path"])}
-    assert found.images == 64 and found.training_state["optimizer"] == {"step": torch.tensor(3.0)}
-    assert torch.equal(found.ema_state["w"], torch.ones(2)) and found.training_state["ema"] is found.ema_state
+    result = load_checkpoint(directory, training_state=True)
+    assert torch.equal(result.var_state["w"], torch.full((300,), 64.0)) and result.var_state["b"].dtype == torch.int64
+    assert result.config == {"training": {"learning_rate": 1e-5, "betas": [0.9, 0.95]}}
+    assert result.tokenizer == {**tokenizer, "sha256": tokenizer_hash(tokenizer["path"])}
+    assert result.images == 64 and result.training_state["optimizer"] == {"step": torch.tensor(3.0)}
+    assert torch.equal(result.ema_state["w"], torch.ones(2)) and result.training_state["ema"] is result.ema_state
     assert load_checkpoint(directory).training_state is None
 
 
-def test_averaged_weights_in_the_state_become_a_file_of_their_own(save, tmp_path, tokenizer):
+def test_averaged_weights_have_their_own_file(save, tmp_path, tokenizer):
     save_checkpoint(
         tmp_path / "c" / "1",
         var_state={},
@@ -78,7 +78,7 @@ def test_averaged_weights_in_the_state_become_a_file_of_their_own(save, tmp_path
     assert load_checkpoint(tmp_path / "c" / "1").ema_state.keys() == {"w"}
 
 
-def test_the_configuration_of_a_checkpoint_is_compared_key_by_key(save):
+def test_config_is_compared_key_by_key(save):
     then = load_checkpoint(save(64)).config
     require_same(then, {"training": {"learning_rate": 1e-5, "betas": (0.9, 0.95)}}, where="here")
     now = {"training": {"learning_rate": 2e-5, "betas": (0.9, 0.95)}, "model": {"depth": 2}}
@@ -142,13 +142,13 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_checkpoint_is_told_and_the_one_before_used(save, case):
+def test_corrupted_checkpoint_is_skipped(save, case):
     before, newest = save(64), save(128)
     damage, why = DAMAGE[case]
     damage(newest)
-    found, told = skipped(newest.parent)
-    assert found == before
-    assert [name for name, _ in told] == [newest.name] and why in told[0][1]
+    result, skips = skipped(newest.parent)
+    assert result == before
+    assert [name for name, _ in skips] == [newest.name] and why in skips[0][1]
     with pytest.raises(ConfigError, match=newest.name):
         load_checkpoint(newest)
 
@@ -159,8 +159,8 @@ def test_training_state_may_be_deleted(save):
     (newest / "training.pt").unlink()
     assert skipped(newest.parent) == (newest, [])
     assert load_checkpoint(newest).images == 128
-    found, told = skipped(newest.parent, training_state=True)
-    assert found == before and "training.pt was deleted" in told[0][1]
+    result, skips = skipped(newest.parent, training_state=True)
+    assert result == before and "training.pt was deleted" in skips[0][1]
     with pytest.raises(ConfigError, match="was deleted"):
         load_checkpoint(newest, training_state=True)
 
@@ -169,11 +169,11 @@ def test_averaged_weights_may_not_be_deleted(save):
     """They are what was scored: without them the raw ones would take their place unsaid."""
     before, newest = save(64), save(128, ema_state={"w": torch.ones(2)})
     (newest / "ema.safetensors").unlink()
-    found, told = skipped(newest.parent)
-    assert found == before and "ema.safetensors is missing" in told[0][1]
+    result, skips = skipped(newest.parent)
+    assert result == before and "ema.safetensors is missing" in skips[0][1]
 
 
-def test_leftovers_of_a_killed_writer_are_no_checkpoint(save):
+def test_leftovers_are_no_checkpoint(save):
     directory = save(64)
     left = directory.with_name(f".000000000128.{'0' * 32}.tmp")
     left.mkdir()
@@ -184,14 +184,14 @@ def test_leftovers_of_a_killed_writer_are_no_checkpoint(save):
     assert not left.exists() and (directory.parent / "notes").exists()
 
 
-def test_the_same_name_again_replaces(save):
+def test_saving_again_replaces(save):
     directory = save(64)
     os.truncate(directory / "var.safetensors", 10)
     assert save(64) == directory
     assert skipped(directory.parent) == (directory, [])
 
 
-def test_newest_is_by_number_not_by_spelling(save):
+def test_newest_is_by_number(save):
     short = save(96)
     short.rename(short.with_name("96"))
     newest = save(128)
@@ -202,7 +202,7 @@ def test_no_checkpoints(tmp_path):
     assert skipped(tmp_path / "none") == (None, [])
 
 
-def test_retention_deletes_the_oldest_and_never_the_newest_sound_one(save):
+def test_retention_keeps_newest_valid(save):
     paths = [save(images) for images in (64, 128, 192, 256)]
     parent, size = paths[0].parent, sum(file.stat().st_size for file in paths[0].iterdir())
     assert retain(parent, max_bytes=5 * size) == []
@@ -213,14 +213,14 @@ def test_retention_deletes_the_oldest_and_never_the_newest_sound_one(save):
     assert retain(parent, max_bytes=1) == []
 
 
-def test_retention_where_a_link_leads_nowhere(save):
+def test_retention_with_broken_links(save):
     paths = [save(images) for images in (64, 128)]
     for path in paths:
         (path / "notes").symlink_to(path / "nowhere")
     assert retain(paths[0].parent, max_bytes=1) == paths[:1] and not paths[0].exists()
 
 
-def test_tokenizer_comes_back_and_damage_is_told(tokenizer, tmp_path):
+def test_tokenizer_round_trip_and_corruption(tokenizer, tmp_path):
     vqvae, images = networks()[1], torch.rand(3, 3, 8, 8) * 2 - 1
     loaded = load_tokenizer(tokenizer["path"])
     assert loaded.settings() == vqvae.settings()
@@ -235,7 +235,7 @@ def test_tokenizer_comes_back_and_damage_is_told(tokenizer, tmp_path):
             nothing(tmp_path / "elsewhere")
 
 
-def test_leftovers_of_a_killed_training_of_a_tokenizer_go(tmp_path):
+def test_tokenizer_leftovers_are_removed(tmp_path):
     vqvae = VQVAE(TokenizerConfig(vocab_size=8, code_dim=4, channels=8, scales=(1, 2), channel_multipliers=(1,)))
     left = tmp_path / "checkpoints" / f".000000000064.{'0' * 32}.tmp"
     left.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The step at which a training ended, kept: what is on disk computes the same failure again, without the loop."""
+"""The dump of a failed step: the files reproduce the failure without the loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uvar_tune.training import dump_failed_batch, train
 
 
 def fail(tmp_path, loss=None, **changes):
-    """Train until it fails; (the failure, the directory kept, the model as it was before the first step)."""
+    """Train until it fails; (the failure, the directory retained, the model as it was before the first step)."""
     var, vqvae = networks()
     with pytest.raises((Diverged, OutOfMemory)) as failure:
         list(train(var, vqvae, tokens(crops=2), loss or loss_with(vqvae), *settings(**changes)))
@@ -39,7 +39,7 @@ def logits(place, var):
     return var.train()(batch["labels_B"], teacher_input, **noise), batch["tokens_BL"]
 
 
-def test_weights_that_explode_and_their_batch_make_the_loss_that_is_no_number(tmp_path):
+def test_dump_reproduces_the_divergence(tmp_path):
     error, place = fail(tmp_path, learning_rate=1e30, warmup_images=0, clip=None)
     var, _ = networks()
     var.load_state_dict(load_file(place / "var.safetensors"))
@@ -51,7 +51,7 @@ def test_weights_that_explode_and_their_batch_make_the_loss_that_is_no_number(tm
     assert manifest["tokenizer"] == "somewhere"
 
 
-def test_a_gradient_too_large_for_its_norm_comes_again(tmp_path):
+def test_dump_reproduces_an_infinite_norm(tmp_path):
     """A loss of 1e30 is a number, and so is each gradient; the sum of their squares is none."""
 
     def loss(model, vqvae, tokens_BL, labels_B, noise):
@@ -70,7 +70,7 @@ def test_a_gradient_too_large_for_its_norm_comes_again(tmp_path):
     assert torch.isinf(torch.nn.utils.get_total_norm(gradients))
 
 
-def test_memory_that_is_refused_is_told_with_the_images_before_and_the_very_batch(tmp_path):
+def test_out_of_memory_dumps_the_batch(tmp_path):
     """The allocator really refuses: 2^45 numbers on the host."""
     seen, calls = [], 0
     inner = loss_with(networks()[1], seen)
@@ -92,7 +92,7 @@ def test_memory_that_is_refused_is_told_with_the_images_before_and_the_very_batc
     )
 
 
-def test_another_failure_of_a_step_is_left_as_it_is(tmp_path):
+def test_other_errors_are_not_converted(tmp_path):
     def loss(*arguments):
         raise RuntimeError("a shape, say")
 
@@ -101,7 +101,7 @@ def test_another_failure_of_a_step_is_left_as_it_is(tmp_path):
     assert not isinstance(failure.value, (Diverged, OutOfMemory, ConfigError))
 
 
-def test_weights_that_are_no_numbers_any_more_are_left_out(tmp_path):
+def test_non_finite_weights_are_left_out(tmp_path):
     var, vqvae = networks()
     with torch.no_grad():
         var.head.bias[0] = float("nan")

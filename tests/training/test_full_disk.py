@@ -1,4 +1,4 @@
-"""What a checkpoint says, and leaves, where there is no room for it, whichever of its files the room ends in."""
+"""Saving a checkpoint on a full disk, whichever file the space ends in."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save(directory, images: int) -> None:
 
 
 @pytest.mark.parametrize("leave", [0, 600_000, 1_204_224, 1_500_000, 2_400_000])
-def test_no_room_is_an_os_error_and_leaves_what_was_there(disk, leave):
+def test_full_disk_leaves_earlier_checkpoints(disk, leave):
     save(disk / "checkpoints", 64)
     fill(disk, leave)
     with pytest.raises(OSError) as caught:

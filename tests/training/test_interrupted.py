@@ -16,8 +16,8 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_killed_and_started_again_gives_the_same_bits(ranks, uninterrupted, tmp_path, world_size):
-    """Killed at 128 images, in the fourth epoch of 40; the newest checkpoint, 96, stands in the middle of an epoch."""
+def test_kill_and_resume_give_the_same_bits(ranks, uninterrupted, tmp_path, world_size):
+    """Killed at 128 images, in the fourth epoch of 40; the newest checkpoint, 96, is in the middle of an epoch."""
     assert 96 % IMAGES and 128 % RUN["checkpoint_images"]
     assert ranks(tmp_path, world_size, die_at=128) == [-signal.SIGKILL] * world_size
     assert not (tmp_path / "last.pt").exists()
@@ -32,8 +32,8 @@ def test_killed_and_started_again_gives_the_same_bits(ranks, uninterrupted, tmp_
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_asked_to_stop_and_started_again_gives_the_same_bits(ranks, uninterrupted, tmp_path, world_size):
-    """Asked of the last rank alone in the step to 80 images, between two checkpoints and two reports: all save there and end."""
+def test_stop_and_resume_give_the_same_bits(ranks, uninterrupted, tmp_path, world_size):
+    """Requested on the last rank alone in the step to 80 images: all ranks save and end there."""
     assert ranks(tmp_path, world_size, stopped_at=80) == [0] * world_size
     assert not (tmp_path / "last.pt").exists()
     assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == "000000000080"
@@ -43,7 +43,7 @@ def test_asked_to_stop_and_started_again_gives_the_same_bits(ranks, uninterrupte
     assert same_bits(parameters(tmp_path), parameters(uninterrupted[world_size]))
 
 
-def test_twice_the_same_bits(ranks, uninterrupted, tmp_path):
+def test_two_runs_give_the_same_bits(ranks, uninterrupted, tmp_path):
     assert ranks(tmp_path, 1) == [0]
     assert curve(tmp_path) == curve(uninterrupted[1])
     assert same_bits(parameters(tmp_path), parameters(uninterrupted[1]))
@@ -53,7 +53,7 @@ def seen(directory, world_size: int) -> list:
     return [sorted(map(str, json.loads((directory / f"seen-{rank}.json").read_text()))) for rank in range(world_size)]
 
 
-def test_ranks_see_the_images_and_the_noise_that_one_rank_sees(uninterrupted):
+def test_ranks_share_images_and_noise(uninterrupted):
     """Row for row: the same tokens under the same label dropout and drop path, each once, half of them on each rank."""
     alone, (first, second) = seen(uninterrupted[1], 1)[0], seen(uninterrupted[2], 2)
     assert len(first) == len(second) == TRAINING["images"] / 2

@@ -32,13 +32,13 @@ def test_events_of_a_training():
     assert values["learning_rate"] == pytest.approx(3e-3 * (0.005 + 0.995 * 16 / 40))  # of the second step
 
 
-def test_the_last_events_come_where_the_end_is_no_multiple():
+def test_last_events_when_end_is_no_multiple():
     events = list(training(log_images=80, checkpoint_images=128))
     assert [e.images for e in events if isinstance(e, Progress)] == [80, 160, 192]
     assert [e.images for e in events if isinstance(e, CheckpointEvent)] == [128, 192]
 
 
-def test_checkpoints_at_further_places_change_nothing_else():
+def test_further_checkpoints_change_no_numbers():
     plain, more = list(training()), list(training(also_at=(80,)))
     assert [e.images for e in more if isinstance(e, CheckpointEvent)] == [48, 80, 96, 144, 192]
     curves = [
@@ -47,20 +47,20 @@ def test_checkpoints_at_further_places_change_nothing_else():
     assert curves[0] == curves[1]
 
 
-def test_a_training_that_is_stopped_ends_with_a_checkpoint():
-    asked = iter([False] * 6 + [True] * 9)
-    events = list(training(stop=lambda: next(asked)))
+def test_stop_ends_with_a_checkpoint():
+    requested = iter([False] * 6 + [True] * 9)
+    events = list(training(stop=lambda: next(requested)))
     assert [(type(e), e.images) for e in events[-2:]] == [(CheckpointEvent, 96), (CheckpointEvent, 112)]
     assert [e.images for e in events if isinstance(e, Progress)] == [32, 64, 96]
 
 
-def test_reported_values_are_means_over_the_steps_since_the_last():
+def test_progress_averages_over_steps():
     fine = [e.values["loss/ce"] for e in training(log_images=16) if isinstance(e, Progress)]
     coarse = [e.values["loss/ce"] for e in training(log_images=96) if isinstance(e, Progress)]
     assert coarse == pytest.approx([sum(fine[:6]) / 6, sum(fine[6:]) / 6], rel=1e-12)
 
 
-def test_a_caller_may_evaluate_between_events():
+def test_eval_mode_between_events():
     """Eval mode left on by the caller changes nothing."""
 
     def end(meddle: bool):
@@ -74,7 +74,7 @@ def test_a_caller_may_evaluate_between_events():
     assert all(torch.equal(value, disturbed[name]) for name, value in undisturbed.items())
 
 
-def test_averaged_parameters_follow_the_formula_and_survive_an_interruption():
+def test_average_follows_formula_and_resumes():
     var, keep, expected = networks()[0], 0.5 ** (16 / 40), None
     states = {}
     start = {name: p.detach().double().clone() for name, p in var.named_parameters()}
@@ -93,7 +93,7 @@ def test_averaged_parameters_follow_the_formula_and_survive_an_interruption():
     assert set(average) == set(resumed.state_dict())
 
 
-def test_recomputed_activations_change_nothing():
+def test_activation_checkpointing_keeps_the_bits():
     var, plain = networks()[0], networks()[0]
     var.activation_checkpointing = True
     curves = [[e.values["loss/total"] for e in training(model) if isinstance(e, Progress)] for model in (var, plain)]
@@ -110,7 +110,7 @@ def test_compiled_forward_gives_the_same_curve():
     assert curves[1] == pytest.approx(curves[0], rel=1e-3)
 
 
-def test_no_clipping_and_clipping_differ_and_report_the_norm_before_it():
+def test_reported_norm_is_before_clipping():
     norms = {}
     for clip in (None, 1e-3):
         norms[clip] = [e.values["grad_norm"] for e in training(clip=clip, log_images=16) if isinstance(e, Progress)]
@@ -118,15 +118,15 @@ def test_no_clipping_and_clipping_differ_and_report_the_norm_before_it():
     assert norms[None] != norms[1e-3]
 
 
-def test_loss_that_is_nan_is_diverged_with_the_images_before():
+def test_nan_loss_diverges():
     vqvae = networks()[1]
     with pytest.raises(Diverged, match="not a finite number") as failure:
         list(training(loss=loss_with(vqvae, diverges=True)))
     assert failure.value.images == 64
 
 
-def test_gradient_that_is_not_finite_is_diverged_and_no_checkpoint_is_due():
-    """A finite loss with an infinite gradient in the fourth step; nothing is asked before the checkpoint of 96."""
+def test_infinite_gradient_diverges():
+    """A finite loss with an infinite gradient in the fourth step; nothing is read before the checkpoint of 96."""
     inner, calls, due = loss_with(networks()[1]), 0, []
 
     def loss(model, vqvae, tokens_BL, labels_B, noise):
@@ -160,7 +160,7 @@ BAD = [
 @pytest.mark.parametrize(
     "changes, message", BAD, ids=[", ".join(changes) + str(i) for i, (changes, _) in enumerate(BAD)]
 )
-def test_what_cannot_be_honoured_is_refused_before_the_first_step(changes, message):
+def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         training(**changes)
 
@@ -169,7 +169,7 @@ def test_precision_of_a_cpu():
     assert resolve_precision("auto", torch.device("cpu")) == resolve_precision("fp32", torch.device("cpu")) == "fp32"
 
 
-def test_resume_under_another_configuration_shows_the_difference():
+def test_resume_shows_changed_settings():
     state = next(e for e in training() if isinstance(e, CheckpointEvent)).state()
     with pytest.raises(ConfigError) as refused:
         training(start=state, learning_rate=1e-3, schedule="cos", seed=12)

@@ -55,14 +55,14 @@ def weights(hub):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_missing_weights_are_named_with_their_place(hub, network):
+def test_missing_weights_are_named(hub, network):
     with pytest.raises(ConfigError, match="tokenizer.lpips_weight: LPIPS needs the weights") as refusal:
         open_lpips(network, image_size=64)
     path, url = weights_file(network)
     assert str(path) in str(refusal.value) and url in str(refusal.value) and path.parent == hub
 
 
-def test_nothing_is_trained_without_them(hub, digits):
+def test_training_needs_the_weights(hub, digits):
     with pytest.raises(ConfigError, match="LPIPS needs the weights of vgg16"):
         train_tokenizer(small(), digits, config_of(1.0), RUN)
 
@@ -77,7 +77,7 @@ def test_bad_settings_are_refused(weights, digits):
         open_lpips("squeeze", image_size=20)
 
 
-def test_the_term_enters_the_loss_and_its_gradient(weights, digits):
+def test_term_enters_loss_and_gradient(weights, digits):
     """The first step of both: same network, same images, so the losses differ by weight · LPIPS, which the oracle gives."""
     first, states = {}, {}
     for weight in (0.0, 3.0):

@@ -1,4 +1,4 @@
-"""Memory that a training keeps from one step to the next, seen by what the system is asked for again."""
+"""Reuse of freed memory between steps, measured by page faults."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print(usual, pages(20))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-def test_what_is_freed_is_not_asked_for_again():
+def test_freed_memory_is_reused():
     done = subprocess.run([sys.executable, "-c", STEPS], env=environment(), capture_output=True, text=True, check=True)
-    usual, kept = map(float, done.stdout.split())
-    assert kept < 10 and kept <= usual
+    usual, retained = map(float, done.stdout.split())
+    assert retained < 10 and retained <= usual

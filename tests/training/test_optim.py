@@ -32,7 +32,7 @@ def official(schedule: str, it: int) -> float:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_schedules_are_the_official_ones(schedule):
+def test_schedules_are_official(schedule):
     config = TrainingConfig(
         schedule=schedule, images=STEPS * BATCH, batch_size=BATCH, warmup_images=WARM * BATCH, final_ratio=FINAL
     )
@@ -66,9 +66,9 @@ def test_groups_have_the_official_sizes(name, shared, tensors, numbers):
     assert sum(parameter.numel() for parameter in undecayed["params"]) == numbers
     assert len(undecayed["params"]) + len(decayed["params"]) == len(list(model.parameters()))
     assert undecayed["params"][0] is model.pos_start
-    kept = {id(parameter) for parameter in undecayed["params"]}
-    assert not kept & {id(p) for p in (model.class_emb.weight, model.word_embed.weight, model.head.weight)}
-    assert {id(model.lvl_embed.weight), id(model.pos_1LC), id(model.head.bias)} <= kept
+    undecayed_ids = {id(parameter) for parameter in undecayed["params"]}
+    assert not undecayed_ids & {id(p) for p in (model.class_emb.weight, model.word_embed.weight, model.head.weight)}
+    assert {id(model.lvl_embed.weight), id(model.pos_1LC), id(model.head.bias)} <= undecayed_ids
 
 
 def test_step_is_decoupled_weight_decay():

@@ -1,4 +1,4 @@
-"""Stage 1 on the digits: it learns, goes on where it stopped, keeps its codes in use, and raises the alarm."""
+"""Stage 1 on the digits: it learns, resumes, keeps its codes in use, and warns."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_learns_to_reconstruct_with_its_codes_in_use(trained, digits):
     assert sorted(due) == [800, 1600, 2400, 3200] and curve[-1].images == 3200
 
 
-def test_goes_on_with_the_same_bits(trained, digits):
+def test_tokenizer_resumes_with_the_same_bits(trained, digits):
     """From 1,600 images, in the middle of an epoch and of a window of the usage counts."""
     whole, events, due = trained
     vqvae = small()
@@ -77,8 +77,8 @@ def test_goes_on_with_the_same_bits(trained, digits):
     assert curve(rest) == curve(events)
 
 
-def test_dead_codes_come_back(digits):
-    """Half of the codes are sent far away; after the restart each is a present residual vector, its momenta forgotten."""
+def test_dead_codes_restart(digits):
+    """Half of the codes are sent far away; after the restart each is a present residual vector, its moments reset."""
     vqvae, images = small(), to_unit(digits.images[:64])
     optimizer = adamw(vqvae, weight_decay=0.0, betas=(0.9, 0.95))
     vqvae.codebook_VC.data[16:] = 1e3
@@ -104,8 +104,8 @@ def test_dead_codes_come_back(digits):
     assert torch.equal(twin.codebook_VC, vqvae.codebook_VC)
 
 
-def test_spread_takes_distant_vectors_first():
-    """Two tight heaps, one of them served: the first new code lies in the other."""
+def test_kmeans_plus_plus_prefers_distant_vectors():
+    """Two tight clusters, one of them already represented: the first new code is in the other."""
     heaps = torch.cat([torch.randn(50, 2) * 1e-3, torch.randn(50, 2) * 1e-3 + 10])
     for seed in range(20):
         assert kmeans_plus_plus(heaps, torch.zeros(1, 2), 1, seeds.generator(seed)).mean() > 9
@@ -113,8 +113,8 @@ def test_spread_takes_distant_vectors_first():
     assert both[0] < 1 and both[1] > 9
 
 
-def test_alarm_when_few_codes_serve():
-    """One image over and over has use for few codes; said once, not at every look."""
+def test_warning_when_few_codes_are_used():
+    """One image over and over has use for few codes; warned once, not at every window."""
     pixels = load_images(DataConfig(image_size=8), "train").images[:1].expand(64, -1, -1, -1).contiguous()
     alike = ImageSet(pixels, torch.zeros(64, dtype=torch.long), ["0"], "0" * 64, 8)
     config = TokenizerConfig(images=1920, batch_size=64, learning_rate=1e-3)

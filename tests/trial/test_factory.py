@@ -1,4 +1,4 @@
-"""A tokenizer that a study is given: a directory of ours or an official file, whose scales are not in it."""
+"""A tokenizer of a study: a directory, or an official file, which does not contain its scales."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wanting(image_size: int, scales=(1, 2, 3, 4)) -> Config:
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """Number of scales → (network, official file, directory)."""
-    folder, found = tmp_path_factory.mktemp("tokenizers"), {}
+    folder, result = tmp_path_factory.mktemp("tokenizers"), {}
     for scales, levels in (((1, 2, 3, 4), 3), (OFFICIAL_SCALES[10], 2)):
         torch.manual_seed(len(scales))
         vqvae = VQVAE(
@@ -37,8 +37,8 @@ def places(tmp_path_factory):
         file, directory = folder / f"{len(scales)}.pth", folder / str(len(scales))
         save_official(vqvae, vae_path=file)
         save_tokenizer(directory, vqvae)
-        found[len(scales)] = vqvae, file, directory
-    return found
+        result[len(scales)] = vqvae, file, directory
+    return result
 
 
 @pytest.mark.parametrize(("count", "size", "scales"), [(4, 16, (1, 2, 3, 4)), (10, 32, (1, 2, 3, 4))])
@@ -46,12 +46,12 @@ def test_a_file_and_a_directory_are_the_same_tokenizer(places, count, size, scal
     vqvae, *both = places[count]
     images = torch.rand(2, 3, size, size) * 2 - 1
     for place in both:
-        found = open_tokenizer(place, wanting(size, scales)).eval()
-        assert found.scales == vqvae.scales and found.settings() == vqvae.settings()
-        assert all(torch.equal(*pair) for pair in zip(found.encode(images), vqvae.encode(images), strict=True))
+        result = open_tokenizer(place, wanting(size, scales)).eval()
+        assert result.scales == vqvae.scales and result.settings() == vqvae.settings()
+        assert all(torch.equal(*pair) for pair in zip(result.encode(images), vqvae.encode(images), strict=True))
 
 
-def test_a_file_with_weights_of_each_scale_has_the_official_list(tmp_path):
+def test_file_with_phi_of_each_scale(tmp_path):
     """phi of its own for each of 10 scales: with the 4 that are the default it has too many."""
     vqvae = VQVAE(
         TokenizerConfig(
@@ -69,7 +69,7 @@ def test_a_file_with_weights_of_each_scale_has_the_official_list(tmp_path):
         open_tokenizer(tmp_path / "own.pth", wanting(64))
 
 
-def test_a_share_of_phi_that_no_official_file_tells_is_not_written(tmp_path):
+def test_unofficial_phi_share_is_not_written(tmp_path):
     vqvae = VQVAE(
         TokenizerConfig(vocab_size=16, code_dim=8, channels=8, scales=(1, 2), channel_multipliers=(1,), quant_resi=0.9)
     )
@@ -78,10 +78,10 @@ def test_a_share_of_phi_that_no_official_file_tells_is_not_written(tmp_path):
     assert not (tmp_path / "other.pth").exists()
 
 
-def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
+def test_caches_depend_on_the_scales(places, tmp_path):
     """One file, two lists of scales: tokens and classes of each."""
     vqvae, file, _ = places[4]
-    found = []
+    result = []
     for size, scales in ((8, (1, 2)), (16, (1, 2, 3, 4)), (16, (1, 3, 4))):
         config = wanting(size, scales).with_values(
             {
@@ -97,11 +97,11 @@ def test_what_depends_on_the_scales_is_kept_apart(places, tmp_path):
         assets = Assets(str(file), {"train": str(place)}, str(tmp_path), 10, [], {}, None, {})
         alone = loss_constants(config, replace(assets, cache=str(tmp_path / str(scales))), given)[1]
         assert torch.equal(loss_constants(config, assets, given)[1], alone)
-        found.append(place)
-    assert len(set(found)) == 3
+        result.append(place)
+    assert len(set(result)) == 3
 
 
-def test_one_file_serves_images_of_another_size_where_their_scales_are_told(places):
+def test_scales_of_config_fit_another_size(places):
     longer = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
     assert open_tokenizer(places[10][1], wanting(64, longer)).scales == longer
 

@@ -89,7 +89,7 @@ def share_moved(config, vqvae, baseline, spec) -> float:
     "reference, discrepancy",
     itertools.product(("normal", "uniform", "dataset", "semantic"), ("wasserstein", "squared", "kl")),
 )
-def test_one_share_serves_every_reference_and_discrepancy(place, reference, discrepancy):
+def test_weights_move_the_configured_share(place, reference, discrepancy):
     vqvae, baseline, spec = place
     config, ran = resolve_lambdas(
         config_of(lambda_1=0.05, reference=reference, discrepancy=discrepancy), spec, vqvae, "cpu"
@@ -100,7 +100,7 @@ def test_one_share_serves_every_reference_and_discrepancy(place, reference, disc
     assert share_moved(config, vqvae, baseline, spec) == pytest.approx(0.05, rel=1e-3)
 
 
-def test_the_weights_differ_where_the_shares_are_equal(place):
+def test_equal_shares_have_different_weights(place):
     vqvae, _, spec = place
     ran = [
         resolve_lambdas(config_of(lambda_1=0.05, discrepancy=name), spec, vqvae, "cpu")[1]["loss.lambda_1"]
@@ -109,7 +109,7 @@ def test_the_weights_differ_where_the_shares_are_equal(place):
     assert max(ran) > 2 * min(ran)
 
 
-def test_the_share_of_semantic_entropy_and_one_that_no_weight_moves(place):
+def test_share_of_semantic_entropy(place):
     vqvae, baseline, spec = place
     config, ran = resolve_lambdas(config_of(lambda_2=0.01), spec, vqvae, "cpu")
     assert ran["loss.lambda_1"] == 0.0 and 0 < ran["loss.lambda_2"] < 1
@@ -118,7 +118,7 @@ def test_the_share_of_semantic_entropy_and_one_that_no_weight_moves(place):
         resolve_lambdas(config_of(lambda_2=0.01 / ran["loss.lambda_2"] * 1.01), spec, vqvae, "cpu")
 
 
-def test_plain_weights_run_as_they_are_and_the_baseline_measures_nothing(place):
+def test_raw_weights_and_baseline_are_not_converted(place):
     vqvae, _, spec = place
     raw = config_of(lambda_1=3.0, lambda_unit="raw")
     assert resolve_lambdas(raw, spec, vqvae, "cpu") == (raw, {})
@@ -126,7 +126,7 @@ def test_plain_weights_run_as_they_are_and_the_baseline_measures_nothing(place):
     assert ran == {"loss.lambda_1": 0.0, "loss.lambda_2": 0.0} and config.loss.lambda_unit == "raw"
 
 
-def test_what_a_trial_is_told_beside_its_samples(place):
+def test_held_out_metrics_of_a_trial(place):
     """Entropy, dispersion, calibration and shares of the held-out images, each a known metric, whole and by scale."""
     vqvae, baseline, spec = place
     config, _ = resolve_lambdas(config_of(lambda_1=0.05, discrepancy="squared"), spec, vqvae, "cpu")
@@ -168,7 +168,7 @@ KL = {"loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"]}}
         ),
     ],
 )
-def test_what_no_trial_could_be_asked_for_ends_a_study_before_its_first(place, space, said):
+def test_impossible_space_is_refused(place, space, said):
     """Both ends of a range are tried, which the schema cannot judge: they depend on the codes and the tokens."""
     vqvae, _, spec = place
     config = validate({**TREE, "loss": {"lambda_1": 0.5}, "space": space}, "x")
@@ -176,7 +176,7 @@ def test_what_no_trial_could_be_asked_for_ends_a_study_before_its_first(place, s
         _references(config, spec.assets, vqvae)
 
 
-def test_a_condition_keeps_apart_what_does_not_go_together(place):
+def test_condition_separates_choices(place):
     vqvae, _, spec = place
     apart = {"loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"], "when": {"loss.reference": "uniform"}}}
     space = {"loss.reference": {**ARM, "choices": ["uniform", "normal"]}, "loss.perplexity": PERPLEXITY, **apart}
