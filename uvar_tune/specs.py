@@ -262,3 +262,25 @@ _CHECKS = {  # by the annotation of the field
     "list[float]": lambda value: isinstance(value, list) and all(map(_is_number, value)),
     "list[dict[str, Any]]": lambda value: isinstance(value, list) and all(map(_is_mapping, value)),
 }
+
+
+class StudyCallbacks:
+    """Notifications of a study, called in the driver. Override what is needed; an exception ends the study."""
+
+    def on_trial_start(self, number: int, phase: str, parameters: dict[str, Any]) -> None:
+        """An attempt at a trial starts.
+
+        Args:
+            number: of the trial, counted from 0 in each phase.
+            phase: trial (of the search), noise, confirm, …
+            parameters: dotted name → proposed value.
+        """
+
+    def on_rung(self, number: int, images: int, value: float) -> None:
+        """A trial was scored at a rung, after ``images`` training images."""
+
+    def on_trial_end(self, number: int, phase: str, outcome: TrialOutcome) -> None:
+        """An attempt at a trial ended."""
+
+    def on_study_end(self, results: Any) -> None:
+        """The study ended; ``results`` are its `StudyResults`."""

@@ -27,16 +27,14 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run (default: from the file).")] = None,
 ):
     """Train and score one exported configuration. The same command resumes."""
+    from uvar_tune.commands.checks import check_final_config
     from uvar_tune.config.loading import read_config
 
     path, overrides = one_file(arguments)
     config = read_config(path, overrides)
-    if config.space:
-        raise ConfigError("is a space file: run it with `uvar-tune sweep`, or export one of its trials", where=path)
     if replay and not all(text.startswith(_PLACES) for text in overrides):
         raise ConfigError("--replay takes the configuration as it is, without overrides", where="command line")
-    if replay and not (config.provenance or {}).get("seeds"):
-        raise ConfigError("--replay needs an export, whose provenance holds seeds and scores", where=path)
+    check_final_config(config, replay=replay, where=path)
 
     from uvar_tune.commands.final_run import run_final
 

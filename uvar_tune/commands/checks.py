@@ -82,3 +82,15 @@ def check_weights(config: Config) -> None:
         from uvar_tune.evaluation import check_extractor
 
         check_extractor(config.evaluation.extractor, config.evaluation.weights)
+
+
+def check_final_config(config: Config, *, replay: bool, where: str) -> None:
+    """Check that a configuration can be a final run.
+
+    Raises:
+        ConfigError: it has a search space, or a replay of it has no seeds and scores to compare with.
+    """
+    if config.space:
+        raise ConfigError("is a space file: run it with `uvar-tune sweep`, or export one of its trials", where=where)
+    if replay and not (config.provenance or {}).get("seeds"):
+        raise ConfigError("a replay needs an export, whose provenance holds seeds and scores", where=where)

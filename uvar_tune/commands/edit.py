@@ -19,13 +19,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from uvar_tune.console import progress_callback
 from uvar_tune.data import resolve_label
-from uvar_tune.data.folder import read_image, shrink
+from uvar_tune.data.folder import read_image
 from uvar_tune.data.verification import UNREADABLE
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.model import VAR, VQVAE, SamplingSettings, box_mask, inpaint
 from uvar_tune.model.editing import check_mask
 from uvar_tune.model.sampling import as_option
-from uvar_tune.pipeline import open_networks
+from uvar_tune.pipeline import fit_image, open_networks
 
 logger = logging.getLogger(__name__)
 
@@ -200,15 +200,6 @@ def _read_mask(path: str, image: Image.Image, size: int) -> torch.Tensor:
         )
     hidden_SS = torch.from_numpy(np.array(fit_image(mask, size).convert("L"))) >= _WHITE
     return ~hidden_SS
-
-
-def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """An image of size x size as it is; any other as a validation image: shrunk (`shrink`) and centre-cropped."""
-    if image.size == (size, size):
-        return image
-    image = shrink(image, size)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
 
 
 def parse_box(text: str, size: int | None = None) -> tuple[int, int, int, int]:
