@@ -1,4 +1,4 @@
-"""Editing and sampling by the cli: what the picture holds, official files, starting weights, what is refused."""
+"""Editing and sampling by the command line: the picture, official files, initial weights, errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKENIZER = {"vocab_size": 32, "code_dim": 8, "channels": 16, "channel_multiplie
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """ours, baseline: checkpoints; vae.pth, var.pth: the first in the official layout; photo.png, larger than the model's 16 px."""
+    """ours, baseline: checkpoints; vae.pth, var.pth: the first in the official format; photo.png, larger than 16 px."""
     directory = tmp_path_factory.mktemp("edit")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -76,7 +76,7 @@ def request(place, **changes) -> Request:
 
 
 def cells(path, rows: int, columns: int) -> list[list[np.ndarray]]:
-    """The images of the picture, at the model's size: the rows lie at the bottom, 128 px cells with 8 px and captions between."""
+    """The images of the picture at the model's size: rows at the bottom, cells of 128 px, 8 px and captions between."""
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert picture.shape[1] == 8 + columns * 136
     first = picture.shape[0] - rows * (128 + 17 + 8)
@@ -84,7 +84,7 @@ def cells(path, rows: int, columns: int) -> list[list[np.ndarray]]:
     return [[picture[top : top + 128 : 8, left : left + 128 : 8] for left in lefts] for top in tops]
 
 
-def test_the_picture_holds_original_known_part_and_both_rows(place, log_lines):
+def test_picture_holds_original_and_both_rows(place, log_lines):
     run_edit(request(place, baseline=str(place / "baseline")))
     (original, known, *ours), (no_image, nor_this, *baseline) = cells(place / "out.png", rows=2, columns=4)
     pixels = np.asarray(Image.open(place / "small.png"))
@@ -93,9 +93,9 @@ def test_the_picture_holds_original_known_part_and_both_rows(place, log_lines):
     assert (original == pixels).all() and (known[~hidden] == pixels[~hidden]).all()
     assert len(np.unique(known[hidden], axis=0)) == 1
     assert (no_image == 255).all() and (nor_this == 255).all()
-    for name, label, found in (("ours", 1, ours), ("baseline", 0, baseline)):
+    for name, label, actual in (("ours", 1, ours), ("baseline", 0, baseline)):
         var, vqvae, _ = restore(place / name)
-        wanted = inpaint(
+        expected = inpaint(
             var,
             vqvae,
             torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255,
@@ -104,15 +104,15 @@ def test_the_picture_holds_original_known_part_and_both_rows(place, log_lines):
             SamplingSettings(cfg_scale=1.5),
             seeds=[5, 6],
         ).images
-        wanted = (wanted * 255).round().permute(0, 2, 3, 1).numpy()
-        assert (np.stack(found) == wanted).all()
+        expected = (expected * 255).round().permute(0, 2, 3, 1).numpy()
+        assert (np.stack(actual) == expected).all()
     assert (
         any("completions: 2 of 2" in line for line in log_lines)
         and "label dog, CFG 1.5 (0 = off), ramp 1; checkpoint" in log_lines[-1]
     )
 
 
-def test_outpaint_keeps_the_box_and_a_mask_says_the_same(place):
+def test_box_and_mask_give_the_same_known_pixels(place):
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[4:12, 4:12] = 255
     Image.fromarray(mask).save(place / "mask.bmp")
@@ -125,8 +125,8 @@ def test_outpaint_keeps_the_box_and_a_mask_says_the_same(place):
     assert by_box[1][4:12, 4:12].all() and not by_box[1][0].any()
 
 
-def test_images_and_masks_are_cut_alike(place):
-    """40x60 becomes 18x27, of which the centre is taken; a mask of the image's size follows it."""
+def test_image_and_mask_are_cropped_alike(place):
+    """40x60 becomes 18x27, then its centre crop; a mask of the image's size is cropped alike."""
     image = Image.open(place / "photo.png")
     assert fit_image(image, 16).size == (16, 16)
     mask = np.zeros((40, 60), dtype=np.uint8)
@@ -144,15 +144,15 @@ def test_images_and_masks_are_cut_alike(place):
 
 def test_official_files_give_the_same_picture(place):
     run_edit(request(place))
-    wanted = cells(place / "out.png", rows=1, columns=4)
+    expected = cells(place / "out.png", rows=1, columns=4)
     networks = {**NETWORKS, "vae": str(place / "vae.pth"), "var": str(place / "var.pth")}
     with pytest.raises(ConfigError, match="a tokenizer|lvl_1L|is missing|expected"):
         open_networks(None, vae=networks["var"], var=networks["vae"])
     run_edit(request(place, checkpoint=None, networks=networks, label="1"))
-    assert (np.array(cells(place / "out.png", rows=1, columns=4)) == np.array(wanted)).all()
+    assert (np.array(cells(place / "out.png", rows=1, columns=4)) == np.array(expected)).all()
 
 
-def test_training_starts_from_what_is_named(place, tmp_path):
+def test_init_from_loads_every_kind_of_source(place, tmp_path):
     vqvae = load_tokenizer(place / "tokenizer")
     config = Config.model_validate({"model": MODEL, "tokenizer": {"vocab_size": 32, "code_dim": 8, "channels": 16}})
     ours, fresh = restore(place / "ours")[0].state_dict(), new_var(config, vqvae, 5, seed=9).state_dict()
@@ -182,7 +182,7 @@ def test_another_tokenizer_is_refused(place, tmp_path):
         restore(place / "ours", tokenizer=str(tmp_path / "other"))
 
 
-def test_captions_are_wrapped_to_the_picture(tmp_path):
+def test_titles_are_wrapped_to_the_picture(tmp_path):
     image, known = torch.rand(3, 16, 16), torch.ones(16, 16, dtype=torch.bool)
     heights = []
     for title in ("short", "long " * 60):
@@ -238,7 +238,7 @@ def test_bad_requests_are_refused(place, log_lines, name):
         ({"image": "nowhere.png"}, "nowhere.png"),
     ],
 )
-def test_what_needs_no_network_is_refused_before_one_is_opened(place, changes, message):
+def test_bad_input_is_refused_before_loading(place, changes, message):
     with pytest.raises(ConfigError, match=message):
         run_edit(request(place, checkpoint="no-checkpoint", **changes))
 
@@ -270,7 +270,7 @@ def test_bad_files_are_refused(place):
         run_edit(request(place, baseline=str(place / "eight"), label=None))
 
 
-def test_the_doors(place, cli):
+def test_command_line_edits_and_generates(place, cli):
     ours, small = place / "ours", place / "small.png"
     done = cli(
         "edit", "relabel", ours, small, "--box", "4,4,12,12", "--label", "2", "--count", "2", "--out", place / "a.png"
@@ -301,8 +301,8 @@ def test_the_doors(place, cli):
     assert "expected CHECKPOINT IMAGE" in done.stderr
 
 
-def test_every_parameter_of_a_start_is_its_own(place):
-    """The starting state is copied, not shared: training one network leaves the other alone."""
+def test_initial_weights_are_copied(place):
+    """Training one network does not change another that started from the same file."""
     vqvae = load_tokenizer(place / "tokenizer")
     config = Config.model_validate({"model": MODEL, "training": {"init_from": str(place / "var.pth")}})
     first, second = (new_var(config, vqvae, 3, seed=0) for _ in range(2))

@@ -1,4 +1,4 @@
-"""A small tokenizer, and a folder of pictures drawn for the tests."""
+"""A small tokenizer, and a folder of synthetic images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uvar_tune.model import VQVAE
 
 @pytest.fixture(autouse=True)
 def own_cache_home(monkeypatch, tmp_path):
-    """What is remembered of folders stays with the test."""
+    """Cached verifications stay within the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-home"))
 
 
@@ -27,7 +27,7 @@ def vqvae():
 
 @pytest.fixture
 def folder(tmp_path):
-    """train with cats (3), dogs (2), owls (2); val with one each: pictures of 40x24 in a colour of their own."""
+    """train with cats (3), dogs (2), owls (2), val with one each: images of 40x24 px, each of another colour."""
     root = tmp_path / "pictures"
     for split, counts in (("train", (3, 2, 2)), ("val", (1, 1, 1))):
         for c, (name, count) in enumerate(zip(("cats", "dogs", "owls"), counts, strict=True)):

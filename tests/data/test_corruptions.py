@@ -14,18 +14,18 @@ def images():
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_a_kind_hurts_more_with_severity_and_repeats_by_seed(kind, images):
-    found = [corrupt(images, kind, severity, seed=3) for severity in SEVERITIES]
-    harm = [float((x.float() - images.float()).square().mean()) for x in found]
+def test_severity_grows_and_seed_repeats(kind, images):
+    actual = [corrupt(images, kind, severity, seed=3) for severity in SEVERITIES]
+    harm = [float((x.float() - images.float()).square().mean()) for x in actual]
     assert harm == sorted(harm) and harm[0] > 0
-    assert all(x.dtype == torch.uint8 and x.shape == images.shape for x in found)
-    assert torch.equal(found[2], corrupt(images, kind, 3, seed=3))
-    grey = found[4]
+    assert all(x.dtype == torch.uint8 and x.shape == images.shape for x in actual)
+    assert torch.equal(actual[2], corrupt(images, kind, 3, seed=3))
+    grey = actual[4]
     assert torch.equal(grey[:, 0], grey[:, 1]) and torch.equal(grey[:, 1], grey[:, 2])
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_an_image_is_corrupted_alike_in_any_batch(kind, images):
+def test_corruption_is_independent_of_the_batch(kind, images):
     whole = corrupt(images, kind, 4, seed=1)
     assert torch.equal(whole[10:13], corrupt(images[10:13], kind, 4, seed=1, start=10))
 
@@ -37,7 +37,7 @@ def test_seeds_and_images_differ(images):
         assert not torch.equal(first[0], first[1]) and not torch.equal(first, corrupt(same, kind, 3, seed=1))
 
 
-def test_there_are_eight_kinds_at_five_severities():
+def test_eight_kinds_at_five_severities():
     assert len(CORRUPTIONS) == 8 and all(len(strengths) == 5 for _, strengths in CORRUPTIONS.values())
 
 
@@ -52,7 +52,7 @@ def test_strengths_by_hand(images):
     assert set(square[:, 0].sum((1, 2)).tolist()) == {36}  # side 0.36·16 = 5.76, six pixels
 
 
-def test_foreign_images(images):
+def test_out_of_distribution_images(images):
     assert torch.equal(out_of_distribution(images, "inverted"), 255 - images)
     noise = out_of_distribution(images, "noise", seed=2)
     assert torch.equal(noise[4:6], out_of_distribution(images[4:6], "noise", seed=2, start=4))

@@ -1,4 +1,4 @@
-"""The digits and their split; folders of images: recipe, kinds of pixels, and what is refused."""
+"""The digits and their split; folders of images: recipe, pixel formats, errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def digits():
     return {split: load_images(DataConfig(), split) for split in ("train", "validation")}
 
 
-def test_digits_are_all_there_once_in_one_of_two_stratified_splits(digits):
+def test_digits_split_is_complete_and_stratified(digits):
     from sklearn.datasets import load_digits
 
     train, held_out = digits["train"], digits["validation"]
@@ -43,7 +43,7 @@ def test_digits_are_all_there_once_in_one_of_two_stratified_splits(digits):
     assert not pairs["train"] & pairs["validation"]
 
 
-def test_digits_are_the_same_every_time(digits):
+def test_digits_are_reproducible(digits):
     again = load_images(DataConfig(), "train")
     assert again.sha256 == digits["train"].sha256 != digits["validation"].sha256
     assert torch.equal(again.images, digits["train"].images)
@@ -76,7 +76,7 @@ def test_folder(folder):
 
 
 def test_recipe_of_a_folder(folder):
-    """Shorter side to round(1.125·16) = 18, so 40x24 → 30x18; the centre, or a seeded place for each image and crop."""
+    """Shorter side to round(1.125·16) = 18, so 40x24 → 30x18; the centre, or a seeded position for each image and crop."""
     train = load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")
     with Image.open(folder / "train" / "cats" / "0.png") as image:
         shrunk = np.asarray(image.convert("RGB").resize((30, 18), Image.Resampling.LANCZOS))
@@ -128,18 +128,18 @@ def break_two(folder):
     (folder / "train" / "dogs" / "0.png").write_text("no picture")
 
 
-def test_corrupt_images_are_named_counted_and_refused(folder):
+def test_corrupt_images_are_refused_by_name(folder):
     break_two(folder)
     with pytest.raises(ConfigError, match=r"2 of 7 images cannot be read: .*cats/1\.png.*dogs/0\.png"):
         load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")
 
 
-def test_corrupt_images_are_skipped_when_asked_and_that_is_said(folder):
+def test_corrupt_images_are_skipped_with_warning(folder):
     break_two(folder)
     with pytest.warns(CorruptImages, match="2 of 7 images cannot be read"):
-        found = load_images(DataConfig(name="folder", path=str(folder), image_size=16, on_corrupt="skip"), "train")
-    assert found.labels_N.tolist() == [0, 0, 1, 2, 2] and found.images[:].shape[0] == 5
-    assert [path.split("/")[-2:] for path, _ in found.skipped] == [["cats", "1.png"], ["dogs", "0.png"]]
+        actual = load_images(DataConfig(name="folder", path=str(folder), image_size=16, on_corrupt="skip"), "train")
+    assert actual.labels_N.tolist() == [0, 0, 1, 2, 2] and actual.images[:].shape[0] == 5
+    assert [path.split("/")[-2:] for path, _ in actual.skipped] == [["cats", "1.png"], ["dogs", "0.png"]]
 
 
 def test_decompression_bomb_is_refused(folder, monkeypatch):
@@ -149,7 +149,7 @@ def test_decompression_bomb_is_refused(folder, monkeypatch):
         load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")
 
 
-def test_a_file_that_goes_bad_later_is_named(folder):
+def test_file_corrupted_later_is_named(folder):
     train = load_images(DataConfig(name="folder", path=str(folder), image_size=16), "train")
     (folder / "train" / "owls" / "0.png").write_text("gone")
     with pytest.raises(ConfigError, match=r"owls/0\.png: can no longer be read"):

@@ -1,4 +1,4 @@
-"""The order of images: every image once an epoch, the same whatever the batches, resumable anywhere."""
+"""The data order: every image once per epoch, independent of the batches, resumable anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uvar_tune.errors import ConfigError
 @given(
     st.integers(1, 40), st.integers(0, 2**40), st.lists(st.integers(1, 17), min_size=1, max_size=12), st.integers(1, 4)
 )
-def test_batches_of_any_sizes_read_one_sequence_of_permutations(count, seed, sizes, crops):
+def test_any_batch_sizes_give_one_sequence(count, seed, sizes, crops):
     order, start, seen = Order(count, seed=seed, crops=crops), 0, []
     for size in sizes:
         index_B, crop_B = order.at(range(start, start + size))
@@ -28,8 +28,8 @@ def test_batches_of_any_sizes_read_one_sequence_of_permutations(count, seed, siz
     assert sorted(epoch_order(count, seed=seed, epoch=3).tolist()) == list(range(count))
 
 
-def test_going_on_anywhere_is_the_same_as_never_stopping():
-    """A new object asked from the middle of the third epoch, and one asked backwards."""
+def test_resuming_anywhere_gives_the_same_order():
+    """A new object read from the middle of the third epoch, and one read backwards."""
     whole = Order(10, seed=4, crops=3).at(range(60))
     for start in (27, 3, 45):
         part = Order(10, seed=4, crops=3).at(range(start, start + 12))
@@ -60,7 +60,7 @@ def test_epochs_and_seeds_differ():
         ({"count": 63}, "63 images are fewer than a batch of 64"),
     ],
 )
-def test_what_does_not_divide_is_refused_with_the_nearest(changes, message):
+def test_indivisible_sizes_name_the_nearest(changes, message):
     sound = {"images": 640, "batch_size": 64, "shares": 4, "count": 64}
     check_positions(**sound)
     with pytest.raises(ConfigError, match=message):

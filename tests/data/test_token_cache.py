@@ -1,4 +1,4 @@
-"""The token cache: what it holds, killed builds that go on, two builders at once, damage."""
+"""The token cache: content, killed builds that continue, concurrent builders, damage."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ def images():
 
 
 def test_rows_are_the_tokens_of_the_images(tmp_path, images, vqvae):
-    told = []
-    cache = build_token_cache(tmp_path / "c", images, vqvae, batch=4, crops=2, progress=lambda *done: told.append(done))
+    calls = []
+    cache = build_token_cache(
+        tmp_path / "c", images, vqvae, batch=4, crops=2, progress=lambda *done: calls.append(done)
+    )
     expected = concat(vqvae.encode(to_unit(images.images))).repeat_interleave(2, dim=0)
     assert np.array_equal(cache.tokens_NL, expected.numpy()) and cache.tokens_NL.dtype == np.uint16
     assert cache.labels_N.tolist() == images.labels_N.repeat_interleave(2).tolist()
     assert (cache.crops, cache.images, cache.scales, cache.vocab_size) == (2, 13, (1, 2, 4), 24)
     assert isinstance(cache.tokens_NL, np.memmap) and not cache.tokens_NL.flags.writeable
-    assert told[-1] == (26, 26) and [done for done, _ in told] == sorted(done for done, _ in told)
+    assert calls[-1] == (26, 26) and [done for done, _ in calls] == sorted(done for done, _ in calls)
     opened = TokenCache.open(tmp_path / "c", hashes=True)
     assert np.array_equal(opened.tokens_NL, cache.tokens_NL) and opened.source == cache.source
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["c"]
@@ -53,16 +55,16 @@ def test_crops_of_a_folder_are_its_random_crops(tmp_path, folder, vqvae):
     assert cache.labels_N[6:9].tolist() == [0, 0, 0]
 
 
-def test_a_finished_cache_is_found(tmp_path, images, vqvae):
+def test_finished_cache_is_reused(tmp_path, images, vqvae):
     build_token_cache(tmp_path / "c", images, vqvae)
     before = (tmp_path / "c" / "tokens.npy").stat().st_mtime_ns
-    told = []
-    build_token_cache(tmp_path / "c", images, vqvae, progress=lambda *done: told.append(done))
-    assert told == [] and (tmp_path / "c" / "tokens.npy").stat().st_mtime_ns == before
+    calls = []
+    build_token_cache(tmp_path / "c", images, vqvae, progress=lambda *done: calls.append(done))
+    assert calls == [] and (tmp_path / "c" / "tokens.npy").stat().st_mtime_ns == before
 
 
 def _die(directory, images, vqvae):
-    """Build in shards of 4 rows and be killed in the third."""
+    """Build in shards of 4 rows; killed in the third."""
     torch.set_num_threads(1)
     token_cache._SHARD_ROWS = 4
 
@@ -89,17 +91,17 @@ def child(target, *arguments):
     return process
 
 
-def test_a_killed_build_goes_on_with_its_shards(tmp_path, images, vqvae, monkeypatch):
+def test_killed_build_continues_with_its_shards(tmp_path, images, vqvae, monkeypatch):
     process = child(_die, tmp_path / "c", images, vqvae)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "c").exists()
-    (tmp_path / f".c.{'0' * 32}.tmp").mkdir()  # of one that was killed when it put the shards together
+    (tmp_path / f".c.{'0' * 32}.tmp").mkdir()  # of a builder that was killed while it joined the shards
     with pytest.raises(ConfigError, match="no readable manifest"):
         TokenCache.open(tmp_path / "c")
     monkeypatch.setattr(token_cache, "_SHARD_ROWS", 4)
-    told = []
-    cache = build_token_cache(tmp_path / "c", images, vqvae, batch=2, progress=lambda done, rows: told.append(done))
-    assert told == [4, 8, 10, 12, 12, 13, 13]  # two shards were there
+    calls = []
+    cache = build_token_cache(tmp_path / "c", images, vqvae, batch=2, progress=lambda done, rows: calls.append(done))
+    assert calls == [4, 8, 10, 12, 12, 13, 13]  # two shards existed
     assert np.array_equal(cache.tokens_NL, concat(vqvae.encode(to_unit(images.images))).numpy())
     assert {path.name for path in tmp_path.iterdir()} == {"c", ".c.lock"}
 
@@ -112,14 +114,14 @@ def test_shards_of_other_images_are_not_used(tmp_path, images, vqvae):
     assert np.array_equal(cache.tokens_NL, concat(vqvae.encode(to_unit(other.images))).numpy())
 
 
-def test_of_two_builders_at_once_one_builds(tmp_path, images, vqvae):
+def test_concurrent_builders_build_once(tmp_path, images, vqvae):
     encoded = FORKS.Queue()
     processes = [child(_build_slowly, tmp_path / "c", images, vqvae, encoded) for _ in range(2)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    told = [encoded.get(timeout=10) for _ in range(5)]  # four batches and the end of the only shard
-    assert encoded.empty() and len(set(told)) == 1
+    calls = [encoded.get(timeout=10) for _ in range(5)]  # four batches and the end of the only shard
+    assert encoded.empty() and len(set(calls)) == 1
     assert len(TokenCache.open(tmp_path / "c", hashes=True).tokens_NL) == 13
 
 
@@ -136,7 +138,7 @@ def flip(path):
 @pytest.mark.parametrize(
     "damage, name", [(cut, "tokens.npy"), (flip, "tokens.npy"), (cut, "labels.npy"), (cut, "manifest.json")]
 )
-def test_a_damaged_cache_is_told_and_made_anew(tmp_path, images, vqvae, damage, name):
+def test_damaged_cache_is_rebuilt(tmp_path, images, vqvae, damage, name):
     directory = tmp_path / "c"
     whole = np.array(build_token_cache(directory, images, vqvae).tokens_NL)
     damage(directory / name)
@@ -147,7 +149,7 @@ def test_a_damaged_cache_is_told_and_made_anew(tmp_path, images, vqvae, damage, 
 
 
 def vouch(directory, **facts):
-    """A manifest of the files as they are, with other facts."""
+    """A manifest of the same files with other metadata."""
     manifest = json.loads((directory / "manifest.json").read_text())
     for name in manifest["files"]:
         content = (directory / name).read_bytes()
@@ -173,7 +175,7 @@ def header(shape, dtype="<i8"):
         ({"source": None}, "no token cache"),
     ],
 )
-def test_a_cache_with_another_manifest_is_told_and_made_anew(tmp_path, images, vqvae, facts, message):
+def test_wrong_manifest_is_named_and_rebuilt(tmp_path, images, vqvae, facts, message):
     whole = build_token_cache(tmp_path / "c", images, vqvae)
     vouch(tmp_path / "c", **facts)
     with pytest.raises(ConfigError, match=message):
@@ -187,9 +189,9 @@ def test_a_cache_with_another_manifest_is_told_and_made_anew(tmp_path, images, v
     [header((10**13,)), header((10**30,)), b"", b"PK\5\6" + bytes(18), b"(" * 4000],
     ids=["10^13 rows", "10^30 rows", "empty", "archive", "text"],
 )
-def test_a_cache_with_other_arrays_is_told_and_made_anew(tmp_path, images, vqvae, name, content):
+def test_wrong_arrays_are_named_and_rebuilt(tmp_path, images, vqvae, name, content):
     whole = build_token_cache(tmp_path / "c", images, vqvae)
-    (tmp_path / "c" / name).unlink()  # it is mapped: its content stays
+    (tmp_path / "c" / name).unlink()  # mapped: its content stays
     (tmp_path / "c" / name).write_bytes(content)
     vouch(tmp_path / "c")
     with pytest.raises(ConfigError, match=f"is no token cache .*{name}"):
@@ -207,14 +209,14 @@ def test_arrays_of_other_types_are_refused(tmp_path, images, vqvae):
         TokenCache.open(tmp_path / "c", hashes=True)
 
 
-def test_labels_are_mapped_and_stay_what_they_are(tmp_path, images, vqvae):
+def test_labels_are_mapped_copy_on_write(tmp_path, images, vqvae):
     cache = build_token_cache(tmp_path / "c", images, vqvae)
     assert isinstance(cache.labels_N, np.memmap)
-    cache.labels_N[:] = 3  # with this process
+    cache.labels_N[:] = 3  # in this process only
     assert TokenCache.open(tmp_path / "c", hashes=True).labels_N.tolist() == images.labels_N.tolist()
 
 
-def test_what_does_not_belong_together_is_refused(tmp_path, images, vqvae):
+def test_mismatched_sources_are_refused(tmp_path, images, vqvae):
     build_token_cache(tmp_path / "c", images, vqvae)
     other = ImageSet(images.images, images.labels_N, images.class_names, "1" * 64, 8)
     with pytest.raises(ConfigError, match="tokens of other images"):

@@ -1,7 +1,7 @@
-"""Numbers of the official implementation on weights and images that a seed makes, to pin the agreement with it.
+"""Golden numbers of the official implementation on seeded weights and images.
 
-``python tests/model/golden_cases.py CHECKOUT`` runs the official code of a checkout of FoundationVision/VAR and writes
-golden/official.json; the tests need that file only. Weights are drawn per key, so both sides get the same ones.
+``python tests/helpers/golden_cases.py CHECKOUT`` runs the official code of a checkout of FoundationVision/VAR and writes
+golden/official.json; the tests need only that file. Weights are drawn per key, so both sides get the same ones.
 
 Legend: B batch, L = 680 positions of the official 256 px scales, V codes.
 """
@@ -40,8 +40,8 @@ def normal(seed: str, shape) -> np.ndarray:
 
 
 def weights(shapes: dict[str, tuple[int, ...]], seed: str) -> dict[str, torch.Tensor]:
-    """Weights of a size at which activations stay of order 1 and every part of the network matters."""
-    found = {}
+    """Weights scaled so that activations stay of order 1 and every part of the network matters."""
+    result = {}
     for key, shape in shapes.items():
         draw = normal(f"{seed}/{key}", shape)
         if "norm" in key and key.endswith("weight"):
@@ -54,8 +54,8 @@ def weights(shapes: dict[str, tuple[int, ...]], seed: str) -> dict[str, torch.Te
             value = 0.5 * draw
         else:
             value = draw / np.sqrt(np.prod(shape[1:]))
-        found[key] = torch.from_numpy(np.asarray(value, dtype=np.float32))
-    return found
+        result[key] = torch.from_numpy(np.asarray(value, dtype=np.float32))
+    return result
 
 
 def images(count: int, size: int = 256) -> torch.Tensor:
@@ -76,7 +76,7 @@ def import_official(checkout: str):
     """(VQVAE, VAR, helpers module) of the official code."""
     if (
         "huggingface_hub" not in sys.modules and importlib.util.find_spec("huggingface_hub") is None
-    ):  # it only serves uploads there
+    ):  # used only for uploads
         sys.modules["huggingface_hub"] = types.SimpleNamespace(PyTorchModelHubMixin=object)
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
@@ -122,7 +122,7 @@ def official_var(checkout: str, vqvae, seed: str = "var", **options):
 
 
 def official_greedy(var, vqvae, labels, cfg_scale: float, top_k: int = 1) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """(images, tokens) of greedy sampling; the tokens are seen where they are looked up in the codebook."""
+    """(images, tokens) of greedy sampling; a hook on the codebook records the tokens."""
     seen: list[torch.Tensor] = []
     hook = vqvae.quantize.embedding.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
@@ -141,12 +141,12 @@ def sampled(values: torch.Tensor, count: int = 64) -> list[float]:
 @torch.no_grad()
 def measure(checkout: str) -> dict:
     """All golden numbers from the official code."""
-    found: dict = {"tokenizer": {}, "var": {}}
+    result: dict = {"tokenizer": {}, "var": {}}
     for share in SHARES:
         vqvae = official_vqvae(checkout, share)
         tokens = vqvae.img_to_idxBl(images(2))
         pixels = vqvae.idxBl_to_img(tokens, same_shape=True, last_one=True)
-        found["tokenizer"][str(share)] = {
+        result["tokenizer"][str(share)] = {
             "tokens": torch.cat(tokens, 1).tolist(),
             "pixels": sampled(pixels),
             "teacher_input": sampled(vqvae.quantize.idxBl_to_var_input(tokens)),
@@ -156,18 +156,18 @@ def measure(checkout: str) -> dict:
     for name, options in VAR_CASES.items():
         var = official_var(checkout, vqvae, **options)
         logits = var(torch.tensor(LABELS), vqvae.quantize.idxBl_to_var_input(tokens_of("teacher", len(LABELS))))
-        found["var"][name] = {"logits": sampled(logits, 256), "greedy": {}}
+        result["var"][name] = {"logits": sampled(logits, 256), "greedy": {}}
         for cfg_scale in CFG_SCALES:
             pictures, tokens = official_greedy(var, vqvae, LABELS, cfg_scale)
-            found["var"][name]["greedy"][str(cfg_scale)] = {
+            result["var"][name]["greedy"][str(cfg_scale)] = {
                 "tokens": torch.cat(tokens, 1).tolist(),
                 "pixels": sampled(pictures),
             }
-    return found
+    return result
 
 
 def _vq_loss(vqvae) -> float:
-    """Of the training forward, which asks for a process group."""
+    """vq_loss of the training forward, which needs a process group."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     return float(vqvae(images(2))[2])

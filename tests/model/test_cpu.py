@@ -1,4 +1,4 @@
-"""What is written by hand for training on a CPU, against autograd's own chain in float64."""
+"""Fused CPU functions against PyTorch's autograd in float64."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def gradients(network: torch.nn.Module, output: torch.Tensor, upstream: torch.Te
     return torch.autograd.grad(output, wanted, upstream)
 
 
-def assert_close(found, expected):
-    for one, other in zip(found, expected, strict=True):
+def assert_close(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
         assert (one.double() - other).norm() <= 1e-6 * other.norm() + 1e-9
 
 
@@ -28,7 +28,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize(
     "shape", [(3, 7, 12), (2, 1, 12), (0, 5, 12), (1, 1500, 12)]
 )  # the last is more than one piece
-def test_the_mlp_is_the_plain_one(shape, frozen):
+def test_mlp_equals_autograd(shape, frozen):
     torch.manual_seed(0)
     mlp = MLP(12, 96)
     for name, parameter in mlp.named_parameters():
@@ -47,7 +47,7 @@ def test_the_mlp_is_the_plain_one(shape, frozen):
 
 
 @pytest.mark.parametrize("base", [(3, 7, 5), (3, 1, 5)])
-def test_scaling_and_adding_is_the_plain_one(base):
+def test_addcmul_equals_autograd(base):
     torch.manual_seed(0)
     tensors = [torch.randn(shape, requires_grad=True) for shape in (base, (3, 7, 5), (3, 1, 5))]
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
@@ -59,8 +59,8 @@ def test_scaling_and_adding_is_the_plain_one(base):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("shared_aln", [False, True])
-def test_a_network_has_the_gradients_of_the_plain_chain(shared_aln, checkpointing, monkeypatch):
-    """Dropped paths and labels among them."""
+def test_network_gradients_equal_autograd(shared_aln, checkpointing, monkeypatch):
+    """With drop path and label dropout."""
     torch.manual_seed(0)
     var = VAR(
         ModelConfig(depth=3, width=32, heads=2, shared_aln=shared_aln, drop_path=0.4),
@@ -74,20 +74,20 @@ def test_a_network_has_the_gradients_of_the_plain_chain(shared_aln, checkpointin
     assert not noise["path_keep"].all() and noise["path_keep"].any()
     labels, inputs, targets = torch.arange(6) % 4, torch.randn(6, 13, 8), torch.randint(48, (6, 14))
 
-    def found():
+    def actual():
         loss = F.cross_entropy(var(labels, inputs, **noise).flatten(0, 1), targets.flatten())
         return [loss, *torch.autograd.grad(loss, list(var.parameters()))]
 
-    by_hand_too = found()
+    fused = actual()
     for module in ("cpu", "transformer"):
         monkeypatch.setattr(f"uvar_tune.model.{module}.use_fused_cpu_kernels", lambda x: False)
-    plain = found()
-    assert any(not torch.equal(*pair) for pair in zip(by_hand_too, plain, strict=True))
-    for one, other in zip(by_hand_too, plain, strict=True):
+    plain = actual()
+    assert any(not torch.equal(*pair) for pair in zip(fused, plain, strict=True))
+    for one, other in zip(fused, plain, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm() + 1e-8
 
 
-def test_without_gradients_under_autocast_and_in_float64_the_plain_chain_is_kept():
+def test_fused_functions_only_for_float32_training():
     x = torch.randn(2, 3, 4)
     assert use_fused_cpu_kernels(x)
     with torch.no_grad():

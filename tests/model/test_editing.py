@@ -1,4 +1,4 @@
-"""In-painting keeps what is known and samples the rest."""
+"""Inpainting keeps the known part and samples the rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reconstruction(vqvae, image):
 
 
 @pytest.mark.parametrize("known", ["inside", "outside"])
-def test_known_pixels_come_back_as_the_tokenizer_has_them(var, vqvae, image, known):
+def test_known_pixels_are_the_reconstruction(var, vqvae, image, known):
     mask = box_mask((4, 4, 12, 12), 16, known=known)
     images, tokens = inpaint(var, vqvae, image, mask, [3] * 4, SETTINGS, seeds=SEEDS)
     assert torch.allclose(images[:, :, mask], reconstruction(vqvae, image)[:, mask].expand(4, -1, -1), atol=1e-6)
@@ -34,7 +34,7 @@ def test_known_pixels_come_back_as_the_tokenizer_has_them(var, vqvae, image, kno
 
 
 def test_only_whole_cells_are_known(var, vqvae, image):
-    """Of the 2x2 scale, a mask that leaves the left half and one more column gives the left cells, no others."""
+    """A mask that leaves the left half and one more column known makes the left cells of the 2x2 scale known, no others."""
     mask = box_mask((0, 0, 9, 16), 16, known="inside")
     _, tokens = inpaint(var, vqvae, image, mask, [3] * 40, SamplingSettings(cfg_scale=0), seeds=range(40))
     original = vqvae.encode(image[None] * 2 - 1)
@@ -42,7 +42,7 @@ def test_only_whole_cells_are_known(var, vqvae, image):
     assert len(tokens[1][:, 1].unique()) > 1 and len(tokens[1][:, 3].unique()) > 1 and len(tokens[0].unique()) > 1
 
 
-def test_the_rest_depends_on_seed_label_and_on_what_is_known(var, vqvae, image):
+def test_sampled_part_depends_on_seed_and_label(var, vqvae, image):
     mask = box_mask((4, 4, 12, 12), 16, known="outside")
     tokens = concat(inpaint(var, vqvae, image, mask, [3] * 4, SETTINGS, seeds=SEEDS)[1])
     assert torch.equal(concat(inpaint(var, vqvae, image, mask, [3], SETTINGS, seeds=[5])[1]), tokens[:1])

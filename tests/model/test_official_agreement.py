@@ -1,5 +1,7 @@
-"""The same weights give the same numbers as the official implementation: against golden numbers, and live where the
-environment variable UVAR_OFFICIAL_VAR names a checkout of FoundationVision/VAR."""
+"""Agreement with the official implementation on equal weights.
+
+Against golden numbers, and live if the environment variable UVAR_OFFICIAL_VAR names a checkout of FoundationVision/VAR.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,8 @@ def our_var(name: str, seed: str = "var") -> VAR:
 
 
 def near(values: torch.Tensor, recorded: list[float], tolerance: float) -> bool:
-    found = torch.tensor(golden.sampled(values, len(recorded)))
-    return float((found - torch.tensor(recorded)).abs().max()) < tolerance
+    actual = torch.tensor(golden.sampled(values, len(recorded)))
+    return float((actual - torch.tensor(recorded)).abs().max()) < tolerance
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +96,11 @@ def test_tokenizer_agrees_live(share, seed):
     theirs = golden.official_vqvae(CHECKOUT, share, seed)
     ours, nothing = load_official(theirs.state_dict(), scales=golden.SCALES)
     images = golden.images(4)
-    wanted = theirs.img_to_idxBl(images)
+    expected = theirs.img_to_idxBl(images)
     tokens, teacher_input = ours.encode(images, with_teacher_input=True)
-    assert nothing is None and all(torch.equal(a, b) for a, b in zip(tokens, wanted, strict=True))
-    assert torch.allclose(teacher_input, theirs.quantize.idxBl_to_var_input(wanted), rtol=0, atol=1e-5)
-    pixels = theirs.idxBl_to_img(wanted, same_shape=True, last_one=True)
+    assert nothing is None and all(torch.equal(a, b) for a, b in zip(tokens, expected, strict=True))
+    assert torch.allclose(teacher_input, theirs.quantize.idxBl_to_var_input(expected), rtol=0, atol=1e-5)
+    pixels = theirs.idxBl_to_img(expected, same_shape=True, last_one=True)
     difference = float((ours.decode(tokens) - pixels).abs().max())
     print(f"share {share} seed {seed}: pixels differ by {difference:.1e}")
     assert difference < PIXELS
@@ -114,14 +116,14 @@ def test_transformer_agrees_live(name, seed, tmp_path):
     vqvae, var = load_official(their_vqvae.state_dict(), theirs.state_dict(), num_heads=golden.HEADS)
     teacher_input = vqvae.teacher_input(golden.tokens_of(seed, 3))
     labels = torch.tensor(golden.LABELS)
-    wanted = theirs(labels, teacher_input)
-    difference = float((var(labels, teacher_input) - wanted).abs().max())
-    print(f"{name} seed {seed}: logits of std {wanted.std():.2f} differ by {difference:.1e}")
+    expected = theirs(labels, teacher_input)
+    difference = float((var(labels, teacher_input) - expected).abs().max())
+    print(f"{name} seed {seed}: logits of std {expected.std():.2f} differ by {difference:.1e}")
     assert difference < LOGITS
     for cfg_scale in golden.CFG_SCALES:
         pictures, tokens = golden.official_greedy(theirs, their_vqvae, golden.LABELS, cfg_scale)
-        images, found = generate(var, vqvae, labels, SamplingSettings(cfg_scale=cfg_scale, top_k=1), chunk=3)
-        assert all(torch.equal(a, b) for a, b in zip(found, tokens, strict=True)), cfg_scale
+        images, actual = generate(var, vqvae, labels, SamplingSettings(cfg_scale=cfg_scale, top_k=1), chunk=3)
+        assert all(torch.equal(a, b) for a, b in zip(actual, tokens, strict=True)), cfg_scale
         assert torch.allclose(images, pictures, rtol=0, atol=PIXELS)
     vae_state, var_state = save_official(vqvae, var)
     theirs.load_state_dict(var_state, strict=True)
@@ -139,7 +141,7 @@ def test_filter_agrees_live(top_k, top_p):
 
 
 @live
-def test_training_loss_follows_the_official_one_live(shared_vqvae):
+def test_training_loss_agrees_live(shared_vqvae):
     """A few AdamW steps on the same batches: the losses agree to 1e-3."""
     losses = {}
     tokens, labels = golden.tokens_of("steps", 4), torch.tensor([1, 5, 0, 7])

@@ -1,4 +1,4 @@
-"""Files of the official release: sizes read off them, round trips, and what is wrong with a wrong one."""
+"""Files of the official release: sizes read from the tensors, round trips, errors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
         {"scales": (1, 3, 4, 6)},
     ],
 )
-def test_round_trip_finds_every_size(options, tmp_path):
+def test_round_trip_recovers_every_size(options, tmp_path):
     vqvae, var = networks(**options)
     save_official(vqvae, var, vae_path=tmp_path / "vae.pth", var_path=tmp_path / "var.pth")
     heads = 2 if options.get("l2") is False else None
@@ -95,7 +95,7 @@ def test_official_layout_holds_the_buffers(tmp_path):
     assert not state["blocks.2.attn.zero_k_bias"].any()
 
 
-def test_scales_come_from_the_var_else_from_the_official_list():
+def test_scales_come_from_var_or_official_list():
     vqvae, _ = networks()
     state, _ = save_official(vqvae)
     assert load_official(state, scales=SCALES)[0].scales == SCALES
@@ -146,7 +146,7 @@ def test_heads_without_l2_norm():
         ("var", lambda s: s.update({"cls_token": torch.zeros(5)}), "cls_token is not expected in a VAR"),
     ],
 )
-def test_a_wrong_file_names_the_first_key_that_differs(which, change, message):
+def test_wrong_file_names_the_first_key(which, change, message):
     states = dict(zip(("vae", "var"), save_official(*networks()), strict=True))
     states = {name: {key: value.clone() for key, value in state.items()} for name, state in states.items()}
     change(states[which])
@@ -174,7 +174,7 @@ def test_weights_to_start_from(options, tmp_path):
         assert same(started, var) and started.label_dropout == 0.3 and started.head.weight.requires_grad
 
 
-def test_another_number_of_classes_leaves_the_table_fresh():
+def test_other_class_count_keeps_fresh_table():
     vqvae, var = networks()
     fresh, started = other_var(var, num_classes=9).state_dict(), other_var(var, num_classes=9)
     start_from(started, save_official(vqvae, var)[1])
@@ -194,7 +194,7 @@ def test_another_number_of_classes_leaves_the_table_fresh():
         ({"depth": 2}, "blocks.2.*is not expected in a VAR"),
     ],
 )
-def test_a_wrong_start_names_the_first_key_that_differs(changes, message):
+def test_wrong_start_names_the_first_key(changes, message):
     vqvae, var = networks()
     target = other_var(var, **changes)
     before = {key: value.clone() for key, value in target.state_dict().items()}
@@ -224,7 +224,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
         load_official(save_official(vqvae, var)[1], scales=SCALES)
 
 
-def test_a_state_dict_stays_the_callers():
+def test_caller_state_dict_is_not_shared():
     vqvae, var = networks()
     vae_state, var_state = save_official(vqvae, var)
     loaded = load_official(vae_state, var_state)[1]

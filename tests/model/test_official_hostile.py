@@ -1,4 +1,4 @@
-"""Official files that claim more than they hold, unfold, or hold other tensors than weights: one line, and no memory taken."""
+"""Hostile official files: one line of error, and no memory taken."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def states():
 
 
 class Made:
-    """Pickled as a call."""
+    """Pickled as a function call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -62,14 +62,14 @@ def quantized():
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_tensors_that_are_no_weights(tmp_path, states, old, make, message):
+def test_tensors_that_are_not_weights(tmp_path, states, old, make, message):
     path = tmp_path / "vae.pth"
     torch.save({**states[0], BOOK: make()}, path, _use_new_zipfile_serialization=not old)
     with pytest.raises(ConfigError, match=f"vae.pth: .*({message})"):
         load_official(path, scales=SCALES)
 
 
-def test_tensors_that_share_what_they_hold_a_hundred_times(tmp_path):
+def test_storage_shared_a_hundred_times(tmp_path):
     flat = torch.zeros(2**16)
     torch.save({str(i): flat.view(-1) for i in range(100)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="claim 26,214,400 bytes"):
@@ -77,7 +77,7 @@ def test_tensors_that_share_what_they_hold_a_hundred_times(tmp_path):
 
 
 class Claims(pickle.Pickler):
-    """Pickles tensors as `torch.save` does, their storages as of 100,000 numbers."""
+    """Pickles tensors as `torch.save` does, but claims storages of 100,000 numbers."""
 
     def persistent_id(self, thing):
         return (
@@ -87,8 +87,8 @@ class Claims(pickle.Pickler):
         )
 
 
-def test_an_old_file_whose_storages_never_come(tmp_path):
-    """Without the keys of the storages at its end, the reader makes them and fills none."""
+def test_legacy_file_without_storages(tmp_path):
+    """Without storage keys at its end, PyTorch allocates the storages and fills none."""
 
     class Tensor:
         def __reduce__(self):
@@ -103,7 +103,7 @@ def test_an_old_file_whose_storages_never_come(tmp_path):
 
 
 def repacked(path, **options):
-    """The archive as another tool packs it."""
+    """Pack the archive as another tool does."""
     stream = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(stream, "w", **options) as new:
         for entry in old.infolist():
@@ -111,7 +111,7 @@ def repacked(path, **options):
     path.write_bytes(stream.getvalue())
 
 
-def test_an_archive_that_unfolds(tmp_path, states):
+def test_zip_bomb_is_refused(tmp_path, states):
     path = tmp_path / "vae.pth"
     torch.save({**states[0], "much": torch.zeros(2**20)}, path)
     repacked(path, compression=zipfile.ZIP_DEFLATED)
@@ -119,8 +119,8 @@ def test_an_archive_that_unfolds(tmp_path, states):
         load_official(path, scales=SCALES)
 
 
-def test_other_readers_of_such_files_refuse_it_too(tmp_path):
-    """The state of a training, and the weights of a feature network, looked at on the meta device."""
+def test_other_readers_refuse_zip_bomb(tmp_path):
+    """A training state, and the weights of a feature network, which are inspected on the meta device."""
     path = tmp_path / "x.pt"
     torch.save({"a": torch.ones(3), "b": torch.ones(3).half()}, path)
     assert list(read_tensors(path)) == ["a", "b"]
@@ -132,8 +132,8 @@ def test_other_readers_of_such_files_refuse_it_too(tmp_path):
             read(path)
 
 
-def test_an_archive_with_two_directories(tmp_path, states):
-    """What readers find in it depends on which of them they take: what stands where the end says, or what ends there."""
+def test_archive_with_two_directories(tmp_path, states):
+    """Its content depends on the directory a reader uses: the one at the stated offset, or the one before the end."""
     path = tmp_path / "vae.pth"
     torch.save(states[0], path)
     repacked(path)
@@ -147,8 +147,8 @@ def test_an_archive_with_two_directories(tmp_path, states):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("old", [False, True], ids=["archive", "old"])
-def test_what_official_files_may_be(tmp_path, states, dtype, old):
-    """Of half precision, transposed, parts of one storage, parameters, in a trainer's checkpoint."""
+def test_unusual_official_files_are_read(tmp_path, states, dtype, old):
+    """Half precision, transposed, views of one storage, parameters, a trainer checkpoint."""
     flat = torch.cat([value.to(dtype).flatten() for value in states[0].values()])
     parts = flat.split([value.numel() for value in states[0].values()])
     vae = {key: part.view(value.shape) for part, (key, value) in zip(parts, states[0].items(), strict=True)}
@@ -162,7 +162,7 @@ def test_what_official_files_may_be(tmp_path, states, dtype, old):
     assert all(torch.equal(loaded[key], value.to(dtype).float()) for key, value in states[0].items())
 
 
-def test_an_archive_that_was_repacked_as_it_is(tmp_path, states):
+def test_repacked_archive_is_read(tmp_path, states):
     torch.save(states[0], tmp_path / "vae.pth")
     repacked(tmp_path / "vae.pth")
     assert load_official(tmp_path / "vae.pth", scales=SCALES)[0].scales == SCALES
@@ -184,7 +184,7 @@ def test_an_archive_that_was_repacked_as_it_is(tmp_path, states):
         (0, {7: torch.zeros(1)}, "no state dict"),
     ],
 )
-def test_sizes_of_which_nothing_can_be_made(tmp_path, states, which, changes, message):
+def test_impossible_sizes_are_refused(tmp_path, states, which, changes, message):
     torch.save({**states[which], **changes}, tmp_path / "x.pth")
     files = [states[0], states[1]]
     files[which] = tmp_path / "x.pth"
@@ -193,6 +193,6 @@ def test_sizes_of_which_nothing_can_be_made(tmp_path, states, which, changes, me
 
 
 @pytest.mark.parametrize("place", ["/dev/zero", "/"])
-def test_what_is_no_regular_file(place):
+def test_device_is_refused(place):
     with pytest.raises(ConfigError, match="not a regular file"):
         load_official(place)

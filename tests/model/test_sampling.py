@@ -1,4 +1,4 @@
-"""Sampling: the distribution, independence of count and chunk, guidance, filters, refusals."""
+"""Sampling: distribution, independence of count and chunk, guidance, filters, errors."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def naive_filter(logits, top_k, top_p):
 @pytest.mark.parametrize(
     ("top_k", "top_p"), [(0, 0.0), (1, 0.0), (7, 0.0), (64, 0.0), (0, 0.8), (7, 0.8), (20, 0.31), (0, 1e-9), (64, 1.0)]
 )
-def test_filter_is_the_naive_one(top_k, top_p):
+def test_filter_equals_naive_filter(top_k, top_p):
     logits = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)) * 2
-    found = filter_logits(logits, top_k, top_p)
-    for row, filtered in zip(logits, found, strict=True):
+    actual = filter_logits(logits, top_k, top_p)
+    for row, filtered in zip(logits, actual, strict=True):
         kept = naive_filter(row.double().numpy(), top_k, top_p)
         assert (torch.isfinite(filtered).numpy() == kept).all()
         assert torch.equal(filtered[torch.from_numpy(kept)], row[torch.from_numpy(kept)])
@@ -65,20 +65,20 @@ def test_draw_inverts_the_cumulative_distribution():
 def test_draw_takes_only_what_the_filter_keeps(top_k, top_p):
     generator = torch.Generator().manual_seed(2)
     logits, uniform = 2 * torch.randn(3, 500, 64, generator=generator), torch.rand(3, 500, generator=generator)
-    found = draw(logits, uniform, top_k, top_p)
-    assert torch.equal(found, draw(filter_logits(logits, top_k, top_p), uniform))
-    assert torch.isfinite(filter_logits(logits, top_k, top_p).gather(-1, found[..., None])).all()
+    actual = draw(logits, uniform, top_k, top_p)
+    assert torch.equal(actual, draw(filter_logits(logits, top_k, top_p), uniform))
+    assert torch.isfinite(filter_logits(logits, top_k, top_p).gather(-1, actual[..., None])).all()
 
 
 def test_no_impossible_token_is_drawn_at_the_end():
     logits = torch.randn(2000, 300, generator=torch.Generator().manual_seed(1))
     logits[:, -100:] = -torch.inf
-    found = draw(logits[None], torch.full((1, 2000), 1 - 2**-24))
-    assert int(found.max()) < 200
+    actual = draw(logits[None], torch.full((1, 2000), 1 - 2**-24))
+    assert int(actual.max()) < 200
 
 
 def test_tokens_follow_the_models_distribution(var, vqvae):
-    """The first token of many seeds has the frequencies that the logits say (chi-square, 5 standard deviations)."""
+    """Frequencies of the first token over many seeds match the logits (chi-square, 5 standard deviations)."""
     count = 4000
     logits = var(torch.tensor([3]), torch.zeros(1, 29, 16))[:, :1].detach()
     first = draw(
@@ -106,7 +106,7 @@ def test_tokens_do_not_depend_on_count_order_or_rank(var, vqvae, cfg_scale):
     assert len(torch.unique(concat(tokens), dim=0)) == 32
 
 
-def test_without_guidance_greedy_sampling_takes_the_likeliest_token(var, vqvae):
+def test_greedy_sampling_takes_the_argmax(var, vqvae):
     images, tokens = generate(var, vqvae, range(10), SamplingSettings(cfg_scale=0, top_k=1))
     logits = var(torch.arange(10), vqvae.teacher_input(tokens))
     assert torch.equal(logits.argmax(-1), concat(tokens))
@@ -117,7 +117,7 @@ def test_without_guidance_greedy_sampling_takes_the_likeliest_token(var, vqvae):
     ("ramp", "strengths"), [(0.0, [3.0, 3.0, 3.0, 3.0]), (1.0, [0.0, 1.0, 2.0, 3.0]), (2.0, [0.0, 1 / 3, 4 / 3, 3.0])]
 )
 def test_guidance_is_that_of_the_logits(var, vqvae, ramp, strengths):
-    """Guided on the states in front of the head; the same tokens as guided on logits, teacher-forced with both labels."""
+    """Guidance on the input of the head gives the same tokens as on the logits, teacher-forced with both labels."""
     labels = torch.arange(10)
     _, tokens = generate(var, vqvae, labels, SamplingSettings(cfg_scale=3.0, cfg_ramp=ramp, top_k=1))
     teacher_input = vqvae.teacher_input(tokens)
@@ -128,7 +128,7 @@ def test_guidance_is_that_of_the_logits(var, vqvae, ramp, strengths):
     assert [guidance(3.0, k, 4, ramp) for k in range(4)] == pytest.approx(strengths)
 
 
-def test_the_convention_of_guidance_is_named(var, vqvae):
+def test_guidance_convention_is_documented(var, vqvae):
     assert "t_k = cfg*(k/(K-1))^ramp" in CFG_CONVENTION
     assert guidance(2.0, 0, 1) == guidance(2.0, 0, 1, 0.5) == 2.0
     as_var, given = (
@@ -147,7 +147,7 @@ def test_temperature_divides_the_logits(var, vqvae):
     assert torch.equal(concat(cold), concat(greedy))
 
 
-def test_at_its_bounds_sampling_still_works(var, vqvae):
+def test_sampling_works_at_its_bounds(var, vqvae):
     for corner in itertools.product(*([(name, end) for end in ends] for name, ends in SAMPLING_BOUNDS.items())):
         images, _ = generate(var, vqvae, [3, 4], SamplingSettings(**dict(corner)), seeds=[0, 1])
         assert torch.isfinite(images).all()
@@ -165,13 +165,13 @@ class Interrupted(Exception):
     pass
 
 
-def test_an_exception_on_the_way_leaves_the_model_as_it_was(var, vqvae):
+def test_exception_leaves_the_model_usable(var, vqvae):
     teacher_input = vqvae.teacher_input(split(torch.zeros(2, 30, dtype=torch.long), var.scales))
     before, calls = var(torch.tensor([1, 2]), teacher_input), []
 
     def stop(module, args):
         calls.append(1)
-        if len(calls) == 6:  # two blocks a scale: in the third scale
+        if len(calls) == 6:  # two blocks per scale: in the third scale
             raise Interrupted
 
     hooks = [block.ffn.register_forward_pre_hook(stop) for block in var.blocks]

@@ -1,4 +1,4 @@
-"""The transformer: what it may see, what training drops, initialisation, sizes, refusals."""
+"""The transformer: attention, dropout, initialization, sizes, errors."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ def given(var, batch=3, seed=0):
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2, 3, 4), OFFICIAL_SCALES[10], (13, 14)])
-def test_attention_is_the_masked_one(scales):
+def test_attention_equals_masked_attention(scales):
     length = positions(scales)
     q, k, v = torch.randn(3, 2, 2, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     q.requires_grad_()
-    found = PrefixAttention(scales)(q, k, v, 0.7)
+    actual = PrefixAttention(scales)(q, k, v, 0.7)
     scores = 0.7 * q @ k.transpose(-1, -2) + prefix_mask(scales).double()
-    wanted = scores.softmax(-1) @ v
-    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad(out.square().sum(), q)[0] for out in (found, wanted)]
+    expected = scores.softmax(-1) @ v
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(out.square().sum(), q)[0] for out in (actual, expected)]
     assert torch.allclose(*gradients, rtol=0, atol=1e-11)
     assert (len(PrefixAttention(scales).bounds) > 1) == (length > MASKED_POSITIONS)
 
 
-def test_unit_heads_are_normalised_and_differentiated_exactly():
+def test_unit_heads_equal_autograd():
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(2, 5, 3, 2, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     sharpness = torch.tensor([4.0, 0.5], dtype=torch.float64, requires_grad=True)
     q, k, v = UnitHeads.apply(qkv, sharpness)
     assert torch.allclose(q.norm(dim=-1), sharpness[:, None].expand(2, 2, 5))
     assert torch.allclose(k.norm(dim=-1), torch.ones(2, 2, 5, dtype=torch.float64))
-    *wanted, values = qkv.permute(2, 0, 3, 1, 4)
-    wanted = [torch.nn.functional.normalize(part, dim=-1) for part in wanted]
+    *expected, values = qkv.permute(2, 0, 3, 1, 4)
+    expected = [torch.nn.functional.normalize(part, dim=-1) for part in expected]
     weights = torch.randn(3, *q.shape, dtype=torch.float64, generator=generator)
-    plain = weights[0] * wanted[0] * sharpness[:, None, None] + weights[1] * wanted[1] + weights[2] * values
-    found = torch.autograd.grad((weights[0] * q + weights[1] * k + weights[2] * v).sum(), (qkv, sharpness))
-    for ours, theirs in zip(found, torch.autograd.grad(plain.sum(), (qkv, sharpness)), strict=True):
+    plain = weights[0] * expected[0] * sharpness[:, None, None] + weights[1] * expected[1] + weights[2] * values
+    actual = torch.autograd.grad((weights[0] * q + weights[1] * k + weights[2] * v).sum(), (qkv, sharpness))
+    for ours, theirs in zip(actual, torch.autograd.grad(plain.sum(), (qkv, sharpness)), strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
-def test_a_position_sees_its_own_and_coarser_scales_only(var):
+def test_position_sees_own_and_coarser_scales(var):
     labels_B, teacher_input = given(var)
     before = var(labels_B, teacher_input)
     for start, end in boundaries(var.scales)[1:]:
@@ -72,7 +72,7 @@ def test_a_position_sees_its_own_and_coarser_scales_only(var):
         assert not moved[:start].any() and moved[start:].all()
 
 
-def test_evaluation_mode_drops_nothing_and_training_follows_the_given_masks(var):
+def test_dropout_follows_masks_in_training_only(var):
     labels_B, teacher_input = given(var)
     var.train()
     try:
@@ -92,7 +92,7 @@ def test_evaluation_mode_drops_nothing_and_training_follows_the_given_masks(var)
     assert not torch.equal(var(unconditional, teacher_input), var(labels_B, teacher_input))
 
 
-def test_noise_belongs_to_the_image_and_has_the_right_rates():
+def test_noise_is_per_image_at_the_right_rates():
     var = VAR(
         ModelConfig(depth=4, width=8, heads=2, drop_path=0.3), scales=(1, 2), vocab_size=4, code_dim=2, num_classes=3
     )
@@ -106,7 +106,7 @@ def test_noise_belongs_to_the_image_and_has_the_right_rates():
 
 
 def test_drop_path_keeps_the_mean():
-    """A branch that is kept counts 1/(1-p): the block's output averaged over the masks is that without drop path."""
+    """A kept branch is scaled by 1/(1-p), so that the mean over the masks is the output without drop path."""
     var = VAR(
         ModelConfig(depth=2, width=8, heads=2, drop_path=0.25), scales=(1,), vocab_size=4, code_dim=2, num_classes=1
     )
@@ -118,7 +118,7 @@ def test_drop_path_keeps_the_mean():
     assert torch.allclose(gates.mean(1), torch.ones(4))
 
 
-def test_hidden_states_and_checkpointing_give_the_same_logits_and_gradients(var):
+def test_checkpointing_gives_the_same_gradients(var):
     labels_B, teacher_input = given(var)
     plain = var(labels_B, teacher_input)
     assert torch.equal(var.head(var(labels_B, teacher_input, hidden=True)), plain)
@@ -152,7 +152,7 @@ def test_initialisation(shared):
     )
     unit, width = math.sqrt(1 / (3 * 256)), 256
     branch = 1 / math.sqrt(2 * 6)
-    wanted = {
+    expected = {
         "pos_start": 1,
         "pos_1LC": 1,
         "word_embed.weight": 1,
@@ -166,17 +166,17 @@ def test_initialisation(shared):
         "head.weight": 0.02,
     }
     state = var.state_dict()
-    found = {key: state[key] for key in wanted}
+    actual = {key: state[key] for key in expected}
     if shared:
-        wanted |= {"shared_ada_lin.1.weight": 1, "gates": 1e-3 * math.sqrt(3), "rest": 0.5 * math.sqrt(3)}
-        found["shared_ada_lin.1.weight"] = state["shared_ada_lin.1.weight"]
-        found["gates"], found["rest"] = state["blocks.3.ada_gss"][:, :, :2], state["blocks.3.ada_gss"][:, :, 2:]
+        expected |= {"shared_ada_lin.1.weight": 1, "gates": 1e-3 * math.sqrt(3), "rest": 0.5 * math.sqrt(3)}
+        actual["shared_ada_lin.1.weight"] = state["shared_ada_lin.1.weight"]
+        actual["gates"], actual["rest"] = state["blocks.3.ada_gss"][:, :, :2], state["blocks.3.ada_gss"][:, :, 2:]
     else:
-        wanted |= {"gates": 1e-3, "rest": 0.5}
-        found["gates"], found["rest"] = state["blocks.3.ada_lin.1.weight"].split([2 * width, 4 * width])
-    for key, ratio in wanted.items():
-        spread = 4 / math.sqrt(2 * found[key].numel())  # four standard errors of a standard deviation
-        assert float(found[key].std()) / unit == pytest.approx(ratio, rel=spread), key
+        expected |= {"gates": 1e-3, "rest": 0.5}
+        actual["gates"], actual["rest"] = state["blocks.3.ada_lin.1.weight"].split([2 * width, 4 * width])
+    for key, ratio in expected.items():
+        spread = 4 / math.sqrt(2 * actual[key].numel())  # four standard errors of a standard deviation
+        assert float(actual[key].std()) / unit == pytest.approx(ratio, rel=spread), key
     assert all(not value.any() for key, value in state.items() if key.endswith("bias"))
     assert float(state["blocks.3.attn.scale_mul_1H11"].unique()) == pytest.approx(math.log(4))
 
@@ -201,7 +201,7 @@ def test_unknown_preset_names_the_nearest():
         preset("d36")
 
 
-def test_settings_make_the_same_transformer_again(var):
+def test_config_rebuilds_the_same_transformer(var):
     again = like(var).eval()
     again.load_state_dict(var.state_dict())
     assert torch.equal(again(*given(var)), var(*given(var)))

@@ -1,4 +1,4 @@
-"""Editing of an image by a checkpoint, and by a baseline for comparison: inpainting, outpainting, relabelling (Section 5.5).
+"""Editing of an image by a checkpoint, and by a baseline for comparison: inpainting, outpainting, relabelling.
 
     image, mask or box ─► known pixels ─┬─ checkpoint ─► completions ─┐
                                         └─ baseline ─► completions ───┴─► one picture
@@ -173,7 +173,7 @@ def read_request(request: Request, size: int) -> tuple[torch.Tensor, torch.Tenso
         size: S.
 
     Returns:
-        The image (3, S, S) in [0, 1]; the known pixels (S, S) bool; how the image was fitted (`fit_image`), for a title.
+        The image (3, S, S) in [0, 1]; the known pixels (S, S) bool; how `fit_image` changed the image, for a title.
 
     Raises:
         ConfigError: files that are no images, a mask of another size, a box beyond the image.

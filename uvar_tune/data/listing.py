@@ -10,7 +10,7 @@ from pathlib import Path
 
 from uvar_tune.data.verification import printable
 
-# Left behind by Synology, QNAP, Windows and macOS; names that begin with a dot are ignored as well (Jupyter, AppleDouble).
+# Files of Synology, QNAP, Windows and macOS; names that begin with a dot are ignored too (Jupyter, AppleDouble).
 _CLUTTER = {
     "@eadir",
     "#recycle",

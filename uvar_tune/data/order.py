@@ -1,8 +1,8 @@
 """Data order: position p of a training (the number of images seen before) → image and crop.
 
-Each epoch is a permutation drawn from (seed, epoch). Batches are consecutive positions and may cross the end of an epoch,
-so no image is dropped or repeated within an epoch, and nothing depends on ranks or batch size: a rank takes its positions
-from the batch, and a resumed training continues at a position.
+Each epoch is a permutation drawn from (seed, epoch). Batches are consecutive positions and may cross the end of an
+epoch, so no image is dropped or repeated within an epoch, and nothing depends on ranks or batch size: a rank takes its
+positions from the batch, and a resumed training continues at a position.
 """
 
 from __future__ import annotations

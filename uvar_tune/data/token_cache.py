@@ -1,8 +1,8 @@
 """The tokens of a set of images, computed once and memory-mapped by every trial.
 
-A directory with ``tokens.npy`` (rows x L), ``labels.npy`` and ``manifest.json`` (sizes, hashes, sources), renamed into place
-when complete. During the build, finished shards are stored next to it in ``NAME.parts``, so that an interrupted build
-continues; a lock on ``.NAME.lock`` makes a second builder wait and use the result of the first.
+A directory with ``tokens.npy`` (rows x L), ``labels.npy`` and ``manifest.json`` (sizes, hashes, sources), renamed into
+place when complete. During the build, finished shards are stored next to it in ``NAME.parts``, so that an interrupted
+build continues; a lock on ``.NAME.lock`` makes a second builder wait and use the result of the first.
 Row = image·crops + crop. Shapes: N rows, L = Σ p_k² positions.
 """
 
@@ -138,8 +138,8 @@ def build_token_cache(
         images: with as many pixels as the tokenizer takes.
         vqvae: the tokenizer, on any device.
         batch: rows encoded at once; the last batch is padded, because rounding depends on the shape of the batch.
-        crops: per image: 1 is the centre crop, more are random ones. Images in memory have no crops: all rows of an image
-            are equal.
+        crops: per image: 1 is the centre crop, more are random ones. Images in memory have no crops: all rows of an
+            image are equal.
         progress: called with (rows done, rows).
 
     Raises:

@@ -63,7 +63,8 @@ def verify_directory(
         hashes: compare contents too, not only sizes.
 
     Raises:
-        ConfigError: no manifest, a file it must not name, or one that is missing, unreadable or of another size or content.
+        ConfigError: no manifest, a file it must not name, or one that is missing, unreadable or of another size or
+            content.
     """
     try:
         manifest = read_json(directory / MANIFEST)

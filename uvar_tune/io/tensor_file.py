@@ -1,6 +1,6 @@
 """Untrusted files of `torch.save`, read as plain tensors.
 
-`torch.load(weights_only=True)` runs no code, but still lets a small file allocate gigabytes. Archive, pickle and tensors
+`torch.load(weights_only=True)` runs no code, but a small file can still allocate gigabytes. Archive, pickle and tensors
 are therefore checked against the size of the file.
 """
 
@@ -120,7 +120,7 @@ def _check_pickle(stream: BinaryIO) -> None:
 
 
 def _check_tensors(tree: Any, size: int, device: str) -> None:
-    """ValueError for a tensor that is not plain, or if the tensors claim far more than a file of ``size`` bytes holds."""
+    """Raise ValueError for a tensor that is not plain, or if the tensors claim far more than ``size`` bytes."""
     stored, claimed = {}, 0
     for tensor in _tensors(tree):
         shape = tuple(tensor.shape)

@@ -4,8 +4,8 @@
     labels ─ generate ─► tokens ─ VQVAE.decode ─► images
     image, mask, label ─ inpaint ─► images
 
-`load_official` and `save_official` exchange both networks with the official VAR release; `start_from` loads its weights into
-a VAR that is trained further.
+`load_official` and `save_official` exchange both networks with the official VAR release; `start_from` loads its
+weights into a VAR that is trained further.
 """
 
 from uvar_tune.model.editing import box_mask, inpaint

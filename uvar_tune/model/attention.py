@@ -1,9 +1,9 @@
 """Self-attention of the VAR: projections and block-causal attention over scales.
 
 A position attends to its own scale and all coarser ones, so the queries of one scale see exactly a prefix of the keys.
-Attention over that prefix needs no mask: nothing is computed and discarded, and no L x L mask exists. Measured on one CPU
-thread, forward and backward, 64 channels a head: 680 positions 27.9 ms against 34.0 ms under one mask; 155 positions 13.4
-ms under one mask against 17.4 ms with one call per scale, hence `MASKED_POSITIONS`.
+Attention over that prefix needs no mask: nothing is computed and discarded, and no L x L mask exists. Measured on one
+CPU thread, forward and backward, 64 channels a head: 680 positions 27.9 ms against 34.0 ms under one mask; 155
+positions 13.4 ms under one mask against 17.4 ms with one call per scale, hence `MASKED_POSITIONS`.
 
 Legend: B batch, H heads, L positions, d head dimension, C = H·d.
 """
@@ -56,8 +56,8 @@ class SelfAttention(nn.Module):
 class UnitHeads(torch.autograd.Function):
     """L2 normalization of queries and keys: |q| = ``sharpness_H``, |k| = 1.
 
-    One autograd function, because the chain of PyTorch's own passes over queries and keys twice as often and gathers the
-    three gradients by a copy. Norms and scalar products are at least float32.
+    One autograd function, because the chain of PyTorch's own passes over queries and keys twice as often and gathers
+    the three gradients by a copy. Norms and scalar products are at least float32.
     """
 
     @staticmethod

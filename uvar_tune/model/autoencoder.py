@@ -1,4 +1,6 @@
-"""Encoder and decoder of the VQ-VAE: the layout of latent diffusion (Rombach et al. 2022), attention at the lowest resolution.
+"""Encoder and decoder of the VQ-VAE, in the layout of latent diffusion (Rombach et al. 2022).
+
+Attention is applied at the lowest resolution only.
 
 Legend: B batch, C channels, H, W size, N = H·W positions.
 """
@@ -95,7 +97,7 @@ class Upsample(nn.Module):
 
 
 def _doubled(weight: torch.Tensor, dim: int) -> torch.Tensor:
-    """Three taps on the upsampled signal as four taps of a transposed convolution with stride 2 on the signal itself."""
+    """Three taps on the upsampled signal as four taps of a transposed convolution with stride 2."""
     first, middle, last = weight.unbind(dim)
     return torch.stack((last, middle + last, first + middle, first), dim)
 
@@ -206,7 +208,7 @@ def _run_stages(network: Encoder | Decoder, x_BCHW: torch.Tensor) -> torch.Tenso
 
 
 def in_chunks(network: Encoder | Decoder, x_BCHW: torch.Tensor, size: int) -> torch.Tensor:
-    """``network(x)`` without gradients; on a CPU each stage runs on few enough images for its activations to stay in the cache.
+    """``network(x)`` without gradients; on a CPU each stage runs on few images, whose activations stay in the cache.
 
     Args:
         network: encoder or decoder.

@@ -1,4 +1,4 @@
-"""Inpainting with a VAR: a part of an image is known, the rest is sampled under a label, scale by scale (VAR, Section 5).
+"""Inpainting with a VAR: a part of an image is known, the rest is sampled under a label, scale by scale.
 
 In outpainting the known part is inside the box; class-conditional editing is inpainting under another label.
 
@@ -32,9 +32,9 @@ def inpaint(
 ) -> Samples:
     """Complete an image, once per label.
 
-    A token is known if its cell lies entirely in the known part; known tokens are kept at every scale. In the known cells
-    of the finest scale the transformer sees the features of the image itself. Known pixels are returned as the tokenizer
-    reconstructs them.
+    A token is known if its cell is entirely in the known part; known tokens are kept at every scale. In the known
+    cells of the finest scale the transformer sees the features of the image itself. Known pixels are returned as the
+    tokenizer reconstructs them.
 
     Args:
         var: the transformer, in evaluation mode.
@@ -47,8 +47,8 @@ def inpaint(
         progress: as `generate`.
 
     Raises:
-        ConfigError: an image or a mask of another size, pixels outside [0, 1] or not finite, a mask that hides everything
-            or nothing, or what `generate` refuses.
+        ConfigError: an image or a mask of another size, pixels outside [0, 1] or not finite, a mask that hides
+            everything or nothing, or what `generate` refuses.
     """
     _check(vqvae, image_3SS, known_SS)
     device = vqvae.codebook_VC.device

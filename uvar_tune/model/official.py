@@ -144,7 +144,7 @@ def _read(source: str | Path | State, which: str, name: str | None = None) -> tu
         or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in tree.items())
     ):
         raise ConfigError(
-            f"holds no state dict of a {which.upper()}: neither bare tensors nor 'trainer' with '{_TRAINER_KEYS[which]}'",
+            f"holds no state dict of a {which.upper()}: neither tensors nor 'trainer' with '{_TRAINER_KEYS[which]}'",
             where=where,
         )
     if isinstance(source, Mapping):  # the caller's tensors stay the caller's

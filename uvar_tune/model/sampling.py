@@ -1,8 +1,8 @@
 """Sampling, scale by scale, with classifier-free guidance.
 
-An image depends only on its label and its own seed: its uniform numbers come from its own generator, and the networks see
-chunks of one fixed size, padded, because rounding in the kernels depends on the shape of the batch. The modules hold no
-sampling state, so an exception leaves them usable.
+An image depends only on its label and its own seed: its uniform numbers come from its own generator, and the networks
+see chunks of one fixed size, padded, because rounding in the kernels depends on the shape of the batch. The modules
+hold no sampling state, so an exception leaves them usable.
 
 Legend: B batch, L positions, K scales, p_k the side of scale k, C code dimension, V codes, S image size.
 """
@@ -138,7 +138,7 @@ def generate(
         progress: called with (images done, images) after each chunk.
 
     Raises:
-        ConfigError: a label, a number of seeds, a chunk or a setting out of range, or a tokenizer that is not the VAR's.
+        ConfigError: a label, a number of seeds, a chunk or a setting out of range, or the tokenizer of another VAR.
     """
     labels_B = torch.as_tensor(labels_B)
     count = labels_B.numel()
