@@ -7,7 +7,7 @@ import pytest
 
 from uvar_tune.io.atomic import atomic_path, write_bytes_atomic, write_text_atomic
 from uvar_tune.io.hashing import content_hash, file_sha256
-from uvar_tune.io.locks import FileLock, LockHeldError
+from uvar_tune.io.locks import FileLock, LockHeldError, is_locked
 
 HOLDER = """
 import sys, time
@@ -42,12 +42,13 @@ def test_lock_names_holder_and_outlives_no_process(tmp_path):
         lock = FileLock(path)
         with pytest.raises(LockHeldError, match=f"locked by process {holder.pid} on "):
             lock.acquire(timeout_sec=0.3)
-        assert not lock.is_held
+        assert not lock.is_held and is_locked(path)
         holder.kill()
         assert lock.acquire(timeout_sec=10) in (None, f"process {holder.pid} on {lock_host(path)}")
     with pytest.raises(LockHeldError):
         FileLock(path).acquire(timeout_sec=0)
     lock.release()
+    assert not is_locked(path) and not is_locked(tmp_path / "nowhere")
     assert FileLock(path).acquire(timeout_sec=0) is None
 
 

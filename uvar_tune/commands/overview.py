@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import time
 from pathlib import Path
 from typing import Any
 
 from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.errors import ConfigError, UvarError, nearest
+from uvar_tune.io.locks import is_locked
 from uvar_tune.search.load import load_results
 from uvar_tune.search.storage import is_study_directory
 from uvar_tune.study_dir import StudyDirectory
@@ -130,7 +130,7 @@ def _summarize(files: StudyDirectory) -> StudySummary:
     best = results.best
     return StudySummary(
         name=files.name,
-        state="running" if _is_locked(files.directory / ".lock") else state,
+        state="running" if is_locked(files.directory / ".lock") else state,
         finished=finished,
         trials=config.study.trials,
         metric=results.metric,
@@ -138,15 +138,3 @@ def _summarize(files: StudyDirectory) -> StudySummary:
         best_trial=best.number if best else None,
         age_sec=age_sec,
     )
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a sweep holds the lock of the study."""
-    try:
-        with open(path, "rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock file, or a file system without locks
-        return False
-    return False

@@ -29,6 +29,18 @@ class LockHeldError(UvarError):
         return type(self), (self.path, self.holder)
 
 
+def is_locked(path: str | Path) -> bool:
+    """Whether a process holds the lock; False if there is no lock file or the file system has no locks."""
+    try:
+        with open(path, "rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class FileLock:
     """An exclusive lock on the file ``path``, which is created next to what it protects and is never deleted.
 

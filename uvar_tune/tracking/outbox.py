@@ -197,10 +197,8 @@ class Outbox:
 
     def save_state(self, state: DeliveryState) -> None:
         """Replace the state atomically. On a full disk the older one remains, from which delivery repeats."""
-        staged = self._state.with_suffix(".tmp")
         with contextlib.suppress(OSError):
-            staged.write_text(json.dumps(asdict(state)), encoding="utf-8")
-            staged.replace(self._state)
+            write_text_atomic(self._state, json.dumps(asdict(state)))
 
     def dead_letter(self, item: dict[str, Any], reason: str) -> None:
         """Store what the server refused, with the reason."""
