@@ -1,6 +1,6 @@
-"""Every metric's name, unit and direction, spelled once.
+"""The registry of metrics: name, unit, direction and title of each.
 
-A name may carry a part (``loss/ce``), a scale (``loss/ce/scale_3``) or a suffix of its kind (``nll_token_tempered``).
+A name may have a part (``loss/ce``), a scale (``loss/ce/scale_3``) or the suffix ``_tempered``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from uvar_tune.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Metric:
-    """``direction``: minimize, maximize, or None for what is watched and not judged."""
+    """One metric.
+
+    Attributes:
+        name: as in logs, exports and `study.metric`.
+        unit: of its values.
+        direction: minimize or maximize; None if it is monitored only.
+        title: for people.
+    """
 
     name: str
     unit: str
@@ -37,8 +44,8 @@ METRICS = _table(
     ("coverage", "share", "maximize", "Coverage"),
     ("ssim_pairwise", "1", "minimize", "Mean SSIM of pairs of samples"),
     ("diversity_ssim", "1", "maximize", "1 - mean SSIM of pairs of samples"),
-    ("nll_token", "nats", "minimize", "Negative log-likelihood a token"),
-    ("nll_image", "nats", "minimize", "Negative log-likelihood an image"),
+    ("nll_token", "nats", "minimize", "Negative log-likelihood per token"),
+    ("nll_image", "nats", "minimize", "Negative log-likelihood per image"),
     ("nll_class", "nats", "minimize", "Negative log-likelihood of the class read-out"),
     ("accuracy", "share", "maximize", "Accuracy of argmax_y p(R|y)"),
     ("conditional_accuracy", "share", "maximize", "Samples classified as their label"),
@@ -62,11 +69,11 @@ METRICS = _table(
     ("learning_rate", "1", None, "Learning rate"),
     ("grad_norm", "1", None, "Gradient norm before clipping"),
     ("images_per_sec", "images/s", None, "Speed"),
-    ("held_out", "1", None, "Of images that the tokenizer was not trained on"),
+    ("held_out", "1", None, "Whether images were held out from the tokenizer's training"),
     ("reconstruction_mse", "1", "minimize", "Reconstruction error, pixels in [-1, 1]"),
     ("parameters", "1", None, "Parameters of the VAR"),
-    ("batch_size", "images", None, "Images a step"),
-    ("memory_gib", "GiB", "minimize", "Memory of a training step, each device"),
+    ("batch_size", "images", None, "Images per step"),
+    ("memory_gib", "GiB", "minimize", "Memory of a training step, per device"),
     ("epoch_sec", "s", "minimize", "Time of an epoch, training only"),
     ("cpu_sec", "s", "minimize", "CPU seconds"),
 )
@@ -74,13 +81,13 @@ _SUFFIX = re.compile(r"(/scale_\d+)?$")
 
 
 def metric(name: str) -> Metric:
-    """The metric of this name, its scale, part or `_tempered` suffix set aside.
+    """The metric of this name, without its scale, part or `_tempered` suffix.
 
     Raises:
-        ConfigError: unknown, with the nearest known name.
+        ConfigError: unknown metric.
     """
     base = _SUFFIX.sub("", name).removesuffix("_tempered")
-    found = METRICS.get(base) or METRICS.get(base.split("/")[0])
-    if found is None:
+    entry = METRICS.get(base) or METRICS.get(base.split("/")[0])
+    if entry is None:
         raise ConfigError(f"unknown metric {name!r}", nearest=nearest(name, METRICS))
-    return found
+    return entry

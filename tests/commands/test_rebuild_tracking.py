@@ -16,7 +16,7 @@ from uvar_tune.trial.outcome_file import write_outcome
 from uvar_tune.trial.trial import write_config
 
 
-def test_a_study_is_made_anew_on_an_empty_server_and_unchanged_on_a_full_one(tmp_path):
+def test_rebuild_equals_the_original(tmp_path):
     """Also where nothing is left of what it was told: then storage and records tell it."""
     store = MLflowStore(tmp_path)
     tracker, checkpoint = run_study(store), tmp_path / "whole" / "trials" / "00000" / "checkpoints" / "000000000640"
@@ -53,7 +53,7 @@ def test_a_study_is_made_anew_on_an_empty_server_and_unchanged_on_a_full_one(tmp
         assert content(store) == before, (database, lost)
 
 
-def test_what_the_outbox_has_lost_in_part_is_told_before_the_rest(tmp_path):
+def test_rebuild_of_a_partial_outbox(tmp_path):
     """As after `mlflow/` was deleted while the study went on."""
     store = MLflowStore(tmp_path)
     assert run_study(store).close(60)
@@ -65,7 +65,7 @@ def test_what_the_outbox_has_lost_in_part_is_told_before_the_rest(tmp_path):
     assert content(store) == before
 
 
-def test_nothing_of_a_final_run_is_lost_by_making_it_anew(tmp_path):
+def test_rebuild_of_a_final_run(tmp_path):
     store, files = MLflowStore(tmp_path), StudyDirectory(tmp_path, "whole-final")
     files.prepare()
     files.claim(CONFIG)
@@ -87,7 +87,7 @@ def test_nothing_of_a_final_run_is_lost_by_making_it_anew(tmp_path):
     assert not files.journal.exists()
 
 
-def test_a_storage_that_is_gone_is_said_and_nothing_is_dropped(tmp_path):
+def test_rebuild_without_storage_changes_nothing(tmp_path):
     store = MLflowStore(tmp_path)
     assert run_study(store).close(60)
     before, outbox = content(store), (tmp_path / "whole" / "mlflow" / "outbox.jsonl").read_bytes()
@@ -102,7 +102,7 @@ def test_a_storage_that_is_gone_is_said_and_nothing_is_dropped(tmp_path):
     assert not (tmp_path / "whole" / "optuna.journal").exists()
 
 
-def test_a_root_that_was_moved_takes_its_runs_along(tmp_path):
+def test_moved_root_keeps_its_runs(tmp_path):
     old, new = MLflowStore(tmp_path / "old"), MLflowStore(tmp_path / "new")
     old.root.mkdir()
     assert run_study(old).close(60)
@@ -117,7 +117,7 @@ def test_a_root_that_was_moved_takes_its_runs_along(tmp_path):
     assert sync(new).returncode == 0 and content(new) == before
 
 
-def test_what_was_left_over_is_sent_and_then_nothing_is(tmp_path):
+def test_sync_sends_what_is_pending(tmp_path):
     store = MLflowStore(tmp_path)
     store.uri, uri = "http://127.0.0.1:9", store.uri
     assert not run_study(store).close(60)
@@ -128,7 +128,7 @@ def test_what_was_left_over_is_sent_and_then_nothing_is(tmp_path):
     assert len(store.rows(store.runs("uvar.trial", "whole/0")[0])) == 10 * 2 + 3
 
 
-def test_an_unknown_study_and_a_server_that_is_away(tmp_path, monkeypatch):
+def test_sync_of_unknown_study_and_absent_server(tmp_path, monkeypatch):
     store = MLflowStore(tmp_path)
     store.uri = "http://ann:s3cret@127.0.0.1:9"
     assert not run_study(store).close(60)

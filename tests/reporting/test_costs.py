@@ -20,7 +20,7 @@ def test_cpu_seconds_add_up(results):
     assert costs(results)[-1] == Row(ALL, None, 120.5, None)
 
 
-def test_wall_time_adds_up_to_that_of_all_places(results):
+def test_wall_time_adds_up(results):
     """A trial that worked for 60 s, two thirds of its CPU seconds in training; one without a record."""
     trials = [
         dataclasses.replace(

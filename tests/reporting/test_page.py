@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.helpers.synthetic_study import study, whole_study
 from uvar_tune.errors import ConfigError
-from uvar_tune.reporting import facts, write_report
-from uvar_tune.reporting.figures import Values, _profile, several_axes
+from uvar_tune.reporting import fields, write_report
+from uvar_tune.reporting.figures import Values, _selection_curve, several_axes
 from uvar_tune.reporting.study_figure import _OFF, _axis, _height
 
 VOID = {"meta", "img", "br"}
@@ -50,9 +50,9 @@ def results(tmp_path_factory):
     return results
 
 
-def test_the_page_holds_all_and_needs_no_network(results, tmp_path):
+def test_page_is_complete_and_self_contained(results, tmp_path):
     pages = write_report(results, tmp_path)
-    assert sorted(pages) == ["html", "png", "profile", "training"] and all(
+    assert sorted(pages) == ["cfg", "html", "png", "training"] and all(
         path.stat().st_size > 5000 for path in pages.values()
     )
     page, text = read(pages), pages["html"].read_text()
@@ -62,7 +62,7 @@ def test_the_page_holds_all_and_needs_no_network(results, tmp_path):
     for wanted in (
         "Do λ1 and λ2 lower the FID?",
         "Verdict: unconfirmed",
-        facts.text(results.best.value),
+        fields.format_value(results.best.value),
         "feature network",
         "abc123",
         "samples a score",
@@ -71,37 +71,37 @@ def test_the_page_holds_all_and_needs_no_network(results, tmp_path):
     ):
         assert wanted in words
     assert page.rows == 24 + 1 + 2 + 1  # trials and their head, phases and theirs
-    for absent in ("Verdicts", "2×2", "Several objectives", "Which parameters", "Noise", "short run"):
+    for absent in ("Verdicts", "2×2", "Several metrics", "Which parameters", "Noise", "short run"):
         assert absent not in words
 
 
-def test_a_study_of_all_phases_has_every_section(tmp_path):
+def test_page_of_all_phases_has_every_section(tmp_path):
     results = whole_study(tmp_path / "study", 40)
     pages = write_report(results, tmp_path)
-    assert sorted(pages) == ["html", "importance", "pareto", "png", "profile", "training", "verdicts"]
+    assert sorted(pages) == ["cfg", "html", "importance", "pareto", "png", "training", "verdicts"]
     page, words = read(pages), " ".join(read(pages).words)
     for wanted in (
         "Verdicts on fresh seeds",
         "The 2×2",
-        "Several objectives",
+        "Several metrics",
         "Which parameters matter",
         "Noise of the baseline",
         "Is the short run a valid proxy?",
         "Cost",
         "replicate 2: diverged",
-        "λ₁ does next to nothing",
+        "λ₁ has next to no effect",
         "idle places",
     ):
         assert wanted in words
     assert all(link.startswith("data:image/png;base64,") for link in page.links) and len(page.links) == 6
 
 
-def test_a_wide_grid_of_samples_is_made_smaller(results, tmp_path):
+def test_wide_sample_grid_is_downscaled(results, tmp_path):
     assert len(read(write_report(results, tmp_path)).links[-2]) < 60_000
     assert Image.open(results.baseline.directory / "samples" / "000000003200.png").width == 3000
 
 
-def test_text_is_text_whatever_it_holds_and_passwords_stay_out(results, tmp_path):
+def test_page_escapes_text_and_hides_passwords(results, tmp_path):
     hostile = '<script>alert("$x_{")</script>'
     config = {**results.config, "study": {"question": hostile}}
     reference = {"type": "categorical", "choices": [hostile, "normal", "uniform", "dataset", "semantic"]}
@@ -115,38 +115,38 @@ def test_text_is_text_whatever_it_holds_and_passwords_stay_out(results, tmp_path
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_smallest_studies(tmp_path, count):
+def test_page_of_smallest_studies(tmp_path, count):
     results = study(tmp_path / "study", count)
     trials = tuple(dataclasses.replace(trial, value=1.0, inference_points=[]) for trial in results.trials)
     pages = write_report(dataclasses.replace(results, trials=trials, protocol={}), tmp_path)
-    assert "profile" not in pages and "Samples" not in " ".join(read(pages).words)
+    assert "cfg" not in pages and "Samples" not in " ".join(read(pages).words)
 
 
-def test_a_thousand_trials_and_a_score_to_maximise(tmp_path):
+def test_page_of_a_thousand_trials(tmp_path):
     results = whole_study(tmp_path / "study", 1000, direction="maximize")
     pages = write_report(results, tmp_path)
     assert read(pages).rows > 1000 and pages["html"].stat().st_size < 6_000_000
 
 
-def test_a_directory_that_cannot_be_written_is_one_clear_line(results, tmp_path):
+def test_unwritable_report_directory_is_an_error(results, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         write_report(results, tmp_path / "file")
 
 
-def test_the_better_end_is_above_and_a_far_out_value_does_not_flatten_the_rest():
+def test_values_put_best_on_top_and_clip_outliers():
     down, up = Values([1.0, 2.0, 3.0], "minimize"), Values([1.0, 2.0, 3.0], "maximize")
     assert (
-        [down.place(value) for value in (1.0, 2.0, 3.0)]
+        [down.position(value) for value in (1.0, 2.0, 3.0)]
         == [1.0, 0.5, 0.0]
-        == [1 - up.place(value) for value in (1.0, 2.0, 3.0)]
+        == [1 - up.position(value) for value in (1.0, 2.0, 3.0)]
     )
     many = Values([*np.linspace(1, 2, 20), 500.0], "minimize")
-    assert many.clipped and many.place(500.0) == 0.0 and many.place(1.0) == 1.0 and many.place(2.0) > 0.5
-    assert not down.clipped and Values([3.0], "minimize").place(3.0) == pytest.approx(0.5)
+    assert many.clipped and many.position(500.0) == 0.0 and many.position(1.0) == 1.0 and many.position(2.0) > 0.5
+    assert not down.clipped and Values([3.0], "minimize").position(3.0) == pytest.approx(0.5)
 
 
-def test_a_profile_over_several_parameters_is_dots_of_the_best_at_each_scale(results, tmp_path):
+def test_selection_curve_has_best_score_of_each_scale(results, tmp_path):
     points = [
         {"cfg_scale": cfg, "temperature": temperature, "seeds": seeds, "fid": fid}
         for cfg, temperature, seeds, fid in (
@@ -158,12 +158,12 @@ def test_a_profile_over_several_parameters_is_dots_of_the_best_at_each_scale(res
     ]
     trials = tuple(dataclasses.replace(trial, inference_points=points) for trial in results.trials)
     several = dataclasses.replace(results, trials=trials)
-    assert _profile(several, trials[0]) == [(1.0, 5.0), (2.0, 7.0)] == _profile(results, trials[0])
+    assert _selection_curve(several, trials[0]) == [(1.0, 5.0), (2.0, 7.0)] == _selection_curve(results, trials[0])
     assert several_axes(several) and not several_axes(results)
-    assert "(dots; where" in " ".join(read(write_report(several, tmp_path)).words)
+    assert "(dots; the best" in " ".join(read(write_report(several, tmp_path)).words)
 
 
-def test_axes_place_values_as_they_are_searched(results):
+def test_axes_use_the_scale_of_the_search(results):
     axis = _axis(results, "loss.lambda_1", results.ranked())
     middle = dataclasses.replace(results.best, params={"loss.lambda_1": (0.01 * 6.0) ** 0.5})
     assert _height(results, axis, middle) == pytest.approx(0.5)
@@ -172,7 +172,7 @@ def test_axes_place_values_as_they_are_searched(results):
     assert [label for _, label in axis.ticks] == ["0.01", "0.1", "1", "6"]
 
 
-def test_an_axis_of_whole_numbers_names_no_others(results):
+def test_integer_axis_has_integer_ticks(results):
     depth = {"role": "nuisance", "type": "int", "low": 1, "high": 4, "log": False}
     trials = [dataclasses.replace(results.best, params={**results.best.params, "model.depth": 3})]
     axis = _axis(dataclasses.replace(results, space={**results.space, "model.depth": depth}), "model.depth", trials)
@@ -184,7 +184,7 @@ def test_an_axis_of_whole_numbers_names_no_others(results):
 
 
 @pytest.mark.parametrize(("values", "seen"), [((1.0,), ["0.1", "1", "10"]), ((0.5, 2.0), ["0.5", "1", "2"])])
-def test_the_axis_of_the_scales_that_were_chosen(results, values, seen):
+def test_axis_of_selected_scales(results, values, seen):
     """From the lowest to the highest, the whole range where there is one only; no line stands beside its value."""
     entry = {"role": "nuisance", "type": "float", "low": 0.1, "high": 10.0, "log": True}
     trials = [

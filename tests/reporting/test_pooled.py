@@ -66,7 +66,7 @@ def four(tmp_path):
     return [grid(tmp_path, seed) for seed in range(4)]
 
 
-def test_each_study_is_one_pair_of_every_arm_with_its_own_baseline(four):
+def test_each_study_is_one_pair_of_every_arm(four):
     pooled = pool(four)
     assert list(pooled.arms) == ["baseline", *ARMS] and pooled.studies == {f"grid-{seed}": seed for seed in range(4)}
     for arm, verdict in pooled.verdicts.items():
@@ -85,7 +85,7 @@ def test_three_pairs_are_told_and_judge_nothing(four):
     assert "3 pairs: a verdict needs at least 4" in pooled_table(pooled).caption
 
 
-def test_an_arm_that_one_study_lost_or_has_not_reached_is_named(tmp_path):
+def test_pooled_arm_without_all_scores_is_untested(tmp_path):
     pooled = pool([grid(tmp_path, 0), grid(tmp_path, 1, lost=(2,)), grid(tmp_path, 2, trials=4)])
     assert list(pooled.arms) == ["baseline", ARMS[0], ARMS[2]]
     assert pooled.untested == {ARMS[1]: "grid-1, trial 2: diverged", ARMS[3]: "grid-2 has not run it yet"}
@@ -129,10 +129,10 @@ def test_what_is_written(four, tmp_path):
     rows = list(csv.DictReader(pages["trials"].open()))
     assert [(row["arm"], int(row["seed"])) for row in rows] == list(itertools.product(["baseline", *ARMS], range(4)))
     assert all(math.isclose(float(row["ece_token"]), 0.01 * (1 + int(row["seed"]))) for row in rows)
-    assert [float(row["loss.lambda_1 that ran"]) for row in rows[4:8]] == [0.5, 1.5, 2.5, 3.5]
+    assert [float(row["loss.lambda_1 (effective)"]) for row in rows[4:8]] == [0.5, 1.5, 2.5, 3.5]
     lines = pages["table"].read_text().splitlines()
     assert lines[0].startswith(
-        "| arm | FID | difference, 90 % interval | p (Holm) | verdict | λ₁ that ran | entropy | ECE"
+        "| arm | FID | difference, 90 % interval | p (Holm) | verdict | λ₁ (effective) | entropy | ECE"
     )
     assert len({line.count("|") for line in lines[:7]}) == 1 and lines[2].startswith("| baseline | ")
     assert pages["chart"].read_bytes().startswith(b"\x89PNG")

@@ -20,22 +20,22 @@ def with_values(results, values, **changes):
     return dataclasses.replace(results, trials=trials, **changes)
 
 
-def test_ranked_holds_the_scored_ones_best_first_in_either_direction(results):
+def test_ranked_sorts_in_either_direction(results):
     values = [4.0, None, 2.0, 3.0, 2.0]
     assert [trial.number for trial in with_values(results, values).ranked()] == [2, 4, 3, 0]
     assert [trial.number for trial in with_values(results, values, direction="maximize").ranked()] == [0, 3, 2, 4]
 
 
-def test_what_is_not_a_number_never_becomes_the_best(results):
+def test_nan_and_inf_are_not_ranked(results):
     assert [trial.number for trial in with_values(results, [math.nan, 1.0, math.inf]).ranked()] == [1]
 
 
-def test_without_a_score_there_is_no_best(results):
+def test_no_best_without_a_score(results):
     nothing = with_values(results, [None, None])
     assert nothing.best is None and nothing.ranked() == [] and nothing.baseline.number == 0
 
 
-def test_the_list_may_be_changed_by_whoever_asked_for_it(results):
+def test_ranked_returns_a_copy(results):
     best = results.best
     results.ranked().clear()
     assert results.best is best and results.ranked()[0] is best

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from tests.helpers.synthetic_study import study, whole_study
-from uvar_tune.reporting import facts, ranked_table
+from uvar_tune.reporting import fields, ranked_table
 from uvar_tune.reporting.table import cell, columns, ordered
 
 
@@ -14,18 +14,18 @@ def results(tmp_path_factory):
 
 
 def printed(results) -> list[str]:
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))
+    console = Console(width=140, record=True, file=open("/dev/null", "w", encoding="utf-8"))
     console.print(ranked_table(results))
     return console.export_text().splitlines()
 
 
-def test_every_trial_is_ranked_or_has_its_reason(results):
+def test_every_trial_has_a_rank_or_an_outcome(results):
     rows = ordered(results)
     ranks = [rank for rank, _ in rows if rank is not None]
     assert ranks == list(range(1, len(ranks) + 1)) and len(rows) == 30
     values = [trial.value for rank, trial in rows if rank is not None]
     assert values == sorted(values)
-    assert {facts.outcome(trial) for rank, trial in rows if rank is None} <= {
+    assert {fields.outcome(trial) for rank, trial in rows if rank is None} <= {
         "diverged",
         "out of memory",
         "crashed",
@@ -33,7 +33,7 @@ def test_every_trial_is_ranked_or_has_its_reason(results):
     }
 
 
-def test_the_columns_hold_what_ran(results):
+def test_columns_have_effective_values(results):
     names = columns(results)
     assert names[:4] == ["rank", "trial", "kind", "fid"] and names[-3:] == ["outcome", "attempts", "seconds"]
     baseline, best = results.baseline, results.best
@@ -44,19 +44,19 @@ def test_the_columns_hold_what_ran(results):
     assert cell(results, unscored, None, "inference.cfg_scale") is None  # a profile not taken has chosen nothing
 
 
-def test_it_fits_140_columns_with_nothing_cut_off(results):
+def test_table_fits_140_columns(results):
     lines = printed(results)
     assert max(map(len, lines)) <= 140 and not any("…" in line for line in lines)
     assert sum("baseline" in line for line in lines) == 1
 
 
-def test_a_long_study_shows_its_best_and_its_baseline(tmp_path):
+def test_long_table_has_best_and_baseline(tmp_path):
     results = study(tmp_path, 1000)
     lines = printed(results)
     assert len(lines) < 45 and any("baseline" in line for line in lines) and "more trials" in "".join(lines)
 
 
-def test_columns_appear_where_they_hold_something(results, tmp_path):
+def test_empty_columns_are_omitted(results, tmp_path):
     assert not {"verdict", "feasible", "ece_token"} & set(columns(results))
     whole = whole_study(tmp_path, 40)
     assert (
@@ -72,18 +72,18 @@ def test_columns_appear_where_they_hold_something(results, tmp_path):
     assert any("better" in line for line in lines) and "fresh paired seeds" in " ".join(lines)
 
 
-def test_a_searched_share_is_told_beside_the_weight_that_ran(results):
+def test_searched_share_has_an_effective_column(results):
     config = {**results.config, "loss": {"lambda_unit": "share"}}
     best = dataclasses.replace(results.best, effective_parameters={"loss.lambda_1": 0.25, "loss.lambda_2": 0.0})
     trials = tuple(best if trial.number == best.number else trial for trial in results.trials)
     shares = dataclasses.replace(results, config=config, trials=trials)
-    assert facts.label(shares, "loss.lambda_1") == "share of λ₁" and facts.label(results, "loss.lambda_1") == "λ₁"
-    name = "loss.lambda_1" + facts.RAN
-    assert name in columns(shares) and "loss.lambda_2" + facts.RAN not in columns(shares)
-    assert cell(shares, best, 1, name) == 0.25 and facts.label(shares, name) == "λ₁ that ran"
+    assert fields.label(shares, "loss.lambda_1") == "share of λ₁" and fields.label(results, "loss.lambda_1") == "λ₁"
+    name = "loss.lambda_1" + fields.EFFECTIVE
+    assert name in columns(shares) and "loss.lambda_2" + fields.EFFECTIVE not in columns(shares)
+    assert cell(shares, best, 1, name) == 0.25 and fields.label(shares, name) == "λ₁ (effective)"
 
 
-def test_what_lambda_1_weights_did_not_run_in_the_baseline(results):
+def test_lambda_1_settings_are_empty_in_baseline(results):
     entry = {"role": "scientific", "type": "categorical", "choices": ["wasserstein", "kl"]}
     named = {"loss.discrepancy": "kl", "loss.reference": "normal"}
     trials = tuple(dataclasses.replace(trial, params={**trial.params, **named}) for trial in results.trials)
@@ -92,7 +92,7 @@ def test_what_lambda_1_weights_did_not_run_in_the_baseline(results):
     assert [cell(searched, trials[1], 1, name) for name in named] == ["kl", "normal"]
 
 
-def test_a_parameter_whose_condition_does_not_hold_did_not_run(results):
+def test_inactive_conditional_parameter_is_empty(results):
     entry = {"type": "float", "low": 2.0, "high": 32.0, "log": True, "when": {"loss.reference": "semantic"}}
     space = {**results.space, "loss.neighbours": entry}
     trials = tuple(
@@ -105,7 +105,7 @@ def test_a_parameter_whose_condition_does_not_hold_did_not_run(results):
     assert shown == {"semantic"}
 
 
-def test_what_the_profile_chose_besides_the_cfg_scale_is_a_column(results):
+def test_selected_parameter_that_varies_is_a_column(results):
     trials = tuple(
         dataclasses.replace(trial, params={**trial.params, "inference.temperature": 0.9 + 0.01 * trial.number})
         for trial in results.trials
@@ -114,7 +114,7 @@ def test_what_the_profile_chose_besides_the_cfg_scale_is_a_column(results):
     assert "inference.temperature" not in columns(results)
 
 
-def test_a_study_without_a_score_or_without_a_trial_has_a_table_too(results):
+def test_table_without_scores_or_trials(results):
     unscored = tuple(trial for trial in results.trials if trial.state != "COMPLETE")
     lines = printed(dataclasses.replace(results, trials=unscored))
     assert sum("search" in line for line in lines) == len(unscored) > 0

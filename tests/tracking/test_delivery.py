@@ -12,7 +12,7 @@ def metrics_log(tmp_path):
     return MetricsLog(tmp_path / "metrics.jsonl")
 
 
-def test_points_carry_value_time_and_images(tmp_path, metrics_log):
+def test_points_have_value_time_and_images(tmp_path, metrics_log):
     metrics_log.metrics(64, {"loss/total": 0.5, "grad_norm": math.inf})
     metrics_log.event("log", text="not a metric")
     points, end = new_points(tmp_path, 0, [])
@@ -21,7 +21,7 @@ def test_points_carry_value_time_and_images(tmp_path, metrics_log):
     assert end == (tmp_path / "metrics.jsonl").stat().st_size and new_points(tmp_path, end, []) == ([], end)
 
 
-def test_the_profile_is_a_curve_over_cfg_and_its_second_scoring_is_left_out(tmp_path, metrics_log):
+def test_repeated_scores_are_dropped(tmp_path, metrics_log):
     scored = []
     for attempt_fid in (3.0, 3.5):  # an attempt killed while it scored scores again
         metrics_log.event("score", images=640, cfg_scale=0.5, seeds="selection", fid=attempt_fid, kid=math.nan)
@@ -36,14 +36,14 @@ def test_the_profile_is_a_curve_over_cfg_and_its_second_scoring_is_left_out(tmp_
     assert new_points(tmp_path, end, scored)[0] == []
 
 
-def test_points_that_differ_in_temperature_alone_are_two(tmp_path, metrics_log):
+def test_scores_at_two_temperatures_are_both_kept(tmp_path, metrics_log):
     for temperature, fid in ((1.0, 3.0), (0.9, 2.0), (1.0, 3.0)):
         metrics_log.event("score", images=640, cfg_scale=0.5, temperature=temperature, seeds="selection", fid=fid)
     points, _ = new_points(tmp_path, 0, [])
     assert [(value, step) for key, value, _, step in points if key == "cfg_search/fid"] == [(3.0, 500), (2.0, 500)]
 
 
-def test_final_scores_are_added_only_where_the_record_lacks_them(tmp_path, metrics_log):
+def test_missing_points_are_those_not_logged(tmp_path, metrics_log):
     metrics_log.metrics(64, {"kid": 1.0})
     metrics_log.metrics(128, {"fid": 2.0})
     at = int(read_records(tmp_path / "metrics.jsonl")[0][-1]["time"] * 1000)
@@ -51,7 +51,7 @@ def test_final_scores_are_added_only_where_the_record_lacks_them(tmp_path, metri
     assert missing_points(tmp_path / "nowhere", {"fid": 2.0}, 7.0) == [("fid", 2.0, 7000, 0)]
 
 
-def test_a_picture_is_sent_once_it_is_settled_and_again_when_it_changes(tmp_path):
+def test_image_is_sent_when_complete_and_when_changed(tmp_path):
     path, sent = tmp_path / "000640.png", {}
     path.write_bytes(b"half")
     assert new_images(tmp_path, sent, final=False) == []

@@ -29,7 +29,7 @@ def points(path) -> list[tuple[int, float]]:
     ]
 
 
-def test_what_the_disk_refuses_comes_later_in_order_and_no_line_is_torn(tmp_path):
+def test_refused_lines_are_written_later_in_order(tmp_path):
     path = tmp_path / "metrics.jsonl"
     metrics_log = MetricsLog(path)
     with files_of_at_most(1000):
@@ -47,7 +47,7 @@ def test_what_the_disk_refuses_comes_later_in_order_and_no_line_is_torn(tmp_path
     assert len(points(path)) == 51
 
 
-def test_a_directory_that_is_away_for_a_while(tmp_path):
+def test_log_survives_a_missing_directory(tmp_path):
     path = tmp_path / "trial" / "metrics.jsonl"
     metrics_log = MetricsLog(path)
     shutil.rmtree(path.parent)
@@ -58,7 +58,7 @@ def test_a_directory_that_is_away_for_a_while(tmp_path):
     assert points(path) == [(64 * i, 1.0 * i) for i in range(21)]
 
 
-def test_what_waits_is_bounded_and_the_newest_is_kept(tmp_path):
+def test_buffer_is_bounded_and_keeps_the_newest(tmp_path):
     path = tmp_path / "trial" / "metrics.jsonl"
     metrics_log = MetricsLog(path)
     shutil.rmtree(path.parent)
@@ -69,7 +69,7 @@ def test_what_waits_is_bounded_and_the_newest_is_kept(tmp_path):
     assert points(path) == [(64 * i, 1.0 * i) for i in range(500, 10_500)]
 
 
-def test_a_torn_last_line_is_mended_and_steps_computed_again_are_not_recorded_twice(tmp_path):
+def test_torn_line_and_repeated_steps(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = MetricsLog(path)
     for i in range(5):

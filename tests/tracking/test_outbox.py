@@ -9,7 +9,7 @@ def operations(outbox, offset=0):
     return [operation["op"] for operation, _ in outbox.read(offset)]
 
 
-def test_operations_come_back_in_order_from_any_offset(tmp_path):
+def test_operations_are_read_from_any_offset(tmp_path):
     outbox = Outbox(tmp_path / "mlflow")
     for name in ("one", "two", "three"):
         assert outbox.append({"op": name}) is None
@@ -19,7 +19,7 @@ def test_operations_come_back_in_order_from_any_offset(tmp_path):
         assert operations(outbox, end) == ["one", "two", "three"][i + 1 :]
 
 
-def test_a_line_torn_by_a_kill_spoils_neither_the_next_nor_the_reading(tmp_path):
+def test_torn_line_is_skipped(tmp_path):
     outbox = Outbox(tmp_path)
     outbox.append({"op": "one"})
     with (tmp_path / "outbox.jsonl").open("ab") as handle:
@@ -31,7 +31,7 @@ def test_a_line_torn_by_a_kill_spoils_neither_the_next_nor_the_reading(tmp_path)
 
 
 @pytest.mark.parametrize("line", [bytes(20), b"\x00\x00\x00\x00{}", b"\xff\xfe", b"[" * 100_000, b"[1]", b"7"])
-def test_a_line_that_is_none_of_ours_is_passed_over(tmp_path, line):
+def test_invalid_line_is_skipped(tmp_path, line):
     """Such as the NULs that a machine leaves where it lost its power."""
     outbox = Outbox(tmp_path)
     outbox.append({"op": "one"})
@@ -41,7 +41,7 @@ def test_a_line_that_is_none_of_ours_is_passed_over(tmp_path, line):
     assert operations(outbox) == ["one", "two"] and outbox.pending() == (2, 0, 0)
 
 
-def test_what_is_rewritten_is_to_be_sent_and_keeps_the_mark_of_its_runs(tmp_path):
+def test_replace_all_keeps_the_fingerprint(tmp_path):
     outbox = Outbox(tmp_path)
     outbox.append({"op": "one"})
     outbox.save_state(DeliveryState(fingerprint="mark", offset=14, runs={"0": "a"}))
@@ -50,7 +50,7 @@ def test_what_is_rewritten_is_to_be_sent_and_keeps_the_mark_of_its_runs(tmp_path
     assert outbox.load_state() == DeliveryState(fingerprint="mark")
 
 
-def test_what_the_disk_refuses_waits_in_order(tmp_path):
+def test_refused_operations_are_buffered_in_order(tmp_path):
     (tmp_path / "mlflow").write_text("a file where the directory should be")
     outbox = Outbox(tmp_path / "mlflow")
     assert outbox.append({"op": "one"}) and outbox.append({"op": "two"})
@@ -60,7 +60,7 @@ def test_what_the_disk_refuses_waits_in_order(tmp_path):
     assert operations(outbox) == ["one", "two", "three"]
 
 
-def test_one_holder_at_a_time(tmp_path):
+def test_lock_has_one_holder(tmp_path):
     first, second = Outbox(tmp_path), Outbox(tmp_path)
     assert first.acquire_lock() and first.acquire_lock()
     assert not second.acquire_lock()
@@ -68,20 +68,20 @@ def test_one_holder_at_a_time(tmp_path):
     assert second.acquire_lock()
 
 
-def test_a_torn_or_missing_state_is_the_empty_one(tmp_path):
+def test_damaged_state_is_empty(tmp_path):
     outbox = Outbox(tmp_path)
     assert outbox.load_state() == DeliveryState() and run_ids(tmp_path) == {}
     (tmp_path / "state.json").write_text('{"offset": 7')
     assert outbox.load_state() == DeliveryState()
 
 
-def test_known_runs_are_those_of_trials(tmp_path):
+def test_run_ids_are_those_of_trials(tmp_path):
     outbox = Outbox(tmp_path)
     outbox.save_state(DeliveryState(runs={"study": "p", "0": "a", "12": "b", "confirm/3": "c"}))
     assert run_ids(tmp_path) == {0: "a", 12: "b"}
 
 
-def test_paths_within_the_study_move_with_it(tmp_path):
+def test_stored_paths_move_with_the_study(tmp_path):
     outbox = Outbox(tmp_path / "s" / "mlflow")
     inside, outside = tmp_path / "s" / "trials" / "00007", tmp_path / "elsewhere" / "report.html"
     stored = outbox.relative(inside)
@@ -89,7 +89,7 @@ def test_paths_within_the_study_move_with_it(tmp_path):
     assert Outbox(tmp_path / "moved" / "mlflow").absolute(stored) == tmp_path / "moved" / "trials" / "00007"
 
 
-def test_unsent_counts_complete_lines_of_trials_that_are_not_done(tmp_path):
+def test_pending_counts_trials_with_complete_lines(tmp_path):
     outbox = Outbox(tmp_path / "mlflow")
     record = tmp_path / "trials" / "metrics.jsonl"
     record.parent.mkdir()

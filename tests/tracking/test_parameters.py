@@ -14,7 +14,7 @@ SHARES = Config.model_validate(
 )
 
 
-def test_the_share_that_was_asked_for_and_the_weight_that_ran_are_both_shown(store, log_lines):
+def test_searched_share_and_effective_weight(store, log_lines):
     """MLflow's parameters cannot change: under one name the weight, known later, would be lost without a word."""
     asked = run_parameters(SHARES, {"loss.lambda_1": 0.05})
     tracker = store.tracker("shares")

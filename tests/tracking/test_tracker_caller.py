@@ -22,7 +22,7 @@ def hung():
         yield f"http://ann:s3cret@127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_no_call_waits_for_a_server_that_hangs(tmp_path, hung, log_lines):
+def test_calls_do_not_block_on_a_hung_server(tmp_path, hung, log_lines):
     store = MLflowStore(tmp_path)
     store.trial("s", 0)
     threads, began, longest = threading.active_count(), time.monotonic(), 0.0
@@ -42,7 +42,7 @@ def test_no_call_waits_for_a_server_that_hangs(tmp_path, hung, log_lines):
     assert operations == 4 * 300 and "1,200 operations" in log_lines[-1] and "s3cret" not in "".join(log_lines)
 
 
-def test_values_that_json_does_not_know_and_a_full_disk_raise_nothing(tmp_path, log_lines):
+def test_calls_do_not_raise(tmp_path, log_lines):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "mlflow").write_text("a file where the directory should be")
     store = MLflowStore(tmp_path)
@@ -53,7 +53,7 @@ def test_values_that_json_does_not_know_and_a_full_disk_raise_nothing(tmp_path, 
     assert not tracker.close(5)
 
 
-def test_what_waits_in_memory_is_bounded(tmp_path):
+def test_operation_buffer_is_bounded(tmp_path):
     (tmp_path / "mlflow").write_text("a file where the directory should be")
     outbox = Outbox(tmp_path / "mlflow")
     for i in range(10_500):

@@ -20,7 +20,7 @@ def drive(store, study, first, last, pause, finish=""):
     )
 
 
-def test_killed_in_the_middle_and_started_again(store, log_lines):
+def test_killed_driver_is_continued(store, log_lines):
     driver = drive(store, "killed", 0, 100_000, 0.02)
     sent = []
     while len(sent) < 60:  # some of it has been sent, more has been recorded

@@ -20,7 +20,7 @@ def store(tmp_path, postgresql):
     server.kill()
 
 
-def test_a_study_on_postgresql_is_kept_sent_sent_again_and_made_anew(store, tmp_path, postgresql):
+def test_study_on_postgresql(store, tmp_path, postgresql):
     assert not run_study(store).close(30)
     store.server.start()
     told = {"MLFLOW_TRACKING_URI": store.uri}

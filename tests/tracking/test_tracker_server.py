@@ -24,7 +24,7 @@ def until(condition):
         time.sleep(0.1)
 
 
-def test_absent_hung_and_killed_nothing_is_missing_and_nothing_twice(tmp_path, server, monkeypatch, log_lines):
+def test_absent_hung_and_killed_server(tmp_path, server, monkeypatch, log_lines):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     store = MLflowStore(tmp_path)
     tracker, directory = store.tracker("away", server.uri), store.trial("away", 0)

@@ -21,7 +21,7 @@ def one_trial(store, study, points=range(5)):
     return tracker, metrics_log, directory
 
 
-def test_a_study_and_its_trial(store, log_lines):
+def test_study_and_trial(store, log_lines):
     tracker, metrics_log, directory = one_trial(store, "plain")
     metrics_log.metrics(640, {"fid": 3.0, "kid": math.nan})
     metrics_log.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=3.5)
@@ -59,7 +59,7 @@ def test_a_study_and_its_trial(store, log_lines):
     assert store.status(parent) == store.status(child) == "FINISHED"
 
 
-def test_the_next_driver_continues_the_runs_also_with_its_spool_lost(store, log_lines):
+def test_next_driver_continues_runs_without_outbox(store, log_lines):
     tracker, _, directory = one_trial(store, "again")
     assert tracker.close(60)
     first = store.runs("uvar.trial", "again/0")
@@ -73,7 +73,7 @@ def test_the_next_driver_continues_the_runs_also_with_its_spool_lost(store, log_
     assert len(store.study_runs("again")) == 1
 
 
-def test_a_study_made_longer_says_so_by_a_tag(store, log_lines):
+def test_changed_parameter_becomes_a_tag(store, log_lines):
     assert one_trial(store, "longer")[0].close(60)
     tracker = store.tracker("longer")
     tracker.start_study({"study.trials": 4, "run.workers": 1}, {})
@@ -83,7 +83,7 @@ def test_a_study_made_longer_says_so_by_a_tag(store, log_lines):
     assert store.tags(parent)["uvar.changed.study.trials"] == "4"
 
 
-def test_what_the_server_refuses_holds_up_nothing(store, log_lines):
+def test_refused_items_block_nothing(store, log_lines):
     tracker, _, directory = one_trial(store, "refused")
     tracker.log_study_metrics({"no(such)key": 1.0})
     tracker.log_artifact(0, directory / "gone.png", "samples")
@@ -94,7 +94,7 @@ def test_what_the_server_refuses_holds_up_nothing(store, log_lines):
     assert store.status(store.runs("uvar.trial", "refused/0")[0]) == "FINISHED"
 
 
-def test_what_is_no_operation_is_put_aside_and_the_rest_goes_on(store, log_lines):
+def test_invalid_operations_are_dead_letters(store, log_lines):
     outbox = Outbox(store.root / "nonsense" / "mlflow")
     for operation in (
         {"op": "log_study_metrics", "time": 1.0, "values": {"best/fid": "no number"}},
@@ -110,7 +110,7 @@ def test_what_is_no_operation_is_put_aside_and_the_rest_goes_on(store, log_lines
     assert len((store.root / "nonsense" / "mlflow" / "dead_letters.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_second_sink_of_the_study_leaves_delivery_to_the_first(store, log_lines):
+def test_second_tracker_leaves_delivery_to_the_first(store, log_lines):
     tracker, _, directory = one_trial(store, "shared")
     while tracker.run_id(0) is None:
         tracker._thread.join(0.05)
@@ -123,7 +123,7 @@ def test_a_second_sink_of_the_study_leaves_delivery_to_the_first(store, log_line
     assert tracker.close(60) and log_lines == []
 
 
-def test_studies_of_one_name_below_two_roots_stay_apart(store, log_lines):
+def test_equal_names_below_two_roots_are_separate(store, log_lines):
     assert one_trial(store, "apart")[0].close(60)
     elsewhere = type(store)(store.root / "elsewhere")
     elsewhere.uri = store.uri
@@ -131,7 +131,7 @@ def test_studies_of_one_name_below_two_roots_stay_apart(store, log_lines):
     assert len(store.study_runs("apart")) == len(store.runs("uvar.trial", "apart/0")) == 2
 
 
-def test_a_record_that_cannot_be_read_is_said_and_the_rest_goes_on(store, log_lines):
+def test_invalid_metrics_log_blocks_nothing(store, log_lines):
     tracker, _, directory = one_trial(store, "broken")
     store.write("broken", 1, range(3))
     tracker.start_trial(1, store.trial("broken", 1), {}, {})
@@ -143,7 +143,7 @@ def test_a_record_that_cannot_be_read_is_said_and_the_rest_goes_on(store, log_li
     assert store.rows(store.runs("uvar.trial", "broken/1")[0]) == expected(range(3))
 
 
-def test_a_record_that_cannot_be_read_for_a_while_is_sent_when_it_can(store, log_lines):
+def test_unreadable_metrics_log_is_sent_later(store, log_lines):
     """Any error of the disk will do; a directory in the record's store is one."""
     directory = store.trial("unread", 0)
     (directory / "metrics.jsonl").mkdir()
@@ -164,7 +164,7 @@ def connection(store):
     return MLflowExperiment(store.uri, "uvar_tune", store.root / "mlartifacts")
 
 
-def test_a_run_made_by_a_request_that_was_answered_too_late_is_removed(store, log_lines):
+def test_duplicate_run_is_deleted(store, log_lines):
     tracker, _, _ = one_trial(store, "late")
     assert tracker.close(60)
     [kept] = store.runs("uvar.trial", "late/0")
@@ -183,7 +183,7 @@ def test_a_run_made_by_a_request_that_was_answered_too_late_is_removed(store, lo
     assert store.runs("uvar.trial", "late/0") == [kept] and store.rows(kept) == expected(range(5)) and spare != kept
 
 
-def test_a_run_that_the_server_has_lost_is_made_again_from_the_record(store, log_lines):
+def test_lost_run_is_created_again(store, log_lines):
     assert one_trial(store, "lost")[0].close(60)
     [first] = store.runs("uvar.trial", "lost/0")
     connection(store).delete_run(first)
@@ -196,7 +196,7 @@ def test_a_run_that_the_server_has_lost_is_made_again_from_the_record(store, log
     assert len(log_lines) == 1 and "lost the run of trial 0" in log_lines[0] and "--rebuild" in log_lines[0]
 
 
-def test_another_server_gets_the_records_from_their_beginning(store, log_lines, tmp_path):
+def test_another_server_gets_all_metrics(store, log_lines, tmp_path):
     assert one_trial(store, "moved")[0].close(60)
     store.write("moved", 0, range(5, 8))
     tracker = store.tracker("moved", f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -206,7 +206,7 @@ def test_another_server_gets_the_records_from_their_beginning(store, log_lines, 
     assert store.rows(store.runs("uvar.trial", "moved/0")[0]) == expected(range(5))
 
 
-def test_a_replicate_of_a_phase_has_a_run_of_its_own(store, log_lines):
+def test_replicate_has_its_own_run(store, log_lines):
     tracker, _, _ = one_trial(store, "phased")
     directory = store.root / "phased" / "confirm" / "00003"
     (directory / "samples").mkdir(parents=True)

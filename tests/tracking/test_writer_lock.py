@@ -39,7 +39,7 @@ def outliving(tmp_path):
     process.wait()
 
 
-def test_the_next_attempt_waits_until_the_last_worker_has_ended(tmp_path, outliving):
+def test_next_attempt_waits_for_the_last_worker(tmp_path, outliving):
     began = time.monotonic()
     killer = subprocess.Popen(
         [sys.executable, "-c", "import os, sys, time; time.sleep(1); os.kill(int(sys.argv[1]), 9)", str(outliving.pid)]
@@ -59,7 +59,7 @@ def test_the_next_attempt_waits_until_the_last_worker_has_ended(tmp_path, outliv
     assert [record["images"] for record in records if "images" in record] == list(range(1, reached + 2))
 
 
-def test_it_is_not_waited_for_without_end(tmp_path, outliving):
+def test_lock_wait_is_bounded(tmp_path, outliving):
     with (
         pytest.raises(InfrastructureError, match=f"is still written by process {outliving.pid} "),
         open_metrics_log(tmp_path, wait_sec=0.3),
@@ -67,12 +67,12 @@ def test_it_is_not_waited_for_without_end(tmp_path, outliving):
         pass
 
 
-def test_other_ranks_write_nothing_and_wait_for_nobody(tmp_path, outliving):
+def test_other_ranks_have_no_log(tmp_path, outliving):
     with open_metrics_log(tmp_path, rank=1) as metrics_log:
         assert metrics_log is None
 
 
-def test_whoever_is_first_waits_for_nobody(tmp_path):
+def test_free_lock_is_taken_at_once(tmp_path):
     for attempt in (1, 2):
         with open_metrics_log(tmp_path / "new", attempt=attempt) as metrics_log:
             metrics_log.event("began")

@@ -1,4 +1,4 @@
-"""What a study found, for people: the ranked table at the terminal, figures, and one page that needs no network."""
+"""Reports of a study: the ranked table for the terminal, figures, and a self-contained HTML page."""
 
 from uvar_tune.reporting.page import write_report
 from uvar_tune.reporting.pooled import pooled_table, write_pooled

@@ -1,4 +1,4 @@
-"""Charts beside the study figure: differences on fresh seeds, importance of the parameters, objectives against each other."""
+"""Charts of the report: differences on fresh seeds, parameter importance, Pareto fronts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from uvar_tune.analysis.results import StudyResults, TrialResult
-from uvar_tune.reporting import facts
+from uvar_tune.reporting import fields
 from uvar_tune.reporting.figures import BASELINE, BEST, FAINT, INK, Values, canvas, save, styled
 
 VERDICT_COLOURS = {"better": BEST, "worse": "#a40e26", "not distinguishable": FAINT}
 _LIGHT = "#9db8da"
-_BARS = 12  # parameters at most; the others are named beneath
+_BARS = 12  # parameters at most
 
 
 def verdict_chart(results: StudyResults, path: Path) -> Path | None:
-    """The difference of each arm from the baseline, its interval, and the single pairs; None before the phase `confirm`."""
-    verdicts = facts.judged(results)
+    """Difference of each arm from the baseline with its interval and single pairs; None before the phase `confirm`."""
+    verdicts = fields.sorted_verdicts(results)
     if not verdicts:
         return None
     baseline = results.confirmed.get("baseline", {}).get("values", {})
@@ -36,13 +36,13 @@ def verdict_chart(results: StudyResults, path: Path) -> Path | None:
         axes.set_yticks(range(len(verdicts)), [one["arm"] for one in reversed(verdicts)])
         axes.set_ylim(-0.6, len(verdicts) - 0.4)
         axes.grid(visible=False, axis="y")
-        name, side = facts.short(results.metric), "left" if results.direction == "minimize" else "right"
+        name, side = fields.short(results.metric), "left" if results.direction == "minimize" else "right"
         axes.set_xlabel(f"{name}, difference from the baseline (dashed); {side} of it is better")
         return save(figure, path)
 
 
 def importance_chart(results: StudyResults, path: Path) -> Path | None:
-    """Bars of both evaluators for each parameter; None where neither has an answer."""
+    """Bars of all evaluators for each parameter; None if none has an answer."""
     found = {name: shares for name, shares in results.importances.items() if shares}
     if not found:
         return None
@@ -68,7 +68,7 @@ def importance_chart(results: StudyResults, path: Path) -> Path | None:
                 words = "searched in some trials only" if share is None else f"{share:.0%}"
                 colour = FAINT if share is None else INK
                 axes.text((share or 0.0) + 0.008, place, words, va="center", fontsize=8.5, color=colour)
-        axes.set_yticks(range(len(names)), [facts.label(results, name) for name in names])
+        axes.set_yticks(range(len(names)), [fields.label(results, name) for name in names])
         axes.invert_yaxis()
         axes.set_xlim(
             0,
@@ -82,7 +82,7 @@ def importance_chart(results: StudyResults, path: Path) -> Path | None:
 
 
 def pareto_chart(results: StudyResults, path: Path) -> Path | None:
-    """The first objective against each further one, the front marked; None with one objective."""
+    """The study metric against each further metric, with the Pareto front; None if there is one metric."""
     ranked = [trial for trial in results.ranked() if trial.metric_values]
     if not results.further_metrics or not ranked:
         return None
@@ -108,15 +108,15 @@ def _panel(axes, results: StudyResults, ranked: list[TrialResult], other: str) -
             axes.plot(*zip(*((trial.value, trial.metric_values[other]) for trial in trials), strict=True), **style)
 
     broken = [trial for trial in ranked if not trial.feasible]
-    draw(broken, ls="", marker="x", ms=5, color=FAINT, alpha=alpha, label="oversteps a constraint")
-    draw(feasible, ls="", marker="o", ms=5, mec="none", color="#7fa3d1", alpha=alpha, label="beaten by another")
+    draw(broken, ls="", marker="x", ms=5, color=FAINT, alpha=alpha, label="violates a constraint")
+    draw(feasible, ls="", marker="o", ms=5, mec="none", color="#7fa3d1", alpha=alpha, label="dominated")
     steps = {"ls": "-", "lw": 1.2, "drawstyle": f"steps-{'post' if results.direction == 'minimize' else 'pre'}"}
     draw(
         sorted(front, key=lambda trial: trial.value),
         marker="o",
         ms=7,
         color=BEST,
-        label="front: beaten by none",
+        label="Pareto front",
         **(steps if len(results.further_metrics) == 1 else {"ls": ""}),
     )
     baseline = results.baseline
@@ -126,7 +126,7 @@ def _panel(axes, results: StudyResults, ranked: list[TrialResult], other: str) -
         (results.metric, [trial.value for trial in ranked], axes.set_xlim),
         (other, [trial.metric_values[other] for trial in ranked], axes.set_ylim),
     ):
-        scale = Values(told, facts.objectives(results)[name])
+        scale = Values(told, fields.study_metrics(results)[name])
         own = [baseline.metric_values[name]] if baseline is not None and baseline.metric_values else []
         low, high = min([scale.low, *own]), max([scale.high, *own])
         limit(low - 0.06 * (high - low), high + 0.06 * (high - low))
@@ -134,4 +134,4 @@ def _panel(axes, results: StudyResults, ranked: list[TrialResult], other: str) -
 
 
 def _axis_name(name: str) -> str:
-    return f"{facts.short(name)} ({facts.direction_word(name)})"
+    return f"{fields.short(name)} ({fields.direction_text(name)})"

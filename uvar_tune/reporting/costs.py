@@ -1,4 +1,4 @@
-"""Where the time of a study went: training, evaluation, start-up, earlier attempts, places that stood empty."""
+"""How the time of a study was spent: training, evaluation, start-up, earlier attempts, idle places."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from uvar_tune.analysis.results import StudyResults
 
 
 class Row(NamedTuple):
-    """One kind of time. Wall seconds are those of a place for a trial; None where a number does not apply or is not known."""
+    """One kind of time; None if a number does not apply or is unknown.
+
+    Wall seconds count places: a place holds one trial at a time.
+    """
 
     phase: str
     wall_sec: float | None
@@ -23,7 +26,7 @@ EARLIER, IDLE, ALL = "earlier attempts", "idle places", "all processes of all co
 
 
 def costs(results: StudyResults) -> list[Row]:
-    """The phases of the trials, then what none of them used, then what the commands measured of all their processes."""
+    """Rows for the phases of the trials, idle places, and the CPU time of all processes of all commands."""
     cpu: dict[str, list[float]] = {}
     for trial in results.trials:
         for phase, seconds in trial.cpu_sec.items():
@@ -46,8 +49,11 @@ def costs(results: StudyResults) -> list[Row]:
 
 
 def _wall(results: StudyResults) -> dict[str, float]:
-    """Phase → wall seconds over all trials. A trial's work is divided as the CPU seconds of its training and evaluation, that of
-    a trial without a record of them (it was stopped) as those of all."""
+    """Phase → wall seconds over all trials.
+
+    The work of a trial is divided in proportion to its CPU seconds of training and evaluation; that of a trial without
+    them (a stopped one) in proportion to those of all trials.
+    """
     summed = {phase: sum(trial.cpu_sec.get(phase, 0.0) for trial in results.trials) for phase in _WORK}
     of_all = _shares(summed) or {"training": 1.0}
     found = dict.fromkeys(("start-up", *_WORK, EARLIER), 0.0)

@@ -1,4 +1,4 @@
-"""Figures of a study: the parallel coordinates of the paper's study figure, the curves FID(CFG), the training curves."""
+"""Style and scales of all figures, the curves FID(CFG), and the training curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from uvar_tune.analysis.results import StudyResults, TrialResult
-from uvar_tune.reporting import facts
+from uvar_tune.reporting import fields
 from uvar_tune.tracking.metrics_log import AXES, read_records
 
 INK, FAINT, BEST, BASELINE = "#24292f", "#8c959f", "#0b3d91", "#c2410c"
@@ -44,27 +44,29 @@ _STYLE = {
 
 
 def canvas(width: float, height: float) -> Figure:
-    """An empty figure (inches) that belongs to no window system and to no global list."""
+    """An empty figure (inches) outside pyplot's global state."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path) -> Path:
+    """Write a figure; its path."""
     figure.savefig(path, facecolor="white")
     return path
 
 
 def styled():
-    """Our style, for the length of a ``with`` block."""
+    """A context manager that applies the style of the report."""
     return matplotlib.rc_context(_STYLE)
 
 
 class Values:
-    """The objective as place and colour: 1 is the best, 0 the worst of what is shown; what is far out is drawn at 0.
+    """Maps the study metric to position and colour: 1 is the best, 0 the worst; outliers are clipped to 0.
 
     Args:
         values: finite values.
+        direction: minimize or maximize.
     """
 
     def __init__(self, values: list[float], direction: str):
@@ -74,23 +76,25 @@ class Values:
             3 * (q75 - q25),
             (high if direction == "minimize" else low),
         )
-        if len(values) >= 8 and reach > 0:  # the best is always shown at its own place
+        if len(values) >= 8 and reach > 0:
             low, high = (low, min(high, q75 + reach)) if self.minimize else (max(low, q25 - reach), high)
         self.clipped = worst not in (low, high)
         self.low, self.high = (low, high) if high > low else (low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9)
         self._norm = Normalize(self.low, self.high, clip=True)
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
+        """Position in [0, 1]."""
         share = float(self._norm(value))
         return 1 - share if self.minimize else share
 
     def colour(self, value: float):
-        return _SCALE(self.place(value))
+        """RGBA colour."""
+        return _SCALE(self.position(value))
 
 
-def profile_curves(results: StudyResults, path: Path) -> Path | None:
-    """The objective over the CFG scale, one line a trial; None where no checkpoint was scored at several scales."""
-    curves = {trial.number: points for trial in results.ranked() if len(points := _profile(results, trial)) > 1}
+def cfg_curves(results: StudyResults, path: Path) -> Path | None:
+    """The study metric over the CFG scale, a line a trial; None if no checkpoint was scored at several scales."""
+    curves = {trial.number: points for trial in results.ranked() if len(points := _selection_curve(results, trial)) > 1}
     if not curves:
         return None
     with styled():
@@ -119,38 +123,38 @@ def profile_curves(results: StudyResults, path: Path) -> Path | None:
                     ms=4.5,
                     label=name,
                 )
-            told = [
+            evaluated = [
                 point
                 for point in trial.inference_points
                 if point.get("seeds") == "evaluation" and results.metric in point
             ]
-            if told:
+            if evaluated:
                 axes.plot(
-                    told[-1]["cfg_scale"],
-                    told[-1][results.metric],
+                    evaluated[-1]["cfg_scale"],
+                    evaluated[-1][results.metric],
                     marker="D",
                     ms=8,
                     mfc="white",
                     mec=colour,
                     mew=1.6,
                     ls="",
-                    label=f"{name.partition(' (')[0]}, scored again on held-out sampling seeds",
+                    label=f"{name.partition(' (')[0]}, on evaluation seeds",
                 )
         scale = Values([value for points in curves.values() for _, value in points], results.direction)
         margin = 0.06 * (scale.high - scale.low)
         axes.set_ylim(scale.low - margin, scale.high + margin)
-        name = f"{facts.short(results.metric)} ({facts.direction_word(results.metric)})"
+        name = f"{fields.short(results.metric)} ({fields.direction_text(results.metric)})"
         axes.set(xlabel="CFG scale (0 = off)", ylabel=name)
         axes.legend(loc="best", fontsize=9)
         return save(figure, path)
 
 
 def several_axes(results: StudyResults) -> bool:
-    """Whether points differ in more than the CFG scale, so that a line through them would be no curve."""
+    """Whether points differ in more than the CFG scale: then dots are drawn instead of lines."""
     return any(point.keys() & AXES for trial in results.trials for point in trial.inference_points)
 
 
-def _profile(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:
+def _selection_curve(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:
     """(CFG scale, its best score on selection seeds)."""
     better = min if results.direction == "minimize" else max
     points: dict[float, float] = {}
@@ -162,7 +166,7 @@ def _profile(results: StudyResults, trial: TrialResult) -> list[tuple[float, flo
 
 
 def _highlighted(results: StudyResults) -> list[tuple[TrialResult, str, str]]:
-    """(trial, colour, name) of the baseline and the best, the latter drawn last."""
+    """(trial, colour, name) of the baseline and the best trial, in drawing order."""
     best, baseline = results.best, results.baseline
     found = [(baseline, BASELINE, f"baseline (trial {baseline.number})")] if baseline and baseline is not best else []
     name = "best" if best.kind == "search" else "best, the baseline"
@@ -170,7 +174,7 @@ def _highlighted(results: StudyResults) -> list[tuple[TrialResult, str, str]]:
 
 
 def training_curves(results: StudyResults, path: Path) -> Path | None:
-    """Loss terms and gradient norm of best and baseline over images seen; None where no record is."""
+    """Loss terms and gradient norm of the best trial and the baseline over images seen; None if none is logged."""
     curves = [(colour, name, _recorded(trial)) for trial, colour, name in _highlighted(results)]
     keys = [key for key in _CURVES if any(key in recorded for _, _, recorded in curves)]
     if not keys:

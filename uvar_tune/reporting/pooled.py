@@ -1,4 +1,4 @@
-"""Several studies read together, for people: a table at the terminal and in Markdown, every trial as CSV, one picture."""
+"""Reports of pooled studies: a table for the terminal and in Markdown, every trial as CSV, one figure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.table import Table
 
 from uvar_tune.analysis.pooled import Pooled, mean_with_half_width
 from uvar_tune.analysis.results import BASELINE, TrialResult
-from uvar_tune.reporting import facts
+from uvar_tune.reporting import fields
 from uvar_tune.reporting.charts import VERDICT_COLOURS
 from uvar_tune.reporting.figures import BASELINE as BASELINE_COLOUR
 from uvar_tune.reporting.figures import FAINT, canvas, save, styled
 
-# What is shown of each arm beside the objective, the first ones at the terminal too; the CSV has all.
+# Scores of each arm besides the study metric; the CSV has all.
 SHOWN = (
     "entropy",
     "ece_token",
@@ -26,8 +26,8 @@ SHOWN = (
     "grad_share/semantic_entropy_cosine",
 )
 AT_TERMINAL = SHOWN[:3]
-DRAWN = ("entropy", "ece_token", "code_entropy")  # a panel each, beside the objective
-_TERMS = {facts.LAMBDA_1: "second_order", facts.LAMBDA_2: "semantic_entropy"}
+DRAWN = ("entropy", "ece_token", "code_entropy")  # a panel each, besides the study metric
+_TERMS = {fields.LAMBDA_1: "second_order", fields.LAMBDA_2: "semantic_entropy"}
 _TITLES = {
     "entropy": "entropy",
     "ece_token": "ECE, tokens",
@@ -37,40 +37,42 @@ _TITLES = {
 
 
 def pooled_rows(pooled: Pooled, shown: tuple[str, ...] = SHOWN) -> tuple[list[str], list[list[str]]]:
-    """(heads, a row an arm): means over the seeds with their 95 % intervals, and what the pairs say."""
+    """Column heads, and a row an arm: means over the seeds with 95 % intervals, and paired differences."""
     ran = [name for name in _TERMS if _weighted(pooled, name)]
     idle = tuple(f"grad_share/{term}" for name, term in _TERMS.items() if name not in ran)
     names = [
         name
         for name in shown
-        if any(_told(trials, name) for trials in pooled.arms.values()) and not name.startswith(idle)
+        if any(_seed_scores(trials, name) for trials in pooled.arms.values()) and not name.startswith(idle)
     ]
-    objective = facts.short(pooled.first.metric)
+    objective = fields.short(pooled.first.metric)
     heads = [
         "arm",
         objective,
         "difference, 90 % interval",
         "p (Holm)",
         "verdict",
-        *(facts.short(name + facts.RAN) for name in ran),
-        *(_TITLES.get(name) or facts.short(name) for name in names),
+        *(fields.short(name + fields.EFFECTIVE) for name in ran),
+        *(_TITLES.get(name) or fields.short(name) for name in names),
     ]
     rows = []
     for arm, trials in pooled.arms.items():
         weights = [
             _mean([(trial.effective_parameters or trial.params).get(name) for trial in trials.values()]) for name in ran
         ]
-        scores = [_mean(_told(trials, name)) for name in names]
-        rows.append([arm, _mean([trial.value for trial in trials.values()]), *_said(pooled, arm), *weights, *scores])
+        scores = [_mean(_seed_scores(trials, name)) for name in names]
+        rows.append(
+            [arm, _mean([trial.value for trial in trials.values()]), *_difference_cells(pooled, arm), *weights, *scores]
+        )
     return heads, rows
 
 
 def pooled_table(pooled: Pooled) -> Table:
-    """The rows for the terminal."""
+    """The table for the terminal."""
     heads, rows = pooled_rows(pooled, AT_TERMINAL)
     table = Table(
-        title=f"{len(pooled.studies)} studies: {facts.short(pooled.first.metric)}, "
-        f"{facts.direction_word(pooled.first.metric)}",
+        title=f"{len(pooled.studies)} studies: {fields.short(pooled.first.metric)}, "
+        f"{fields.direction_text(pooled.first.metric)}",
         caption=_legend(pooled),
     )
     for head in heads:
@@ -81,20 +83,22 @@ def pooled_table(pooled: Pooled) -> Table:
 
 
 def write_pooled(pooled: Pooled, directory: Path) -> dict[str, Path]:
-    """pooled.md, pooled.csv (a row a trial, every score) and pooled.png below ``directory``."""
+    """Write pooled.md, pooled.csv (a row a trial, every score) and pooled.png; their paths by name."""
     directory.mkdir(parents=True, exist_ok=True)
     heads, rows = pooled_rows(pooled)
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
-    (directory / "pooled.md").write_text("\n".join(lines) + f"\n\n{_legend(pooled)}\n")
+    (directory / "pooled.md").write_text("\n".join(lines) + f"\n\n{_legend(pooled)}\n", encoding="utf-8")
     _write_trials(pooled, directory / "pooled.csv")
     chart = pooled_chart(pooled, directory / "pooled.png")
     return {"table": directory / "pooled.md", "trials": directory / "pooled.csv", "chart": chart}
 
 
 def pooled_chart(pooled: Pooled, path: Path) -> Path:
-    """A panel a score: each seed a mark, the mean a dot, its interval a line that may run out of the panel (few seeds make it
-    long), the baseline's mean dashed."""
-    drawn = [name for name in DRAWN if all(_told(trials, name) for trials in pooled.arms.values())]
+    """A panel a score: ticks for the seeds, a dot for the mean, a line for its interval, the baseline's mean dashed.
+
+    The interval of few seeds may exceed the panel.
+    """
+    drawn = [name for name in DRAWN if all(_seed_scores(trials, name) for trials in pooled.arms.values())]
     with styled():
         figure = canvas(3.0 + 2.9 * (1 + len(drawn)), 1.3 + 0.32 * len(pooled.arms))
         panels = figure.subplots(1, 1 + len(drawn), squeeze=False, sharey=True)[0]
@@ -102,7 +106,9 @@ def pooled_chart(pooled: Pooled, path: Path) -> Path:
             every = []
             for height, (arm, trials) in enumerate(reversed(pooled.arms.items())):
                 values = (
-                    [trial.value for trial in trials.values()] if name == pooled.first.metric else _told(trials, name)
+                    [trial.value for trial in trials.values()]
+                    if name == pooled.first.metric
+                    else _seed_scores(trials, name)
                 )
                 word = pooled.verdicts[arm].verdict if arm in pooled.verdicts else None
                 colour = BASELINE_COLOUR if word is None else VERDICT_COLOURS[word]
@@ -113,7 +119,7 @@ def pooled_chart(pooled: Pooled, path: Path) -> Path:
                 axes.plot(mean, height, marker="o", ms=6, color=colour)
                 if arm == BASELINE:
                     axes.axvline(mean, color=BASELINE_COLOUR, lw=1.2, ls=(0, (4, 2)), zorder=0)
-            axes.set_xlabel(_TITLES.get(name) or facts.short(name))
+            axes.set_xlabel(_TITLES.get(name) or fields.short(name))
             axes.grid(visible=False, axis="y")
             margin = 0.25 * (max(every) - min(every)) or 1.0
             axes.set_xlim(min(every) - margin, max(every) + margin)
@@ -122,7 +128,7 @@ def pooled_chart(pooled: Pooled, path: Path) -> Path:
 
 
 def _weighted(pooled: Pooled, name: str) -> bool:
-    """Whether a λ is above 0 in any trial: as it ran, or as it was asked for where that is the same."""
+    """Whether the effective λ is above 0 in any trial."""
     return any(
         (trial.effective_parameters or trial.params).get(name)
         for trials in pooled.arms.values()
@@ -130,8 +136,8 @@ def _weighted(pooled: Pooled, name: str) -> bool:
     )
 
 
-def _told(trials: dict[int, TrialResult], name: str) -> list[float]:
-    """The score of each seed, [] where one lacks it."""
+def _seed_scores(trials: dict[int, TrialResult], name: str) -> list[float]:
+    """The score of each seed; [] if one lacks it."""
     values = [trial.scores.get(name) for trial in trials.values()]
     return [] if None in values else values
 
@@ -140,11 +146,13 @@ def _mean(values: list[float | None]) -> str:
     if not values or None in values:
         return "–"
     mean, reach = mean_with_half_width(values)
-    return facts.text(mean) if reach == 0 else f"{facts.text(mean, 3)} ± {facts.text(reach, 2)}"
+    return (
+        fields.format_value(mean) if reach == 0 else f"{fields.format_value(mean, 3)} ± {fields.format_value(reach, 2)}"
+    )
 
 
-def _said(pooled: Pooled, arm: str) -> list[str]:
-    """Difference, p and verdict of an arm; nothing of the baseline."""
+def _difference_cells(pooled: Pooled, arm: str) -> list[str]:
+    """Difference, p and verdict of an arm; dashes for the baseline."""
     one = pooled.verdicts.get(arm)
     if one is None:
         return ["–", "–", "–"]
@@ -156,11 +164,11 @@ def _said(pooled: Pooled, arm: str) -> list[str]:
 def _legend(pooled: Pooled) -> str:
     seeds = ", ".join(f"{name} (seed {seed})" for name, seed in pooled.studies.items())
     notes = sorted({one.note for one in pooled.verdicts.values() if one.note})
-    told = "".join(f" Note: {note}." for note in notes)
-    told += "".join(f" No verdict on {arm}: {why}." for arm, why in pooled.untested.items())
+    remarks = "".join(f" Note: {note}." for note in notes)
+    remarks += "".join(f" No verdict on {arm}: {why}." for arm, why in pooled.untested.items())
     return (
-        f"Studies: {seeds}. ±: half a 95 % interval of the mean over seeds (Student's t). Difference: from the baseline of the "
-        f"same seed; p: one-sided, on the side of the difference, Holm's over the arms.{told}"
+        f"Studies: {seeds}. ±: half the 95 % interval of the mean over seeds (Student's t). Difference: from the "
+        f"baseline of the same seed; p: one-sided, on the side of the difference, Holm's over the arms.{remarks}"
     )
 
 
@@ -169,9 +177,9 @@ def _write_trials(pooled: Pooled, path: Path) -> None:
     params = list(dict.fromkeys(name for _, _, trial in trials for name in trial.params))
     ran = list(dict.fromkeys(name for _, _, trial in trials for name in trial.effective_parameters))
     scores = list(dict.fromkeys(name for _, _, trial in trials for name in trial.scores))
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["arm", "seed", "trial", *params, *(name + facts.RAN for name in ran), *scores])
+        writer.writerow(["arm", "seed", "trial", *params, *(name + fields.EFFECTIVE for name in ran), *scores])
         for arm, seed, trial in trials:
             writer.writerow(
                 [

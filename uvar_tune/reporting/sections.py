@@ -1,4 +1,4 @@
-"""The parts of the page, each a piece of HTML, empty where there is nothing to show. All text is escaped here."""
+"""Sections of the page as HTML, empty if there is nothing to display. All text is escaped here."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import yaml
 
 from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult
 from uvar_tune.io.uri import redact_url
-from uvar_tune.reporting import cautions, facts
 from uvar_tune.reporting import costs as spent
-from uvar_tune.reporting.table import cell, columns, ordered, worded
+from uvar_tune.reporting import fields, warnings
+from uvar_tune.reporting.table import cell, columns, is_text_column, ordered
 
-_WIDEST_PIXELS = 1400  # a grid of samples wider than this is made smaller for the page
+_MAX_WIDTH = 1400  # pixels; wider sample grids are downscaled
 
 
 def figure(path: Path | None, caption: str, narrow: bool = False) -> str:
-    """A picture with its caption, within the page; a narrow one leaves room at its right."""
+    """An embedded image with its caption (HTML)."""
     if path is None:
         return ""
     alt = escape(caption or path.stem, quote=True)
@@ -34,11 +34,11 @@ def _inlined(path: Path) -> str:
 
 
 def table(results: StudyResults) -> str:
-    """All trials, ranked, to be sorted by a click; raw values beside the rounded ones, for the sorting."""
+    """All trials, ranked, in a table that is sortable by unrounded values."""
     names = columns(results)
-    words = {name for name in names if worded(results, name)}
+    words = {name for name in names if is_text_column(results, name)}
     heads = "".join(
-        f'<th{_word(name in words)} title="{escape(name)}">{escape(facts.label(results, name))}</th>' for name in names
+        f'<th{_word(name in words)} title="{escape(name)}">{escape(fields.label(results, name))}</th>' for name in names
     )
     rows = []
     for rank, trial in ordered(results):
@@ -49,16 +49,16 @@ def table(results: StudyResults) -> str:
             if trial.kind == BASELINE
             else ""
             if trial.feasible
-            else "broken"
+            else "violated"
         )
         why = f' title="{escape(_why(trial), quote=True)}"' if trial.violated else ""
         cells = "".join(_cell(cell(results, trial, rank, name), name in words) for name in names)
         rows.append((f'<tr class="{marked}"{why}>' if marked else f"<tr{why}>") + f"{cells}</tr>")
     notes = "A click on a head sorts." + (
-        " The reference enters only where λ₁ &gt; 0." if facts.REFERENCE in names else ""
+        " The reference enters only where λ₁ &gt; 0." if fields.REFERENCE in names else ""
     )
     if "feasible" in names:
-        notes += " Trials that overstep a constraint stand behind the others, whatever their score."
+        notes += " Trials that violate a constraint are ranked behind the others."
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table></div><p class="soft">{notes}</p>'
@@ -66,23 +66,21 @@ def table(results: StudyResults) -> str:
 
 
 def _why(trial: TrialResult) -> str:
-    return f"oversteps {', '.join(map(cautions.constraint, trial.violated))}"
+    return f"violates {', '.join(map(warnings.describe_constraint, trial.violated))}"
 
 
 def grid(heads: list[str], rows: list[list[Any]], words: Container[int] = (0,), marks: list[str] | None = None) -> str:
     """A small table.
 
     Args:
+        heads: column heads.
         rows: cells; a `Raw` one is HTML, None a dash, others text.
-        words: places of the columns that hold words.
-        marks: the class of each row.
+        words: indices of the text columns.
+        marks: CSS class of each row.
     """
 
     def line(cells, tag: str) -> str:
-        return "".join(
-            f"<{tag}{_word(at in words)}>{value if isinstance(value, Raw) else escape(facts.text(value))}</{tag}>"
-            for at, value in enumerate(cells)
-        )
+        return "".join(f"<{tag}{_word(column in words)}>{_html(value)}</{tag}>" for column, value in enumerate(cells))
 
     if not rows:
         return ""
@@ -93,13 +91,17 @@ def grid(heads: list[str], rows: list[list[Any]], words: Container[int] = (0,), 
     return f'<div class="wide"><table><thead><tr>{line(heads, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _html(value: Any) -> str:
+    return value if isinstance(value, Raw) else escape(fields.format_value(value))
+
+
 class Raw(str):
-    """Text that is HTML already."""
+    """Text that is HTML."""
 
 
 def _cell(value: Any, word: bool) -> str:
     key = "" if value is None else f' data-v="{escape(str(value), quote=True)}"'
-    return f"<td{_word(word)}{key}>{escape(facts.text(value))}</td>"
+    return f"<td{_word(word)}{key}>{escape(fields.format_value(value))}</td>"
 
 
 def _word(word: bool) -> str:
@@ -107,47 +109,49 @@ def _word(word: bool) -> str:
 
 
 def samples(results: StudyResults) -> str:
-    """The last grid of the best beside that of the baseline."""
+    """The last sample grids of the best trial and the baseline."""
     best, baseline = results.best, results.baseline
     shown = [("Best", best), *([("Baseline", baseline)] if baseline is not None and baseline is not best else [])]
     figures = [
-        f'<figure><img src="{_picture(path)}" alt="samples of trial {trial.number}"><figcaption>{name}: trial '
-        f"{trial.number}, {facts.short(results.metric)} {facts.text(trial.value)}</figcaption></figure>"
+        f'<figure><img src="{_grid_image(path)}" alt="samples of trial {trial.number}"><figcaption>{name}: trial '
+        f"{trial.number}, {fields.short(results.metric)} {fields.format_value(trial.value)}</figcaption></figure>"
         for name, trial in shown
-        if (path := _last_picture(trial)) is not None
+        if (path := _last_grid(trial)) is not None
     ]
-    return f'<div class="pair">{"".join(figures)}</div><p class="soft">A row a class.</p>' if figures else ""
+    return f'<div class="pair">{"".join(figures)}</div><p class="soft">One row per class.</p>' if figures else ""
 
 
-def _last_picture(trial: TrialResult) -> Path | None:
+def _last_grid(trial: TrialResult) -> Path | None:
     return max((trial.directory / "samples").glob("*.png"), default=None)
 
 
-def _picture(path: Path) -> str:
+def _grid_image(path: Path) -> str:
     from PIL import Image
 
     with Image.open(path) as picture:
-        if picture.width <= _WIDEST_PIXELS:
+        if picture.width <= _MAX_WIDTH:
             return _inlined(path)
-        picture.thumbnail((_WIDEST_PIXELS, 10 * _WIDEST_PIXELS))
+        picture.thumbnail((_MAX_WIDTH, 10 * _MAX_WIDTH))
         smaller = io.BytesIO()
         picture.save(smaller, format="PNG")
     return "data:image/png;base64," + base64.b64encode(smaller.getvalue()).decode()
 
 
 def protocol(results: StudyResults) -> str:
+    """The protocol of the scores."""
     return pairs({name.replace("_", " "): value for name, value in results.protocol.items() if value != ""})
 
 
 def pairs(values: dict[str, Any]) -> str:
+    """A list of names and values."""
     lines = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(facts.text(value))}</dd>" for name, value in values.items()
+        f"<dt>{escape(str(name))}</dt><dd>{escape(fields.format_value(value))}</dd>" for name, value in values.items()
     )
     return f"<dl>{lines}</dl>" if lines else ""
 
 
 def costs(results: StudyResults) -> str:
-    """Where the time went; wall time in hours of a place for one trial."""
+    """How the time was spent; wall time in hours of a place for one trial."""
     found = spent.costs(results)
     whole = sum(row.wall_sec or 0.0 for row in found)
     rows = [
@@ -163,11 +167,11 @@ def costs(results: StudyResults) -> str:
     notes = []
     if whole:
         notes.append(
-            "A place is what one trial occupies. The time of a trial after its start-up is divided as the CPU seconds of "
-            "training and evaluation."
+            "A place is what one trial occupies. The time of a trial after its start-up is divided in proportion to "
+            "the CPU seconds of training and evaluation."
         )
     if results.idle_sec:
-        notes.append("A place is idle while others work, counted up to the most trials that were ever at work at once.")
+        notes.append("A place is idle while others work; as many places are counted as trials ever ran at once.")
     return grid(heads, rows) + (f'<p class="soft">{" ".join(notes)}</p>' if notes else "")
 
 
@@ -176,26 +180,26 @@ def _wall(seconds: float | None, whole: float) -> tuple[str | None, str | None]:
 
 
 def provenance(results: StudyResults) -> str:
-    """Code, versions, machine and seeds of the best; the configuration and the space."""
+    """Code, versions, machine and seeds of the best trial, the configuration and the space."""
     best = results.best
-    made_by = {
+    origin = {
         name: ", ".join(f"{key} {version}" for key, version in value.items()) if isinstance(value, dict) else value
         for name, value in best.provenance.items()
     }
     seeds = ", ".join(f"{purpose} {seed}" for purpose, seed in best.seeds.items())
     config, space = (
-        escape(yaml.safe_dump(_shown(tree), sort_keys=False, allow_unicode=True))
+        escape(yaml.safe_dump(_redacted(tree), sort_keys=False, allow_unicode=True))
         for tree in (results.config, results.space)
     )
     return (
-        pairs({**made_by, "study seed": str(results.seed), "seeds of the best": seeds})
+        pairs({**origin, "study seed": str(results.seed), "seeds of the best": seeds})
         + f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
         f"<details><summary>Search space</summary><pre>{space}</pre></details>"
     )
 
 
-def _shown(tree: Any) -> Any:
-    """Plain data for a page that is passed around: URLs without user and password."""
+def _redacted(tree: Any) -> Any:
+    """Plain data with URLs without user and password."""
     if isinstance(tree, dict):
-        return {key: _shown(value) for key, value in tree.items()}
+        return {key: _redacted(value) for key, value in tree.items()}
     return redact_url(tree) if isinstance(tree, str) and "://" in tree else tree

@@ -1,7 +1,7 @@
 """The paper's study figure: parallel coordinates over λ1, λ2 (log), reference and CFG, to the objective (colour).
 
-Every axis runs from 0 to 1; below it, at `_OFF`, stands what the axis does not hold: λ = 0 on a log axis, or a parameter
-that does not enter the trial. The last axis is the objective, the better end above, in the colours of the lines.
+Every axis runs from 0 to 1. A value that the axis does not hold is drawn below it, at `_OFF`: λ = 0 on a log axis, or a
+parameter that does not affect the trial. The last axis is the study metric, better values above, in the line colours.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from uvar_tune.analysis.results import OF_LAMBDA_1, StudyResults, TrialResult
-from uvar_tune.reporting import facts
+from uvar_tune.reporting import fields
 from uvar_tune.reporting.figures import BASELINE, BEST, FAINT, INK, Values, canvas, save, styled
 
 _OFF = -0.14
-_JITTER = 0.035  # lines through one category are drawn side by side
+_JITTER = 0.035  # height over which lines through one category are spread
 
 
 class Axis(NamedTuple):
-    """``place``: value → height; ``ticks``: (height, text); ``spread``: values through which lines are drawn side by side."""
+    """One vertical axis.
+
+    Attributes:
+        name: of the parameter.
+        place: value → height.
+        ticks: (height, text).
+        spread: values at which lines are drawn side by side.
+    """
 
     name: str
     place: Callable[[Any], float]
@@ -32,10 +39,13 @@ class Axis(NamedTuple):
 
 
 def study_figure(results: StudyResults, path: Path) -> Path:
-    """Draw all trials with a score; the baseline apart, dashed."""
+    """Draw all trials with a score; the baseline dashed."""
     ranked = results.ranked()
     values = Values([trial.value for trial in ranked], results.direction)
-    names = [*facts.parameters(results), *([facts.CFG] if any(facts.CFG in trial.params for trial in ranked) else [])]
+    names = [
+        *fields.parameters(results),
+        *([fields.CFG] if any(fields.CFG in trial.params for trial in ranked) else []),
+    ]
     axes_list = [_axis(results, name, ranked) for name in names]
     with styled():
         figure = canvas(max(9.0, 1.9 * (len(names) + 1)), 5.2)
@@ -43,7 +53,7 @@ def study_figure(results: StudyResults, path: Path) -> Path:
         axes.set_axis_off()
         for x, axis in enumerate(axes_list):
             _draw_axis(
-                axes, x, axis, facts.label(results, axis.name), bool(results.space.get(axis.name, {}).get("when"))
+                axes, x, axis, fields.label(results, axis.name), bool(results.space.get(axis.name, {}).get("when"))
             )
         _draw_objective(axes, len(names), results, values)
         _draw_trials(axes, axes_list, ranked, results, values)
@@ -57,7 +67,7 @@ def study_figure(results: StudyResults, path: Path) -> Path:
 def _draw_trials(axes, axes_list, ranked, results: StudyResults, values: Values) -> None:
     alpha = min(0.85, max(0.1, 25 / len(ranked)))
     for rank, trial in reversed(list(enumerate(ranked))):  # the best above the others
-        heights = [_height(results, axis, trial) for axis in axes_list] + [values.place(trial.value)]
+        heights = [_height(results, axis, trial) for axis in axes_list] + [values.position(trial.value)]
         if trial is results.best:
             style = {"color": BEST, "lw": 3.0, "alpha": 1.0, "zorder": 5}
         elif trial is results.baseline:
@@ -73,26 +83,26 @@ def _draw_trials(axes, axes_list, ranked, results: StudyResults, values: Values)
         axes.plot(range(len(heights)), heights, solid_joinstyle="round", **style)
     baseline = results.baseline
     if results.best is baseline:
-        heights = [_height(results, axis, baseline) for axis in axes_list] + [values.place(baseline.value)]
+        heights = [_height(results, axis, baseline) for axis in axes_list] + [values.position(baseline.value)]
         axes.plot(range(len(heights)), heights, color=BASELINE, lw=1.4, ls=(0, (4, 2)), zorder=6)
 
 
 def _height(results: StudyResults, axis: Axis, trial: TrialResult) -> float:
-    if not facts.applies(results, trial, axis.name):
+    if not fields.applies(results, trial, axis.name):
         return _OFF
     height = axis.place(trial.params[axis.name])
     return min(1.0, max(0.0, height + _shift(axis, trial))) if height > -1e-6 else _OFF
 
 
 def _shift(axis: Axis, trial: TrialResult) -> float:
-    """A small height of the trial's own where several have the value (golden-ratio steps: neighbours fall apart)."""
+    """A small offset if several trials have the value (golden-ratio steps separate neighbours)."""
     crowded = trial.params[axis.name] in axis.spread
     return _JITTER * (2 * ((0.5 + trial.number * 0.618034) % 1) - 1) if crowded else 0.0
 
 
 def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
     entry = results.space.get(name, {})
-    used = [trial.params[name] for trial in ranked if facts.applies(results, trial, name)]
+    used = [trial.params[name] for trial in ranked if fields.applies(results, trial, name)]
     if entry.get("type") == "categorical":
         choices = list(entry["choices"])
         heights = np.linspace(0.06, 0.94, len(choices)) if len(choices) > 1 else [0.5]
@@ -101,7 +111,7 @@ def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
             name, places.__getitem__, [(height, str(choice)) for choice, height in places.items()], frozenset(choices)
         )
     low, high, spread = entry.get("low"), entry.get("high"), frozenset()
-    if low is None or name == facts.CFG:  # what trials choose for themselves lies close together
+    if low is None or name == fields.CFG:  # selected values are close together
         spread = frozenset(value for value in used if used.count(value) > 1)
         if low is None or len(set(used)) > 1:
             low, high = min(used, default=0.0), max(used, default=1.0)
@@ -121,7 +131,7 @@ def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """The ends, and the powers of ten that stand clear of them."""
+    """The ends, and the powers of ten not too close to them."""
     inner = [10.0**e for e in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
     ticks = [(math.log(value / low) / math.log(high / low), f"{value:g}") for value in inner]
     return [(0.0, f"{low:g}"), *(tick for tick in ticks if 0.07 < tick[0] < 0.93), (1.0, f"{high:g}")]
@@ -134,9 +144,9 @@ def _draw_axis(axes, x: float, axis: Axis, name: str, conditional: bool) -> None
     for height, label in axis.ticks:
         axes.plot([x - 0.025, x], [height, height], color=INK, lw=1.1, zorder=4)
         axes.text(x - 0.045, height, label, ha="right", va="center", fontsize=9, bbox=halo, zorder=7)
-    if conditional or axis.name in (facts.LAMBDA_1, facts.LAMBDA_2, *OF_LAMBDA_1):
+    if conditional or axis.name in (fields.LAMBDA_1, fields.LAMBDA_2, *OF_LAMBDA_1):
         axes.plot([x], [_OFF], marker="_", ms=10, color=INK, zorder=4)
-        absent = "0" if axis.name in (facts.LAMBDA_1, facts.LAMBDA_2) else "none"
+        absent = "0" if axis.name in (fields.LAMBDA_1, fields.LAMBDA_2) else "none"
         axes.text(x, _OFF - 0.03, absent, ha="center", va="top", fontsize=9)
 
 
@@ -144,8 +154,8 @@ def _draw_objective(axes, x: float, results: StudyResults, values: Values) -> No
     ends = np.linspace(values.high, values.low, 128) if values.minimize else np.linspace(values.low, values.high, 128)
     strip = np.array([[values.colour(value)] for value in ends])
     axes.imshow(strip, extent=(x, x + 0.09, 0, 1), origin="lower", aspect="auto", zorder=4)
-    axes.text(x + 0.045, 1.07, facts.short(results.metric), ha="center", va="bottom", fontsize=12, fontweight="bold")
-    axes.text(x + 0.045, 1.02, facts.direction_word(results.metric), ha="center", va="bottom", fontsize=8, color=FAINT)
+    axes.text(x + 0.045, 1.07, fields.short(results.metric), ha="center", va="bottom", fontsize=12, fontweight="bold")
+    axes.text(x + 0.045, 1.02, fields.direction_text(results.metric), ha="center", va="bottom", fontsize=8, color=FAINT)
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         worst, best = (values.high, values.low) if values.minimize else (values.low, values.high)
         value = worst + share * (best - worst)
@@ -154,7 +164,7 @@ def _draw_objective(axes, x: float, results: StudyResults, values: Values) -> No
 
 
 def _legend(results: StudyResults, ranked: list[TrialResult]) -> list[Line2D]:
-    best, baseline, name = results.best, results.baseline, facts.short(results.metric)
+    best, baseline, name = results.best, results.baseline, fields.short(results.metric)
     lines = [Line2D([], [], color=BEST, lw=3, label=f"best: trial {best.number}, {name} {best.value:.4g}")]
     if baseline is not None and baseline.value is not None:
         lines.append(

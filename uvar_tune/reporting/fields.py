@@ -1,4 +1,4 @@
-"""What tables, figures and page say of a study, computed once: names, cells, what applies where."""
+"""Names and values of a study as tables, figures and the page display them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uvar_tune.metrics import metric
 
 LAMBDA_1, LAMBDA_2, REFERENCE = "loss.lambda_1", "loss.lambda_2", "loss.reference"
 CFG = "inference.cfg_scale"
-RAN = " that ran"  # behind a λ whose share was searched: the λ itself
+EFFECTIVE = " (effective)"  # suffix of the λ that realises a searched gradient share
 _SHORT = {
     LAMBDA_1: "λ₁",
     LAMBDA_2: "λ₂",
@@ -30,32 +30,32 @@ _SHORT = {
 
 
 def short(name: str) -> str:
-    """A dotted name or a metric as the head of a column."""
-    if name.endswith(RAN):
-        return short(name.removesuffix(RAN)) + RAN
+    """A dotted name or a metric as a column head."""
+    if name.endswith(EFFECTIVE):
+        return short(name.removesuffix(EFFECTIVE)) + EFFECTIVE
     return _SHORT.get(name, name.rpartition(".")[2].replace("_", " "))
 
 
 def label(results: StudyResults, name: str) -> str:
-    """`short`, and of a λ that is searched as a share of the gradient (`loss.lambda_unit`) that it is one."""
+    """`short`, with a prefix for a λ that is searched as a gradient share (`loss.lambda_unit`)."""
     share = name in (LAMBDA_1, LAMBDA_2) and results.config.get("loss", {}).get("lambda_unit") == "share"
     return f"share of {short(name)}" if share else short(name)
 
 
-def objectives(results: StudyResults) -> dict[str, str]:
-    """Objective → direction, the first first."""
+def study_metrics(results: StudyResults) -> dict[str, str]:
+    """Metric → direction, the study metric first."""
     return {results.metric: results.direction, **results.further_metrics}
 
 
 def parameters(results: StudyResults) -> list[str]:
-    """The searched parameters in the order of the study figure: λ1, λ2, reference, others; CFG, the last, apart."""
+    """The searched parameters in the order of the study figure: λ1, λ2, reference, others; without CFG."""
     searched = [name for name, entry in results.space.items() if entry.get("role") != "fixed" and name != CFG]
     first = [name for name in (LAMBDA_1, LAMBDA_2, REFERENCE) if name in searched]
     return [*first, *(name for name in searched if name not in first)]
 
 
-def chosen(results: StudyResults) -> list[str]:
-    """Inference parameters outside the space, CFG first, that the trials chose for themselves and not all alike."""
+def selected(results: StudyResults) -> list[str]:
+    """CFG, then inference parameters outside the space whose selected values differ between trials."""
     names = dict.fromkeys(name for trial in results.trials for name in trial.params if name.startswith("inference."))
     names = [name for name in names if name == CFG or name not in results.space]
     told = {name: {trial.params.get(name) for trial in results.ranked()} for name in names}
@@ -63,7 +63,7 @@ def chosen(results: StudyResults) -> list[str]:
 
 
 def applies(results: StudyResults, trial: TrialResult, name: str) -> bool:
-    """Whether a parameter entered the trial: its condition holds, and of what λ1 weights also λ1 > 0."""
+    """Whether a parameter affects the trial: its condition holds, and λ1 > 0 for settings of the λ1 term."""
     if name not in trial.params or (name in OF_LAMBDA_1 and not _value(results, trial, LAMBDA_1)):
         return False
     when = results.space.get(name, {}).get("when") or {}
@@ -78,8 +78,8 @@ def _value(results: StudyResults, trial: TrialResult, name: str) -> Any:
     return trial.params.get(name, results.config.get(section, {}).get(key))
 
 
-def text(value: Any, digits: int = 4) -> str:
-    """A value as it is read: four significant digits, nothing for what is not there."""
+def format_value(value: Any, digits: int = 4) -> str:
+    """A value with four significant digits; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -90,7 +90,7 @@ def text(value: Any, digits: int = 4) -> str:
 
 
 def outcome(trial: TrialResult) -> str:
-    """One word for how the trial stands."""
+    """The outcome of a trial in a word or two."""
     if trial.state == "COMPLETE":
         return "complete"
     return (trial.outcome or {"FAIL": "failed"}.get(trial.state, trial.state.lower())).replace("_", " ")
@@ -103,31 +103,32 @@ def outcomes(results: StudyResults) -> str:
 
 
 def score_names(results: StudyResults) -> list[str]:
-    """The scores beside the objective that any trial has, the registry's order kept by the trials themselves."""
+    """Scores of any trial other than the study metrics."""
     names = dict.fromkeys(name for trial in results.trials for name in trial.scores)
-    return [name for name in names if name not in objectives(results)]
+    return [name for name in names if name not in study_metrics(results)]
 
 
 def against_baseline(results: StudyResults) -> str | None:
-    """The best beside the baseline, in words; None where the baseline has no score or is the best."""
+    """The best trial compared with the baseline; None if the baseline has no score or is the best."""
     best, baseline = results.best, results.baseline
     if best is None or baseline is None or baseline.value is None or best is baseline:
         return None
     change = f" ({best.value / baseline.value - 1:+.1%})" if baseline.value else ""
-    return f"{short(results.metric)} {text(best.value)} against {text(baseline.value)} of the baseline{change}"
+    value, reference = format_value(best.value), format_value(baseline.value)
+    return f"{short(results.metric)} {value} against {reference} for the baseline{change}"
 
 
-def judged(results: StudyResults) -> list[dict[str, Any]]:
-    """The verdicts, the largest gain over the baseline first."""
+def sorted_verdicts(results: StudyResults) -> list[dict[str, Any]]:
+    """The verdicts, the largest improvement over the baseline first."""
     sign = 1 if results.direction == "minimize" else -1
     return sorted(results.verdicts.values(), key=lambda one: sign * one["difference"])
 
 
-def profiled(results: StudyResults) -> bool:
-    """Whether each trial chose its CFG scale by itself."""
+def is_searched_per_checkpoint(results: StudyResults) -> bool:
+    """Whether each trial selects its own CFG scale."""
     return results.config.get("inference", {}).get("search") == "per_checkpoint"
 
 
-def direction_word(name: str) -> str:
+def direction_text(name: str) -> str:
     """`lower is better` or `higher is better`."""
     return "lower is better" if metric(name).direction == "minimize" else "higher is better"

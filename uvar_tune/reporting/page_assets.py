@@ -1,4 +1,4 @@
-"""Style and script of the page: inline, so that it opens without a network."""
+"""CSS and JavaScript of the page, inline so that it opens without a network."""
 
 CSS = """
 :root { --ink: #24292f; --soft: #57606a; --line: #d8dee4; --best: #0b3d91; --base: #c2410c; --wash: #f6f8fa; }
@@ -29,14 +29,15 @@ th.word, td.word { text-align: left; }
 .scroll th { position: sticky; top: 0; background: var(--wash); }
 .sortable th { cursor: pointer; user-select: none; } .sortable th:hover, .sortable th:focus { background: #e7ecf0; }
 th[aria-sort=ascending]::after { content: " ▲"; } th[aria-sort=descending]::after { content: " ▼"; }
-tr.broken td { color: #8c959f; } tr.worse td { color: #a40e26; background: #fff0f0; }
+tr.violated td { color: #8c959f; } tr.worse td { color: #a40e26; background: #fff0f0; }
 tr.better td { color: var(--best); background: #eef4ff; } .verdicts th, .verdicts td { padding: .3rem .5rem; }
 .wide { overflow-x: auto; margin-top: .7rem; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
 .scroll.short { max-height: 20rem; margin-top: .7rem; } .scroll .wide { overflow: visible; margin: 0; }
 .factorial td:not(.word) { text-align: center; padding: .6rem 1.4rem; } .factorial th { text-align: center; }
 .factorial b { font-size: 1.15rem; } .factorial span { color: var(--soft); }
-tr.best td { font-weight: 600; color: var(--best); background: #eef4ff; } tr.base td { color: var(--base); background: #fff4ed; }
+tr.best td { font-weight: 600; color: var(--best); background: #eef4ff; }
+tr.base td { color: var(--base); background: #fff4ed; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: 0; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: var(--wash); padding: .8rem 1rem; overflow: auto; font-size: .82rem; border-radius: 8px; }

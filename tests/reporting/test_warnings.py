@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from tests.helpers.synthetic_study import study
-from uvar_tune.reporting.cautions import boundary_warnings, cautions, rung_warnings, share_warnings
+from uvar_tune.reporting.warnings import boundary_warnings, rung_warnings, share_warnings, study_warnings
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def results(tmp_path_factory):
         ("loss.lambda_2", 0.8, None),
     ],
 )
-def test_a_best_at_a_bound_is_warned_of(results, name, value, end):
+def test_warning_of_best_value_at_a_bound(results, name, value, end):
     best = dataclasses.replace(
         results.best, params={**results.best.params, "loss.lambda_1": 0.3, "loss.lambda_2": 0.05, name: value}
     )
@@ -40,7 +40,7 @@ def test_a_best_at_a_bound_is_warned_of(results, name, value, end):
         (4.0, "joint", True),
     ],
 )
-def test_so_is_a_cfg_scale_at_an_end(results, cfg, mode, warned):
+def test_warning_of_cfg_scale_at_an_end(results, cfg, mode, warned):
     best = dataclasses.replace(results.best, params={"inference.cfg_scale": cfg})
     config = {**results.config, "inference": {**results.config["inference"], "search": mode}}
     assert bool(boundary_warnings(dataclasses.replace(results, trials=(best,), config=config))) == warned
@@ -49,14 +49,14 @@ def test_so_is_a_cfg_scale_at_an_end(results, cfg, mode, warned):
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (0.0002, 0.0009, "does next to nothing"),
+        (0.0002, 0.0009, "has next to no effect"),
         (0.0002, 0.0011, None),
         (0.01, 0.9, None),
         (0.45, 0.9, None),
-        (0.51, 0.9, "rules"),
+        (0.51, 0.9, "dominates"),
     ],
 )
-def test_a_weight_that_does_nothing_or_everything_is_warned_of(results, low, high, said):
+def test_warning_of_negligible_or_dominant_lambda(results, low, high, said):
     """Shares of the searched trials between low and high; that of the baseline, whose λ is 0, does not count."""
     scored = [trial.number for trial in results.ranked() if trial.kind == "search"]
     trials = []
@@ -73,7 +73,7 @@ def test_a_weight_that_does_nothing_or_everything_is_warned_of(results, low, hig
     assert [said in line and line.startswith("λ₁") for line in found] == ([True] if said else [])
 
 
-def test_a_weight_that_was_not_searched_is_not_warned_of(results):
+def test_no_warning_of_a_fixed_lambda(results):
     trials = tuple(dataclasses.replace(trial, scores={"grad_share/second_order": 1e-5}) for trial in results.trials)
     fixed = {name: entry for name, entry in results.space.items() if name != "loss.lambda_1"}
     assert share_warnings(dataclasses.replace(results, trials=trials)) and not share_warnings(
@@ -91,12 +91,12 @@ def test_a_weight_that_was_not_searched_is_not_warned_of(results):
         (None, 40, "end", False),
     ],
 )
-def test_a_rung_that_misleads_is_warned_of(results, spearman, trials, later, warned):
+def test_warning_of_a_misleading_rung(results, spearman, trials, later, warned):
     row = {"rung": 6400, "later": later, "trials": trials, "spearman": spearman, "kendall": spearman}
     assert bool(rung_warnings(dataclasses.replace(results, rung_correlation=(row,)))) == warned
 
 
-def test_no_feasible_trial_is_said_with_what_the_best_oversteps(results):
+def test_warning_if_no_trial_is_feasible(results):
     trials = tuple(
         dataclasses.replace(trial, violations={"nll_token max_above_baseline": 0.1, "seconds max": -3.0})
         for trial in results.trials
@@ -104,8 +104,8 @@ def test_no_feasible_trial_is_said_with_what_the_best_oversteps(results):
     broken = dataclasses.replace(results, trials=trials)
     assert [
         line
-        for line in cautions(broken)
-        if "no trial keeps" in line and line.endswith("oversteps NLL (max above baseline)")
+        for line in study_warnings(broken)
+        if "no trial satisfies" in line and line.endswith("violates NLL (max above baseline)")
     ]
     one = dataclasses.replace(trials[4], violations={"seconds max": -3.0})
     assert dataclasses.replace(results, trials=(*trials[:4], one, *trials[5:])).best.number == 4

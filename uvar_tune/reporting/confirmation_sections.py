@@ -1,4 +1,4 @@
-"""What fresh seeds say, as pieces of the page: verdicts, the 2×2, the noise of the baseline."""
+"""Sections of the page on fresh seeds: verdicts, the 2×2 design, the noise of the baseline."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from html import escape
 from typing import Any
 
 from uvar_tune.analysis.results import StudyResults
-from uvar_tune.reporting import facts
+from uvar_tune.reporting import fields
 from uvar_tune.reporting.sections import Raw, grid
 
 _BASELINE = "baseline"
 _DOUBT = (
-    "is a candidate, not a result: it is the luckiest as well as the best, and another training seed alone moves such a "
-    "score by several per cent. Repeat it and the baseline on fresh seeds: --phase confirm."
+    "is a candidate, not a result: its score includes selection bias (winner's curse), and another training seed alone "
+    "changes such a score by several per cent. Repeat it and the baseline on fresh seeds: --phase confirm."
 )
 _FROM = {"not distinguishable": "from"}  # better than, worse than
 
 
 def headline(results: StudyResults) -> str:
-    """The verdict on the best of the search in a note, or that it has none."""
-    best, compared = results.best, facts.against_baseline(results)
+    """A note with the verdict on the best trial, or why it has none."""
+    best, compared = results.best, fields.against_baseline(results)
     verdict = results.verdict(best)
     if verdict is None:
         why = results.untested.get(f"trial {best.number}")
-        no = f"It was taken into the confirmation and has no verdict ({escape(why)}). " if why else ""
+        no = f"It is in the confirmation and has no verdict ({escape(why)}). " if why else ""
         return _note(
             "",
             "Verdict: unconfirmed.",
@@ -32,22 +32,23 @@ def headline(results: StudyResults) -> str:
             f"{len(results.ranked()):,} {_DOUBT} {no}{_others(results)}",
         )
     word = verdict["verdict"]
-    said = [
-        f"{facts.short(results.metric)} {facts.text(verdict['value'])} against {facts.text(verdict['baseline'])}, "
+    value, baseline = fields.format_value(verdict["value"]), fields.format_value(verdict["baseline"])
+    sentences = [
+        f"{fields.short(results.metric)} {value} against {baseline}, "
         f"difference {_signed(verdict['difference'])}{_interval(verdict)} over {verdict['pairs']} pairs of fresh seeds."
     ]
     if verdict["selection_bias"]:
-        flattered = "flattered" if verdict["selection_bias"] > 0 else "understated"
-        said.append(f"The search had {flattered} it by {facts.text(abs(verdict['selection_bias']), 3)}.")
+        estimate = "overestimated" if verdict["selection_bias"] > 0 else "underestimated"
+        sentences.append(f"The search {estimate} it by {fields.format_value(abs(verdict['selection_bias']), 3)}.")
     if word == "not distinguishable" and verdict["seeds_needed"]:
-        said.append(f"About {verdict['seeds_needed']:,} pairs would show a true difference of this size.")
+        sentences.append(f"About {verdict['seeds_needed']:,} pairs would detect a true difference of this size.")
     if verdict["note"]:
-        said.append(f"{verdict['note'][0].upper()}{verdict['note'][1:]}.")
+        sentences.append(f"{verdict['note'][0].upper()}{verdict['note'][1:]}.")
     kind = {"better": "good", "worse": "bad"}.get(word, "")
     return _note(
         kind,
         f"Verdict on trial {best.number}: {word} {_FROM.get(word, 'than')} the baseline.",
-        f"{escape(' '.join(said))} {_others(results)}",
+        f"{escape(' '.join(sentences))} {_others(results)}",
     )
 
 
@@ -63,9 +64,9 @@ def _others(results: StudyResults) -> str:
 
 
 def verdicts(results: StudyResults) -> str:
-    """A row for each arm of the phase `confirm`, those without a verdict last, with the reason."""
+    """A row for each arm of the phase `confirm`, then those without a verdict and why."""
     rows, marks = [], []
-    for one in facts.judged(results):
+    for one in fields.sorted_verdicts(results):
         p = [value for value in (one["p_adjusted"], one["p_worse_adjusted"]) if value is not None]
         rows.append(
             [
@@ -87,7 +88,7 @@ def verdicts(results: StudyResults) -> str:
     if base:
         rows.append([_BASELINE, None, base["mean"], None, None, None, None, None, _points(results, _BASELINE)])
         marks.append("base")
-    name = facts.short(results.metric)
+    name = fields.short(results.metric)
     heads = [
         "arm",
         "verdict",
@@ -99,24 +100,24 @@ def verdicts(results: StudyResults) -> str:
         "selection bias",
         "sampled at",
     ]
-    lost = "".join(
+    untested = "".join(
         f'<p class="note warn"><b>{escape(arm)}</b> has no verdict: {escape(why)}.</p>'
         for arm, why in results.untested.items()
     )
-    return f'<div class="verdicts">{grid(heads, rows, words=(0, 1, 8), marks=marks)}</div>' + lost + _VERDICTS
+    return f'<div class="verdicts">{grid(heads, rows, words=(0, 1, 8), marks=marks)}</div>' + untested + _VERDICTS
 
 
 _VERDICTS = (
-    '<p class="soft">Each arm ran under the same fresh seeds as the baseline, each network sampled at its own best point '
-    "(the median over the seeds is shown). p: paired one-sided t test on the side of the difference, with Holm's "
-    "correction over the arms. Pairs needed: to find a true difference of this size with probability 80 %. Optimism: by "
-    "how much the search had flattered it.</p>"
+    '<p class="soft">Each arm ran under the same fresh seeds as the baseline. Each network was sampled at its own best '
+    "point (the table has the median over the seeds). p: paired one-sided t test on the side of the difference, with "
+    "Holm's correction over the arms. Pairs needed: to detect a true difference of this size with probability 80 %. "
+    "Selection bias: by how much the search overestimated the arm.</p>"
 )
 
 
 def _points(results: StudyResults, arm: str) -> str | None:
     points = results.confirmed.get(arm, {}).get("points", {})
-    return ", ".join(f"{facts.short(name)} {facts.text(value, 3)}" for name, value in points.items()) or None
+    return ", ".join(f"{fields.short(name)} {fields.format_value(value, 3)}" for name, value in points.items()) or None
 
 
 def _interval(one: dict[str, Any]) -> str:
@@ -128,7 +129,7 @@ def _signed(value: float) -> str:
 
 
 def factorial(results: StudyResults) -> str:
-    """The 2×2 of the two terms, each cell a mean on fresh seeds and its difference from the plain cross-entropy."""
+    """The 2×2 design of the two terms: mean on fresh seeds and difference from the plain cross-entropy."""
     arms, means = results.factorial, {arm: one["mean"] for arm, one in results.confirmed.items()}
     if not arms or not set(arms.values()) <= set(means):
         return ""
@@ -136,9 +137,9 @@ def factorial(results: StudyResults) -> str:
     def cell(key: str) -> Raw:
         one = results.verdicts.get(arms[key])
         under = f"{_signed(one['difference'])}{_interval(one)}<br>{escape(one['verdict'])}" if one else "the baseline"
-        return Raw(f"<b>{facts.text(means[arms[key]])}</b><br><span>{under}</span>")
+        return Raw(f"<b>{fields.format_value(means[arms[key]])}</b><br><span>{under}</span>")
 
-    name = facts.short(results.metric)
+    name = fields.short(results.metric)
     table = grid(
         [name, "without semantic entropy (λ₂ = 0)", "with semantic entropy"],
         [
@@ -147,19 +148,19 @@ def factorial(results: StudyResults) -> str:
         ],
     )
     gains = {key: means[arms[key]] - means[arms["none"]] for key in ("second", "semantic", "both")}
-    alone = gains["second"] + gains["semantic"]
+    separate = gains["second"] + gains["semantic"]
     return (
-        f'<div class="factorial">{table}</div><p class="soft">Both terms are {escape(arms["both"])}. Together they move the '
-        f"{name} by {_signed(gains['both'])}; what each does alone adds up to {_signed(alone)}.</p>"
+        f'<div class="factorial">{table}</div><p class="soft">Both terms are {escape(arms["both"])}. Together they '
+        f"change the {name} by {_signed(gains['both'])}; their separate effects add up to {_signed(separate)}.</p>"
     )
 
 
-def noise(results: StudyResults) -> str:
-    """Variance components of the baseline as standard deviations, and the smallest gap that pairs of seeds show."""
-    found = results.noise
-    if not found:
+def baseline_noise(results: StudyResults) -> str:
+    """Variance components of the baseline as standard deviations, and the smallest detectable gaps."""
+    noise = results.noise
+    if not noise:
         return ""
-    mean = found["mean"]
+    mean = noise["mean"]
     kinds = {
         "training": "from one training seed to another",
         "sampling": "from one set of sampling seeds to another",
@@ -168,40 +169,41 @@ def noise(results: StudyResults) -> str:
     rows = [
         [
             words,
-            _sd(found[kind]["value"]),
-            _relative(math.sqrt(found[kind]["value"]), mean),
-            f"{_sd(found[kind]['low'])} – {_sd(found[kind]['high'])}",
+            _sd(noise[kind]["value"]),
+            _relative(math.sqrt(noise[kind]["value"]), mean),
+            f"{_sd(noise[kind]['low'])} – {_sd(noise[kind]['high'])}",
         ]
         for kind, words in kinds.items()
     ]
     gaps = [
         [f"{gap['pairs']} pairs", gap["gap"], "–" if gap["relative"] is None else f"{gap['relative']:.1%}"]
-        for gap in found["detectable"]
+        for gap in noise["detectable"]
     ]
-    name = facts.short(results.metric)
-    seeds = f"{found['training_seeds']} training × {found['sampling_seeds']} sampling seeds"
+    name = fields.short(results.metric)
+    seeds = f"{noise['training_seeds']} training × {noise['sampling_seeds']} sampling seeds"
     return (
-        f'<p>The baseline, {seeds}, {name} {facts.text(mean)} in the mean.{_ahead(results)}</p><div class="tables">'
+        f"<p>The baseline over {seeds}: mean {name} {fields.format_value(mean)}.{_lead(results)}</p>"
+        f'<div class="tables">'
         f"{grid(['standard deviation', name, 'of the mean', '90 % interval'], rows)}"
-        f"{grid(['smallest gap that shows', name, 'of the mean'], gaps)}</div>"
-        '<p class="soft">A gap shows where the paired one-sided test at 5 % finds it with probability 80 %; seeds that move '
-        "both sides alike let a smaller one show.</p>"
+        f"{grid(['smallest detectable gap', name, 'of the mean'], gaps)}</div>"
+        '<p class="soft">A gap is detectable if the paired one-sided test at 5 % finds it with probability 80 %. Seeds '
+        "that affect both sides alike make smaller gaps detectable.</p>"
     )
 
 
-def _ahead(results: StudyResults) -> str:
+def _lead(results: StudyResults) -> str:
     best, baseline = results.best, results.baseline
     if best is None or baseline is None or best is baseline or baseline.value is None:
         return ""
-    ahead = abs(best.value - baseline.value)
-    enough = next((gap["pairs"] for gap in results.noise["detectable"] if gap["gap"] <= ahead), None)
+    lead = abs(best.value - baseline.value)
+    enough = next((gap["pairs"] for gap in results.noise["detectable"] if gap["gap"] <= lead), None)
     most = max(gap["pairs"] for gap in results.noise["detectable"])
-    told = f"a gap that {enough} pairs would show" if enough else f"less than {most} pairs would show"
-    return f" The search's best lies {facts.text(ahead, 3)} from the baseline: {told}."
+    power = f"a gap that {enough} pairs would detect" if enough else f"less than {most} pairs would detect"
+    return f" The best trial of the search differs by {fields.format_value(lead, 3)} from the baseline: {power}."
 
 
 def _sd(variance: float) -> str:
-    return facts.text(math.sqrt(variance), 3)
+    return fields.format_value(math.sqrt(variance), 3)
 
 
 def _relative(value: float, mean: float) -> str:
