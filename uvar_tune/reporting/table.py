@@ -19,7 +19,7 @@ def columns(results: StudyResults) -> list[str]:
     bounded = ["feasible"] if any(trial.violations for trial in results.trials) else []
     return [
         *_FIXED,
-        *fields.study_metrics(results),
+        *fields.log_study_metrics(results),
         *verdict,
         *bounded,
         *fields.selected(results),
