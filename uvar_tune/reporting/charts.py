@@ -126,7 +126,7 @@ def _panel(axes, results: StudyResults, ranked: list[TrialResult], other: str) -
         (results.metric, [trial.value for trial in ranked], axes.set_xlim),
         (other, [trial.metric_values[other] for trial in ranked], axes.set_ylim),
     ):
-        scale = Values(told, fields.log_study_metrics(results)[name])
+        scale = Values(told, fields.metric_directions(results)[name])
         own = [baseline.metric_values[name]] if baseline is not None and baseline.metric_values else []
         low, high = min([scale.low, *own]), max([scale.high, *own])
         limit(low - 0.06 * (high - low), high + 0.06 * (high - low))

@@ -42,7 +42,7 @@ def label(results: StudyResults, name: str) -> str:
     return f"share of {short(name)}" if share else short(name)
 
 
-def study_metrics(results: StudyResults) -> dict[str, str]:
+def metric_directions(results: StudyResults) -> dict[str, str]:
     """Metric → direction, the study metric first."""
     return {results.metric: results.direction, **results.further_metrics}
 
@@ -105,7 +105,7 @@ def outcomes(results: StudyResults) -> str:
 def score_names(results: StudyResults) -> list[str]:
     """Scores of any trial other than the study metrics."""
     names = dict.fromkeys(name for trial in results.trials for name in trial.scores)
-    return [name for name in names if name not in study_metrics(results)]
+    return [name for name in names if name not in metric_directions(results)]
 
 
 def against_baseline(results: StudyResults) -> str | None:

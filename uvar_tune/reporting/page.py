@@ -150,7 +150,7 @@ def _head(results: StudyResults) -> str:
 
 
 def _objectives(results: StudyResults) -> str:
-    told = [f"{fields.short(name)}, {fields.direction_text(name)}" for name in fields.log_study_metrics(results)]
+    told = [f"{fields.short(name)}, {fields.direction_text(name)}" for name in fields.metric_directions(results)]
     return f"Objective: {told[0]}." if len(told) == 1 else f"Objectives: {'; '.join(told)}. Ranked by the first."
 
 

@@ -10,7 +10,7 @@ from uvar_tune.reporting.table import is_text_column
 
 def pareto_front(results: StudyResults) -> str:
     """The trials on the Pareto front."""
-    names = list(fields.log_study_metrics(results))
+    names = list(fields.metric_directions(results))
     parameters = [*fields.selected(results), *fields.parameters(results)]
     trials = {trial.number: trial for trial in results.trials}
     shown = [trials[number] for number in results.pareto]

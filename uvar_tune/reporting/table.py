@@ -19,7 +19,7 @@ def columns(results: StudyResults) -> list[str]:
     bounded = ["feasible"] if any(trial.violations for trial in results.trials) else []
     return [
         *_FIXED,
-        *fields.log_study_metrics(results),
+        *fields.metric_directions(results),
         *verdict,
         *bounded,
         *fields.selected(results),
