@@ -34,7 +34,10 @@ CASES = {
     ),
     "no trials": (["--trials", "0"], "--trials: study.trials 0"),
     "unknown phase": (["--dry-run", "--phase", "explor"], "did you mean 'explore'"),
-    "a plan without its images": (["--dry-run", "data.name=folder", "data.path=/nowhere"], "/nowhere is no directory"),
+    "a plan without its images": (
+        ["--dry-run", "data.name=folder", "data.path=/nowhere"],
+        "/nowhere is not a directory",
+    ),
     "root in a file": (["run.root=/dev/null/runs"], "cannot be written"),
 }
 

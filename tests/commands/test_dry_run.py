@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers.log_lines import captured_log
-from uvar_tune.commands.dry_run import plan
+from uvar_tune.commands.dry_run import preview_study
 from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import LossConfig
 from uvar_tune.data import TokenCache
@@ -40,7 +40,7 @@ def study(root, **sections):
 
 def said(config) -> str:
     with captured_log() as lines:
-        assert plan(config) == 0
+        preview_study(config)
     return "\n".join(lines)
 
 
@@ -127,8 +127,8 @@ def test_the_bytes_of_checkpoints_are_those_that_a_training_writes(tmp_path, ema
 def begun(config, tmp_path, *, finished: int, seconds=(3000.0, 4200.0)) -> StudyDirectory:
     """The study's directory, with so many finished trials of 30 MiB."""
     files = StudyDirectory(tmp_path, "planned")
-    files.prepare()
-    files.claim(config)
+    files.create()
+    files.create_or_verify(config)
     search = Search(config, files.storage_url(config))
     for index in range(finished):
         number = search.ask().number
@@ -163,11 +163,11 @@ def test_another_configuration_is_refused_as_the_sweep_refuses_it(tmp_path):
     config = study(tmp_path)
     files = begun(config, tmp_path, finished=0)
     with pytest.raises(ConfigError, match="exists with another configuration: training.images was 32000, is 64000"):
-        plan(config.with_values({"training.images": 64000}))
+        preview_study(config.with_values({"training.images": 64000}))
     assert "exists, would resume" in said(config.with_values({"study.trials": 9}))
     files.config.write_text("")
     with pytest.raises(ConfigError, match="a configuration is a mapping"):
-        plan(config)
+        preview_study(config)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_where_nothing_can_lie_is_refused(tmp_path, section, values, where, monk
     for name in ("RAY_ADDRESS", "UVAR_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError) as caught:
-        plan(study(tmp_path).with_values({f"{section}.{key}": value for key, value in values.items()}))
+        preview_study(study(tmp_path).with_values({f"{section}.{key}": value for key, value in values.items()}))
     assert caught.value.where == where and "secret" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -207,7 +207,7 @@ def test_classes_of_a_folder(tmp_path, monkeypatch):
         (tmp_path / place).mkdir(parents=True)
     config = study(tmp_path / "runs", data={"name": "folder", "path": str(tmp_path), "classes": ["cta"]})
     with pytest.raises(ConfigError, match="data.classes: class 'cta' is not in .*did you mean 'cat'"):
-        plan(config)
+        preview_study(config)
     assert said(config.with_values({"data.classes": ["cat"]}))
 
 
@@ -216,13 +216,13 @@ def test_phases_beside_the_search(tmp_path):
     begun(config, tmp_path, finished=1)
     for phase in ("confirm", "inference"):
         with pytest.raises(ConfigError, match=f"no finished trial to {phase} yet"):
-            plan(config, phase=phase)
+            preview_study(config, phase=phase)
     with pytest.raises(ConfigError, match="did you mean 'explore'"):
-        plan(config, phase="explor")
+        preview_study(config, phase="explor")
     with pytest.raises(ConfigError, match="a verdict needs at least"):
-        plan(config.with_values({"study.confirm_replicates": 2}), phase="confirm")
+        preview_study(config.with_values({"study.confirm_replicates": 2}), phase="confirm")
     with captured_log() as lines:
-        plan(config, phase="noise")
+        preview_study(config, phase="noise")
     assert any("4 trainings are left, 3.33 hours one after the other" in line for line in lines)
     assert not any("that are left" in line for line in lines)  # it says nothing of the search
 
@@ -231,14 +231,14 @@ def test_what_a_confirmation_would_train(tmp_path):
     config = study(tmp_path)
     begun(config, tmp_path, finished=3)
     with captured_log() as lines:
-        plan(config, phase="confirm")
+        preview_study(config, phase="confirm")
     [line] = [line for line in lines if line.startswith("phase confirm")]
     assert (
-        "4 arms (baseline, label smoothing, trial 2, trial 1) of 8 replicates" in line
-        and "32 trainings are left" in line
+        "4 arms (baseline, label smoothing, trial 2, trial 1) of at most 12 replicates" in line
+        and "48 trainings are left" in line
     )
     with captured_log() as explored:
-        plan(config, phase="explore")
+        preview_study(config, phase="explore")
     assert any("for the 2 that are left" in line for line in explored)
 
 

@@ -40,7 +40,7 @@ class TrialCallbacks:
 def test_the_same_command_continues(tmp_path, log_lines, until):
     config = study_config(space=SPACE, trials=5, confirm_replicates=4, run={"root": str(tmp_path)})
     files = StudyDirectory(tmp_path, "study")
-    files.prepare()
+    files.create()
     run_to_end(Phases(config, files).search())
     stopped, again = TrialCallbacks(until), TrialCallbacks(None)
     Phases(config, files).run("confirm", stopped, 1)
@@ -48,14 +48,14 @@ def test_the_same_command_continues(tmp_path, log_lines, until):
     Phases(config, files).run("confirm", again, 1)
     assert again.ran[: 5 - until] == [("baseline", number) for number in range(until, 5)]
     assert {phase for phase, _ in again.ran[5 - until :]} == {"confirm"} and not any(
-        "other arms" in text for text in log_lines
+        "arms have changed" in text for text in log_lines
     )
 
 
 def test_a_study_that_was_made_longer_is_confirmed_anew(tmp_path, log_lines):
     config = study_config(space=SPACE, trials=3, confirm_replicates=4, run={"root": str(tmp_path)})
     files = StudyDirectory(tmp_path, "study")
-    files.prepare()
+    files.create()
     run_to_end(Phases(config, files).search())
     Phases(config, files).run("confirm", TrialCallbacks(None), 1)
     longer = config.with_values({"study.trials": 6})

@@ -35,12 +35,19 @@ def sweep(
     path, overrides = one_file(arguments or [], default_space())
     config = read_config(path, overrides, name=study, trials=trials)
     if dry_run:
-        from uvar_tune.commands.dry_run import plan
+        from uvar_tune.commands.dry_run import preview_study
 
-        return plan(config, phase=phase)
+        return preview_study(config, phase=phase)
     from uvar_tune.commands.sweep import run_study
 
-    return run_study(config, phase=phase)
+    outcome = run_study(config, phase=phase)
+
+    from uvar_tune.commands.summary import summary_lines  # imports PyTorch
+
+    _print_ranked(outcome.results)
+    for line in summary_lines(outcome):
+        echo(line)
+    return 0 if outcome.succeeded else FAILED
 
 
 def list_studies(root: Root = None, as_json: Json = False):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from uvar_tune.cli.options import one_file
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import FAILED, ConfigError
 
 _PLACES = ("run.root=", "run.storage=", "run.scratch=")  # settings that a replay may change
 
@@ -38,7 +38,8 @@ def train(
 
     from uvar_tune.commands.final_run import run_final
 
-    return run_final(config, name or Path(path).stem, replay=replay)
+    outcome = run_final(config, name or Path(path).stem, replay=replay)
+    return 0 if outcome.succeeded else FAILED
 
 
 def tokenizer(
@@ -63,4 +64,5 @@ def tokenizer(
 
     from uvar_tune.commands.train_tokenizer import run_tokenizer
 
-    return run_tokenizer(config, name or Path(path).stem, official=official)
+    outcome = run_tokenizer(config, name or Path(path).stem, official=official)
+    return 0 if outcome.succeeded else FAILED

@@ -1,12 +1,13 @@
-"""What is checked of a study before PyTorch and Ray are loaded, which takes seconds, let alone anything trained."""
+"""Checks of a run that need neither PyTorch nor Ray, whose imports take seconds."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from uvar_tune.config.paths import in_ray_job
-from uvar_tune.config.schema import Config
+from uvar_tune.config.schema import NAME_PATTERN, Config
 from uvar_tune.errors import ConfigError, choose, nearest
 from uvar_tune.io.outputs import check_directory
 from uvar_tune.search.objectives import check_objective
@@ -17,54 +18,71 @@ SEARCH, ALL = "search", "all"
 
 
 def phases_of(phase: str | None) -> tuple[str, ...]:
-    """The phases that a command runs; ConfigError for an unknown one."""
+    """The phases that a command runs.
+
+    Args:
+        phase: one of `PHASES`, `all`, or None for the search (explore, then refine).
+
+    Raises:
+        ConfigError: an unknown phase.
+    """
     if phase is None:
         return (SEARCH,)
     return PHASES if choose(phase, (*PHASES, ALL), "phase", "--phase") == ALL else (phase,)
 
 
-def check_study(config: Config, steps: tuple[str, ...]) -> None:
-    """What it selects on, how many replicates confirm, which feature network scores; ConfigError where one cannot be."""
+def check_name(name: str) -> None:
+    """Raise `ConfigError` if a final run or tokenizer cannot have this name."""
+    if not re.match(NAME_PATTERN, name):
+        raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
+
+
+def check_study(config: Config, phases: tuple[str, ...]) -> None:
+    """Check metric, number of replicates and feature network.
+
+    Raises:
+        ConfigError: one of them is invalid.
+    """
     check_objective(config)
-    if "confirm" in steps:
+    if "confirm" in phases:
         from uvar_tune.analysis.confirmation import check_replicates
 
         check_replicates(config)
     check_weights(config)
 
 
-def check_place(config: Config, files: StudyDirectory) -> None:
-    """What stands in the way of a study where it would lie: nothing is made there, or only for the moment.
+def check_study_directory(config: Config, files: StudyDirectory) -> None:
+    """Check where the study is to be stored, without creating anything.
 
     Raises:
-        ConfigError: the directory cannot be written, another study lies there, the storage cannot be opened.
+        ConfigError: the directory cannot be written, belongs to another study, or the storage cannot be opened.
     """
-    for wanted in (files.directory / "trials", files.cache):
-        check_directory(wanted, "run.root")
-    files.require_same(config)
+    for directory in (files.directory / "trials", files.cache):
+        check_directory(directory, "run.root")
+    files.verify_config(config)
     if os.environ.get("UVAR_STORAGE") or config.run.storage:
         from uvar_tune.search.storage import check_storage
 
         check_storage(files.storage_url(config))
 
 
-def check_folder(config: Config) -> None:
-    """The folder of images and its classes, as far as the names of directories tell; on a cluster it is the workers' affair.
+def check_images(config: Config) -> None:
+    """Check the names of image folders and classes. On a cluster the workers check them, as the driver may not have them.
 
     Raises:
-        ConfigError: one is not there.
+        ConfigError: a directory or class is missing.
     """
     if config.data.name != "folder" or os.environ.get("RAY_ADDRESS") or in_ray_job():
         return
     root = Path(config.data.path)
-    for needed in (root, root / "train", root / "val"):
-        if not needed.is_dir():
+    for directory in (root, root / "train", root / "val"):
+        if not directory.is_dir():
             raise ConfigError(
-                f"{needed} is no directory; images lie in {root}/train|val/CLASS/IMAGE", where="data.path"
+                f"{directory} is not a directory; images are stored as {root}/train|val/CLASS/IMAGE", where="data.path"
             )
     names = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
     if not names:
-        raise ConfigError(f"{root / 'train'} holds no directory, and each class is one", where="data.path")
+        raise ConfigError(f"{root / 'train'} has no subdirectory; each class is one", where="data.path")
     for name in config.data.classes or ():
         if name not in names:
             raise ConfigError(
@@ -73,11 +91,7 @@ def check_folder(config: Config) -> None:
 
 
 def check_weights(config: Config) -> None:
-    """What can be said of the feature network without loading it.
-
-    Raises:
-        ConfigError: its weights are not there.
-    """
+    """Raise `ConfigError` if the weights of the feature network do not exist. They are not loaded."""
     if config.evaluation.extractor != "digits" or config.evaluation.weights is not None:
         from uvar_tune.evaluation import check_extractor
 

@@ -1,24 +1,22 @@
-"""One configuration on its own: a final run, or the replay of a trial that must give its numbers again."""
+"""One configuration on its own: a final run, or the replay of a trial, which must reproduce its scores."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import re
 import shutil
 import time
+from pathlib import Path
+from typing import Any
 
 from uvar_tune import provenance, seeds
-from uvar_tune.commands.checks import check_weights
-from uvar_tune.commands.session import prepare_assets
-from uvar_tune.config.schema import NAME_PATTERN, Config
-from uvar_tune.console import LogFollower
-from uvar_tune.errors import ConfigError
-from uvar_tune.io.disk import raise_on_disk_full
-from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
+from uvar_tune.commands.checks import check_name, check_weights
+from uvar_tune.commands.session import RunSession
+from uvar_tune.config.schema import Config
 from uvar_tune.search.objectives import check_objective
 from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
-from uvar_tune.tracking import CLOSE_TIMEOUT_SEC, STOP_TIMEOUT_SEC, MLflowTracker
+from uvar_tune.tracking import Tracker
 from uvar_tune.tracking.parameters import provenance_tags, run_parameters, score_parameters
 from uvar_tune.trial.outcome_file import read_outcome
 from uvar_tune.trial.trial import write_config
@@ -28,69 +26,79 @@ logger = logging.getLogger(__name__)
 PURPOSES = ("initialisation", "training", "sampling-a", "sampling-b")
 
 
-def run_final(config: Config, name: str, *, replay: bool) -> int:
-    """Train and score ``config`` below ``run.root/NAME``; exit code 0 when it has a score (and, replayed, the same)."""
+@dataclasses.dataclass(frozen=True)
+class FinalRunOutcome:
+    """How a final run or replay ended.
+
+    Args:
+        outcome: of its only trial.
+        directory: of that trial, with its checkpoints.
+        replay_equal: whether a replay reproduced every score bit for bit; None if it was not a replay.
+    """
+
+    outcome: TrialOutcome
+    directory: Path
+    replay_equal: bool | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has a score and, of a replay, whether that is the same."""
+        return self.outcome.kind is OutcomeKind.COMPLETE and self.replay_equal is not False
+
+
+def run_final(config: Config, name: str, *, replay: bool = False, tracker: Tracker | None = None) -> FinalRunOutcome:
+    """Train and score ``config`` below ``run.root/NAME-final`` (or ``NAME-replay``).
+
+    Args:
+        config: of an exported trial.
+        name: of the run.
+        replay: repeat the trial with its own seeds and compare the scores.
+        tracker: used instead of MLflow.
+
+    Raises:
+        ConfigError: invalid input.
+        InfrastructureError: the same call continues.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved.
+    """
     check_objective(config)
     config = config.with_values(
         {"inference.search": "joint"} if replay else config.final
-    )  # at the point that the trial chose
-    if not re.match(NAME_PATTERN, name):
-        raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
+    )  # joint: at the trial's point
+    check_name(name)
     check_weights(config)
     files = StudyDirectory(resolve_root(config.run.root), f"{name}-replay" if replay else f"{name}-final")
-    files.prepare()
-    with files.lock(), raise_on_disk_full(files.directory):
-        files.claim(config)
-        sink = files.sink()
-        sink.start_study(
-            params={"verdict": config.verdict or "none"},
-            tags={**provenance_tags(provenance.origin()), "uvar.kind": "replay" if replay else "final"},
+    with RunSession(config, files, tracker=tracker) as session:
+        files.create_or_verify(config)
+        session.start_tracking(
+            params={"verdict": config.verdict or "none"}, tags={"uvar.kind": "replay" if replay else "final"}
         )
-        status, close_sec = "KILLED", STOP_TIMEOUT_SEC
-        try:
-            outcome = _run(config, files, sink, replay)
-            status = "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
-            close_sec = CLOSE_TIMEOUT_SEC
-        except KeyboardInterrupt:
-            logger.info("stopped; its checkpoints are kept. The same command continues.")
-            raise
-        finally:
-            sink.finish_study(status)
-            sink.close(close_sec)
-    if outcome.kind is not OutcomeKind.COMPLETE:
+        outcome = _train(session, replay)
+        complete = outcome.kind is OutcomeKind.COMPLETE
+        session.status = "FINISHED" if complete else "FAILED"
+    if not complete:
         logger.info(f"{outcome.kind.value}: {outcome.description}")
-        return 1
+        return FinalRunOutcome(outcome, files.trial(0))
     logger.info(
         f"{config.study.metric} {outcome.value:.4g} at CFG {outcome.inference_parameters['inference.cfg_scale']:g}; "
         f"checkpoints in {files.trial(0) / 'checkpoints'}"
     )
-    return _compare(config, outcome) if replay else 0
+    return FinalRunOutcome(outcome, files.trial(0), _compare(config, outcome.scores) if replay else None)
 
 
-def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, replay: bool) -> TrialOutcome:
-    from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
-    from uvar_tune.ray_backend.cluster import capacity, cluster
-    from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
-    from uvar_tune.ray_backend.trainer import run_worker_group
-
-    directory, follower = files.trial(0), LogFollower()
-    with cluster(), GracefulShutdown() as signals, CapacityMonitor(config):
-        capacity(config)
-        check_shared_filesystem(files.root)
-        assets = prepare_assets(config, files, follower)
-        if replay and read_outcome(directory, _seeds(config, replay)):
-            shutil.rmtree(directory)  # a replay that has ended is made anew
+def _train(session: RunSession, replay: bool) -> TrialOutcome:
+    config, files, tracker = session.config, session.files, session.tracker
+    directory, run_seeds = files.trial(0), _seeds(config, replay)
+    with session.ray():
+        assets = session.prepare_assets()
+        if replay and read_outcome(directory, run_seeds):
+            shutil.rmtree(directory)  # a finished replay starts again
         write_config(directory, config)
-        sink.start_trial(
-            0,
-            directory,
-            params=run_parameters(config, {"verdict": config.verdict or "none"}),
-            tags=provenance_tags(provenance.origin()),
-        )
+        parameters = run_parameters(config, {"verdict": config.verdict or "none"})
+        tracker.start_trial(0, directory, params=parameters, tags=provenance_tags(provenance.origin()))
         spec = TrialSpec(
             config=worker_config(config),
             number=0,
-            seeds=_seeds(config, replay),
+            seeds=run_seeds,
             assets=assets,
             started=time.time(),
             directory=str(directory),
@@ -100,38 +108,37 @@ def _run(config: Config, files: StudyDirectory, sink: MLflowTracker, replay: boo
             ray_directory=str(files.directory / "ray"),
             worker_retries=config.run.max_attempts - 1,
         )
-        with follower.following("training", directory / "metrics.jsonl", config.training.images):
-            outcome = run_worker_group(spec, signals)
-        if outcome.kind is OutcomeKind.COMPLETE:
-            parameters = {**outcome.inference_parameters, **score_parameters(outcome.protocol, spec.seeds)}
-            sink.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)
-        else:
-            sink.finish_trial(0, status="FAILED")
-        return outcome
+        outcome = session.run_worker_group(spec, "training", config.training.images)
+    if outcome.kind is OutcomeKind.COMPLETE:
+        parameters = {**outcome.inference_parameters, **score_parameters(outcome.protocol, run_seeds)}
+        tracker.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)
+    else:
+        tracker.finish_trial(0, status="FAILED")
+    return outcome
 
 
 def _seeds(config: Config, replay: bool) -> dict[str, int]:
-    """A replay takes the trial's own seeds; a final run fresh ones, so that it is no second look at a lucky draw."""
+    """A replay has the trial's own seeds. A final run has fresh ones, so that its score carries no selection bias."""
     if replay:
         return config.provenance["seeds"]
     return {purpose: seeds.derive(config.study.seed, "final", 0, purpose) for purpose in PURPOSES}
 
 
-def _compare(config: Config, outcome: TrialOutcome) -> int:
-    """Say for each score whether it came again, bit for bit; else what differs between then and now."""
-    then, now = config.provenance["scores"], outcome.scores
+def _compare(config: Config, scores: dict[str, Any]) -> bool:
+    """Log each score of the trial next to that of its replay, and any difference of origin. Returns whether all are equal."""
+    then = config.provenance["scores"]
     equal = True
     for name in sorted(then):
-        same = now.get(name) == then[name]
+        same = scores.get(name) == then[name]
         equal = equal and same
-        logger.info(f"  {name:24} then {then[name]!r:24} now {now.get(name)!r:24} {'equal' if same else 'DIFFERS'}")
+        logger.info(f"  {name:24} then {then[name]!r:24} now {scores.get(name)!r:24} {'equal' if same else 'DIFFERS'}")
     if equal:
         logger.info("replay: every number is the same, bit for bit")
-        return 0
-    here = provenance.origin()
+        return True
+    origin = provenance.origin()
     for key in ("commit", "source", "versions", "machine"):
         before = config.provenance.get(key)
-        if before != here[key]:
-            logger.info(f"  {key} was {before}, is {here[key]}")
+        if before != origin[key]:
+            logger.info(f"  {key} was {before}, is {origin[key]}")
     logger.info("replay: the numbers differ")
-    return 1
+    return False

@@ -1,7 +1,7 @@
 """The phases of a study: calibrate → noise → explore → refine → inference → confirm.
 
-Without a phase a study searches (explore, then refine) and exports its best as unconfirmed. Each phase resumes by itself, and
-does nothing where it has been done.
+By default a study only searches (explore, then refine) and exports its best trial as unconfirmed. Each phase resumes, and a
+finished one does nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from uvar_tune.analysis.confirmation import (
     trained_values,
     verdicts,
 )
+from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.commands.checks import SEARCH
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import BASELINE as PLAIN
@@ -37,7 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 class SearchWork:
-    """Trials of a search, as the runner sees work."""
+    """The trials of a search as work for `TuneRunner`.
+
+    Args:
+        search: proposes the trials.
+        phase: names the work in messages.
+        folder: directory of the trials below that of the study.
+    """
 
     def __init__(self, search: Search, phase: str = "trial", folder: str = "trials"):
         self.search, self.phase, self.folder = search, phase, folder
@@ -45,58 +52,72 @@ class SearchWork:
         self.complete, self.prune, self.crashed = search.complete, search.prune, search.crashed
 
     def configuration(self, proposal) -> Config:
+        """The configuration of a trial."""
         return self.search.config.with_values(proposal.values)
 
     def checkpoint(self, proposal) -> None:
-        """Trials are trained."""
+        """None: every trial is trained."""
 
     def key(self, number: int) -> int | str:
+        """Identifies the trial at the tracker."""
         return number if self.folder == "trials" else f"{self.folder}/{number}"
 
     def name(self, proposal) -> str:
+        """Names the trial in messages."""
         return f"{self.phase} {proposal.number}"
 
 
 class Phases:
-    """Runs phases of one study on a runner."""
+    """The phases of one study.
+
+    Args:
+        config: of the study.
+        files: its directory.
+    """
 
     def __init__(self, config: Config, files: StudyDirectory):
         self.config, self.files = config, files
         self._url = files.storage_url(config)
 
     def search(self, trials: int | None = None) -> Search:
-        """The search, up to a number of trials (all of them by default)."""
+        """The search, with ``trials`` instead of `study.trials` if given."""
         config = self.config if trials is None else self.config.with_values({"study.trials": trials})
         return Search(config, self._url, last_seen=lambda number: last_time(self.files.trial(number) / "metrics.jsonl"))
 
-    def pending(self, steps: tuple[str, ...]) -> bool:
-        """Whether any of these phases has work left, as far as can be told without beginning it."""
-        if set(steps) <= {SEARCH, "explore", "refine"}:
-            search = self._search_of(steps[-1])
+    def pending(self, names: tuple[str, ...]) -> bool:
+        """Whether any of these phases may have work left. Phases other than the search always may."""
+        if set(names) <= {SEARCH, "explore", "refine"}:
+            search = self._search_of(names[-1])
             return not (search.done() or search.halted())
         return True
 
-    def check(self, steps: tuple[str, ...]) -> None:
-        """ConfigError where the first of these phases has nothing to work on."""
-        if steps[0] in ("inference", "confirm") and not self._candidates(load_results(self.config, self.files)):
+    def check(self, names: tuple[str, ...]) -> None:
+        """Raise `ConfigError` if the first of these phases needs finished trials and there are none."""
+        if names[0] in ("inference", "confirm") and not self._candidates(load_results(self.config, self.files)):
             raise ConfigError(
-                f"study {self.files.name!r} has no finished trial to {steps[0]} yet",
-                where=f"--phase {steps[0]}",
+                f"study {self.files.name!r} has no finished trial to {names[0]} yet",
+                where=f"--phase {names[0]}",
                 nearest="--phase explore",
             )
 
-    def _candidates(self, results) -> list[Any]:
-        """The best trials of the search, without the baseline."""
+    def _candidates(self, results: StudyResults) -> list[TrialResult]:
+        """The `study.confirm_top` best trials of the search, without the baseline."""
         return [trial for trial in results.ranked() if trial.kind != BASELINE][: self.config.study.confirm_top]
 
-    def run(self, step: str, runner: TuneRunner, concurrent: int) -> None:
-        logger.info(
-            f"phase {step}" if step != SEARCH else f"searching: {self.config.study.trials} trials, {concurrent} at once"
-        )
-        getattr(self, f"_{step}")(runner, concurrent)
+    def run(self, name: str, runner: TuneRunner, concurrent: int) -> None:
+        """Run what is missing of one phase.
+
+        Args:
+            name: of the phase.
+            runner: runs trials and replicates.
+            concurrent: how many of them at once.
+        """
+        searching = f"searching: {self.config.study.trials} trials, {concurrent} at once"
+        logger.info(searching if name == SEARCH else f"phase {name}")
+        getattr(self, f"_{name}")(runner, concurrent)
 
     def _calibrate(self, runner: TuneRunner, concurrent: int) -> None:
-        """The shared assets are made before any phase; here they are shown."""
+        """Log the references, which were calibrated when the shared artifacts were prepared."""
         for name, row in runner.assets.facts.get("references", {}).items():
             logger.info(
                 f"  reference {name}: " + ", ".join(f"{value:.3g}" for value in row) + " of the anchor, a scale each"
@@ -105,17 +126,17 @@ class Phases:
     def _noise(self, runner: TuneRunner, concurrent: int) -> None:
         work = self.noise()
         runner.run(work, concurrent)
-        found = baseline_noise(work.replicates(), self.config.study.metric, self.config.study.noise_samplings)
-        if found is not None:
-            tree = found.as_dict()
-            (self.files.directory / "noise.json").write_text(json.dumps(tree, indent=1))
-            gaps = ", ".join(f"{gap:.3g} with {pairs} pairs" for pairs, gap in _gaps(found))
+        noise = baseline_noise(work.replicates(), self.config.study.metric, self.config.study.noise_samplings)
+        if noise is not None:
+            self._write_json("noise.json", noise.as_dict())
+            gaps = ", ".join(f"{noise.detectable_gap(pairs):.3g} with {pairs} pairs" for pairs in (4, 8, 16))
             logger.info(
-                f"  noise of {self.config.study.metric}: standard deviation {found.training.sd:.3g} over training seeds, "
-                f"{found.sampling.sd:.3g} over sampling seeds; smallest detectable gap {gaps}"
+                f"  noise of {self.config.study.metric}: standard deviation {noise.training.sd:.3g} over training seeds, "
+                f"{noise.sampling.sd:.3g} over sampling seeds; smallest detectable gap {gaps}"
             )
 
     def noise(self) -> Replicates:
+        """Replicates of the baseline, whose scores measure the noise."""
         study = self.config.study
         arms = {
             BASELINE: {
@@ -134,39 +155,45 @@ class Phases:
 
     _refine = _search
 
-    def _search_of(self, step: str) -> Search:
+    def _search_of(self, name: str) -> Search:
         study = self.config.study
-        return self.search(min(study.trials, study.startup_trials + 1) if step == "explore" else None)
+        return self.search(min(study.trials, study.startup_trials + 1) if name == "explore" else None)
 
     def _inference(self, runner: TuneRunner, concurrent: int) -> None:
         """Score the saved checkpoints of the best trials and the baseline over all confirm axes, without training."""
         results = load_results(self.config, self.files)
-        chosen = self._candidates(results)
-        chosen += [trial for trial in (results.baseline,) if trial is not None and trial.value is not None]
-        if not chosen:
+        trials = self._candidates(results)
+        trials += [trial for trial in (results.baseline,) if trial is not None and trial.value is not None]
+        if not trials:
             raise ConfigError("no trial has finished yet", where="--phase inference")
-        arms = {arm_of(trial): trained_values(self.config, trial) for trial in chosen}
-        places = {arm_of(trial): str(trial.directory) for trial in chosen}
-        runner.run(Replicates(self.deep(), self._url, "inference", arms, 1, checkpoints=places), concurrent)
+        arms = {arm_of(trial): trained_values(self.config, trial) for trial in trials}
+        checkpoints = {arm_of(trial): str(trial.directory) for trial in trials}
+        work = Replicates(self.confirmation_config(), self._url, "inference", arms, 1, checkpoints=checkpoints)
+        runner.run(work, concurrent)
 
     def _confirm(self, runner: TuneRunner, concurrent: int) -> None:
         results, tuned = load_results(self.config, self.files), self._tuned_baseline(runner, concurrent)
         if runner.signals.asked.is_set():
-            return  # a baseline that is tuned in part is no arm
+            return  # the search of the baseline's parameters is incomplete
         work = self.confirm(confirm_arms(self.config, results, tuned))
         if work.phase != "confirm":
-            logger.info(f"  other arms than before: they are confirmed on fresh seeds, as {work.phase}")
+            logger.info(f"  the arms have changed: they are confirmed on fresh seeds, as {work.phase}")
         runner.run(work, concurrent)
         if not runner.signals.asked.is_set():
-            self.say_verdicts(work, results)
+            self._decide(work, results)
 
     def confirm(self, arms: dict[str, dict[str, Any]]) -> Replicates:
-        config, pairs = self.deep(), self.config.study.confirm_replicates
+        """Replicates of the baseline and the candidates.
+
+        Args:
+            arms: values by the name of the arm.
+        """
+        config, pairs = self.confirmation_config(), self.config.study.confirm_replicates
         rule = functools.partial(stopped_arms, self.config)
         return Replicates(config, self._url, "confirm", arms, pairs, stop_rule=rule)
 
-    def deep(self) -> Config:
-        """The configuration under which networks are compared: each at its own best point over all confirm axes."""
+    def confirmation_config(self) -> Config:
+        """The configuration for comparing networks: each is scored at its own best point over all confirm axes."""
         return self.config.with_values(
             {
                 "inference.search": "per_checkpoint",
@@ -176,12 +203,12 @@ class Phases:
         )
 
     def _tuned_baseline(self, runner: TuneRunner, concurrent: int) -> dict[str, Any]:
-        """The baseline's nuisance parameters, searched with as many trials as the study had; {} where none are searched."""
+        """The baseline's best nuisance parameters, from a search with as many trials as the study; {} if it has none."""
         nuisance = {name: entry for name, entry in self.config.space.items() if entry.role == "nuisance"}
         if not nuisance:
             return {}
-        kept = {name: entry for name, entry in self.config.space.items() if entry.role in ("nuisance", "inference")}
-        config = self.config.model_copy(update={"space": kept})
+        space = {name: entry for name, entry in self.config.space.items() if entry.role in ("nuisance", "inference")}
+        config = self.config.model_copy(update={"space": space})
         config = config.with_values({**PLAIN, "study.pruner": "none", "study.rungs": ()})
         search = Search(config, self._url, under="baseline")
         runner.run(SearchWork(search, "baseline", "baseline"), concurrent)
@@ -193,30 +220,26 @@ class Phases:
         )
         return {name: value for name, value in best.user_attrs["values"].items() if name in nuisance}
 
-    def say_verdicts(self, work: Replicates, results) -> None:
-        found, lost = verdicts(self.config, work.replicates(), search_values(results), work.design)
-        (self.files.directory / "verdicts.json").write_text(json.dumps([one.as_dict() for one in found], indent=1))
-        for one in found:
-            interval = (
-                f"[{one.simultaneous_low:.3g}, {one.simultaneous_high:.3g}]"
-                if one.simultaneous_low is not None
-                else "no interval"
-            )
-            flattered = (
-                f", the search had flattered it by {one.selection_bias:.3g}" if one.selection_bias is not None else ""
-            )
-            needed = (
-                f", would take {one.seeds_needed} pairs"
-                if one.seeds_needed and one.verdict == "not distinguishable"
-                else ""
-            )
-            logger.info(
-                f"  {one.arm}: {one.verdict}; {self.config.study.metric} {one.value:.4g} against {one.baseline:.4g}, "
-                f"difference {one.difference:+.3g} {interval} over {one.pairs} of at most {one.max_pairs} pairs{flattered}{needed}"
-            )
-        for arm, why in lost.items():
-            logger.info(f"  {arm}: no verdict ({why})")
+    def _decide(self, work: Replicates, results: StudyResults) -> None:
+        """Test each arm against the baseline; write and log the verdicts."""
+        decided, undecided = verdicts(self.config, work.replicates(), search_values(results), work.design)
+        self._write_json("verdicts.json", [verdict.as_dict() for verdict in decided])
+        for verdict in decided:
+            logger.info(_verdict_line(verdict, self.config.study.metric))
+        for arm, reason in undecided.items():
+            logger.info(f"  {arm}: no verdict ({reason})")
+
+    def _write_json(self, name: str, tree: Any) -> None:
+        (self.files.directory / name).write_text(json.dumps(tree, indent=1), encoding="utf-8")
 
 
-def _gaps(noise) -> list[tuple[int, float]]:
-    return [(pairs, noise.detectable_gap(pairs)) for pairs in (4, 8, 16)]
+def _verdict_line(verdict, metric: str) -> str:
+    low, high = verdict.simultaneous_low, verdict.simultaneous_high
+    interval = f"[{low:.3g}, {high:.3g}]" if low is not None else "no interval"
+    bias = f", selection bias of the search {verdict.selection_bias:.3g}" if verdict.selection_bias is not None else ""
+    undecided = verdict.seeds_needed and verdict.verdict == "not distinguishable"
+    needed = f", would take {verdict.seeds_needed} pairs" if undecided else ""
+    return (
+        f"  {verdict.arm}: {verdict.verdict}; {metric} {verdict.value:.4g} against {verdict.baseline:.4g}, "
+        f"difference {verdict.difference:+.3g} {interval} over {verdict.pairs} of at most {verdict.max_pairs} pairs{bias}{needed}"
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uvar_tune.commands.summary import track
+from uvar_tune.commands.summary import log_summary
 from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
@@ -103,7 +103,8 @@ def _log_untracked(run_logger: BufferedRunLogger, files: StudyDirectory, tracked
     results = load_results(config, files) if by_phase else None
     if results is not None and results.best is not None:
         pages = sorted([*files.export.glob("*.yaml"), *files.report.glob("*.*")])
-        track(results, run_logger, pages, timestamp=ended)
+        log_summary(results, run_logger, pages)
+        run_logger.finish_study("FINISHED", timestamp=ended)
 
 
 def _log_study(

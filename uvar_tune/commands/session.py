@@ -1,107 +1,138 @@
-"""The work of a study that has been claimed: prepare, search, report."""
+"""The life cycle that a study, a final run and the training of a tokenizer share."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from uvar_tune import provenance
-from uvar_tune.analysis.results import require_same_protocol
-from uvar_tune.commands.checks import check_folder
-from uvar_tune.commands.phases import Phases
-from uvar_tune.commands.summary import finish
 from uvar_tune.config.schema import Config
 from uvar_tune.console import CpuTimeMeter, LogFollower
-from uvar_tune.errors import FAILED, INTERRUPTED, InfrastructureError
-from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
-from uvar_tune.ray_backend.tuner import TuneRunner
-from uvar_tune.search.load import stored_protocol
-from uvar_tune.search.storage import require_existing_study, verify_directory_owner
-from uvar_tune.specs import Assets
+from uvar_tune.errors import InfrastructureError
+from uvar_tune.io.disk import raise_on_disk_full
+from uvar_tune.specs import Assets, TrialOutcome, WorkerGroupSpec
 from uvar_tune.study_dir import StudyDirectory
-from uvar_tune.tracking import CLOSE_TIMEOUT_SEC, STOP_TIMEOUT_SEC, MLflowTracker
-from uvar_tune.tracking.parameters import provenance_tags, study_parameters
+from uvar_tune.tracking import CLOSE_TIMEOUT_SEC, STOP_TIMEOUT_SEC, Tracker
+from uvar_tune.tracking.parameters import provenance_tags
 
 logger = logging.getLogger(__name__)
 
 
-def work_on(config: Config, files: StudyDirectory, steps: tuple[str, ...]) -> int:
-    """Run what is missing of these phases; exit code as `run_study` has it."""
-    require_existing_study(files.storage_url(config), files.name, files.directory)
-    phases = Phases(config, files)
-    verify_directory_owner(phases.search().storage, files.name, files.directory)
-    phases.check(steps)
-    if not phases.pending(steps):
-        logger.info(
-            phases.search().halted() or "all trials have finished; nothing to run (a larger --trials extends the study)"
-        )
-        return finish(config, files, None, {})
-    check_folder(config)
-    sink = files.sink()
-    code = FAILED
-    try:
-        code = _run(config, files, phases, steps, sink)
-    except InfrastructureError:
-        sink.finish_study("KILLED")
-        raise
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-        raise
-    finally:
-        sink.close(STOP_TIMEOUT_SEC if code == INTERRUPTED else CLOSE_TIMEOUT_SEC)
-    return code
+class RunSession:
+    """One run of a command in its directory: lock, tracker, Ray and shared artifacts, each released on every way out.
 
+    As a context manager it creates the directory, holds its lock and turns any error caused by a full disk into an
+    `InfrastructureError`. On exit it sends the tracker the final status: `status` after success, KILLED after Ctrl-C or an
+    `InfrastructureError` (the same command continues), FAILED after any other exception.
 
-def _run(config: Config, files: StudyDirectory, phases: Phases, steps: tuple[str, ...], sink: MLflowTracker) -> int:
-    from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
-    from uvar_tune.ray_backend.cluster import capacity, cluster
-    from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
+    Args:
+        config: of the run.
+        files: its directory.
+        tracker: used instead of the MLflow tracker of the directory.
 
-    sink.start_study(params=study_parameters(config), tags=provenance_tags(provenance.origin()))
-    sink.log_artifact(None, files.config, "")
-    follower, signals = LogFollower(), GracefulShutdown()
-    with CpuTimeMeter() as meter, cluster(), signals:
-        concurrent = capacity(config)
-        with CapacityMonitor(config):
-            check_shared_filesystem(files.root)
-            assets = prepare_assets(config, files, follower)
-            _check_protocol(config, files, phases, assets)
-        sink.log_study_metrics(
-            {f"prepare/{key}": value for key, value in assets.facts.items() if isinstance(value, float)}
-        )
-        runner = TuneRunner(config, files, sink, signals, follower, assets)
-        for step in steps:
-            phases.run(step, runner, concurrent)
-            if signals.asked.is_set():
-                sink.finish_study("KILLED")
-                logger.info("stopped; what was in flight keeps its checkpoints. The same command continues.")
-                return INTERRUPTED
-    if halted := phases.search().halted():
-        logger.info(halted)
-    return finish(config, files, sink, {"all processes": meter.seconds})
+    Attributes:
+        status: FINISHED, unless the run sets another one.
+        follower: logs the progress of other processes.
+        shutdown: the signal handlers, while `ray` is entered.
+        concurrent_trials: how many trials the cluster can hold, while `ray` is entered.
+        cpu_meter: measures this machine's processes, while `ray` is entered.
+    """
 
+    def __init__(self, config: Config, files: StudyDirectory, *, tracker: Tracker | None = None):
+        self.config, self.files, self.tracker = config, files, tracker
+        self.status, self.follower, self.cpu_meter = "FINISHED", LogFollower(), CpuTimeMeter()
+        self._tracking = False
+        self._resources = contextlib.ExitStack()
 
-def _check_protocol(config: Config, files: StudyDirectory, phases: Phases, assets: Assets) -> None:
-    """What is scored from here on must be comparable with what the study holds; ConfigError before anything is trained."""
-    from uvar_tune.ray_backend.cluster import run_as_task
-    from uvar_tune.trial.scoring import current_protocol
+    def __enter__(self) -> RunSession:
+        self.files.create()
+        with contextlib.ExitStack() as resources:
+            resources.enter_context(self.files.lock())
+            resources.enter_context(raise_on_disk_full(self.files.directory))
+            resources.push(self._end_tracking)
+            self._resources = resources.pop_all()
+        return self
 
-    storage = phases.search().storage
-    verify_directory_owner(storage, files.name, files.directory)  # again: two may have begun at once
-    known = stored_protocol(storage, files.name)
-    if known:
-        require_same_protocol(
-            run_as_task(config, current_protocol, config, assets),
-            known,
-            where="here and now",
-            of=f"the trials of study {files.name!r}; go on where they were scored, or take another --study name",
-        )
+    def __exit__(self, error_type, error, traceback) -> bool | None:
+        if isinstance(error, KeyboardInterrupt):
+            logger.info("stopped; checkpoints are kept. The same command continues.")
+        return self._resources.__exit__(error_type, error, traceback)
 
+    def start_tracking(self, params: dict[str, Any], tags: dict[str, Any] | None = None) -> None:
+        """Begin the run at the tracker.
 
-def prepare_assets(config: Config, files: StudyDirectory, follower: LogFollower) -> Assets:
-    """The assets of a study, made on a node that has what a worker needs; its progress is followed."""
-    from uvar_tune.ray_backend.cluster import run_as_task
-    from uvar_tune.trial.assets import prepare
+        Args:
+            params: of the run.
+            tags: in addition to those that name commit and machine.
+        """
+        self.tracker = self.tracker or self.files.open_tracker()
+        self._tracking = True
+        self.tracker.start_study(params=params, tags={**provenance_tags(provenance.origin()), **(tags or {})})
 
-    record = files.directory / "prepare.jsonl"
-    with follower.following("prepare", record, config.tokenizer.images):
-        return run_as_task(config, prepare, config, files.cache, record)
+    def _end_tracking(self, error_type, error, _traceback) -> None:
+        if not self._tracking:
+            return
+        resumable = isinstance(error, (KeyboardInterrupt, InfrastructureError))
+        self.tracker.finish_study(self.status if error is None else "KILLED" if resumable else "FAILED")
+        self.tracker.close(STOP_TIMEOUT_SEC if isinstance(error, KeyboardInterrupt) else CLOSE_TIMEOUT_SEC)
+
+    @contextlib.contextmanager
+    def ray(self) -> Iterator[None]:
+        """Connect to the cluster or start a local Ray, and handle signals, for the duration of a ``with`` block.
+
+        Raises:
+            ConfigError: no cluster answers, it can never hold one trial, or a node does not share `run.root`.
+        """
+        from uvar_tune.ray_backend.cluster import capacity, cluster
+        from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
+        from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
+
+        self.shutdown = GracefulShutdown()
+        with self.cpu_meter, cluster(), self.shutdown:
+            self.concurrent_trials = capacity(self.config)
+            with self._capacity_monitor():
+                check_shared_filesystem(self.files.root)
+            yield
+
+    def run_as_task(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of ``function(*arguments)``, run on a node that has the resources of a worker."""
+        from uvar_tune.ray_backend.cluster import run_as_task
+
+        with self._capacity_monitor():
+            return run_as_task(self.config, function, *arguments)
+
+    def prepare_assets(self) -> Assets:
+        """The artifacts that all trials share, built where they are missing; progress is logged."""
+        from uvar_tune.trial.assets import prepare
+
+        log = self.files.directory / "prepare.jsonl"
+        with self.follower.following("prepare", log, self.config.tokenizer.images):
+            return self.run_as_task(prepare, self.config, self.files.cache, log)
+
+    def run_worker_group(
+        self, spec: WorkerGroupSpec, name: str, images: int, loop: Callable | None = None
+    ) -> TrialOutcome:
+        """Run one worker group to its end; progress is logged.
+
+        Args:
+            spec: what the workers run.
+            name: begins each line of progress.
+            images: number of training images at which the work ends.
+            loop: the training loop of each worker; a trial's by default.
+
+        Raises:
+            KeyboardInterrupt: a stop was requested; the workers have saved a checkpoint.
+        """
+        from uvar_tune.ray_backend.trainer import run_worker_group
+
+        log = Path(spec.directory) / "metrics.jsonl"
+        with self._capacity_monitor(), self.follower.following(name, log, images):
+            return run_worker_group(spec, self.shutdown, loop)
+
+    def _capacity_monitor(self):
+        from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
+
+        return CapacityMonitor(self.config)

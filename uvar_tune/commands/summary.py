@@ -1,95 +1,135 @@
-"""The end of a study: table, export, report, costs, and where to look next."""
+"""The end of a study: export of the best trial, report, costs, and the lines that the terminal shows."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import logging
+import os
 import shlex
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console
-
 from uvar_tune.analysis.export import UNCONFIRMED, export_trial
 from uvar_tune.analysis.results import StudyResults
 from uvar_tune.config.schema import Config
-from uvar_tune.errors import FAILED
 from uvar_tune.io.uri import redact_url
-from uvar_tune.reporting import ranked_table, write_report
+from uvar_tune.reporting import write_report
 from uvar_tune.reporting.costs import costs
 from uvar_tune.search.load import load_results
 from uvar_tune.study_dir import StudyDirectory
-from uvar_tune.tracking import MLflowTracker, RunLogger
+from uvar_tune.tracking import RunLogger, Tracker
 from uvar_tune.training import latest_valid
 
-logger = logging.getLogger(__name__)
+
+@dataclasses.dataclass(frozen=True)
+class StudyOutcome:
+    """What a study has found.
+
+    Args:
+        results: of all trials, best first.
+        files: the study's directory.
+        config: of the study.
+        export: configuration file of the best trial; None if no trial has a score.
+        pages: report files by kind (`html`, `png`); empty if no trial has a score.
+        cpu_sec: CPU seconds of all processes of this run; None if nothing was run.
+    """
+
+    results: StudyResults
+    files: StudyDirectory
+    config: Config
+    export: Path | None = None
+    pages: dict[str, str] = dataclasses.field(default_factory=dict)
+    cpu_sec: float | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether any trial has a score."""
+        return self.results.best is not None
 
 
-def finish(config: Config, files: StudyDirectory, sink: MLflowTracker | None, cpu_sec: dict[str, float]) -> int:
-    """Print and write what the study found. Exit code 1 where no trial has a score."""
+def summarize(
+    config: Config, files: StudyDirectory, tracker: Tracker | None = None, *, cpu_sec: float | None = None
+) -> StudyOutcome:
+    """Export the best trial, write the report and log both.
+
+    Args:
+        config: of the study.
+        files: its directory.
+        tracker: gets the summary, if given.
+        cpu_sec: appended to the study's record of costs.
+    """
     results = load_results(config, files)
-    Console(width=None if Console().is_terminal else 140).print(ranked_table(results))
+    if cpu_sec is not None and results.best is not None:
+        append_cost_record(files, cpu_sec)
     if results.best is None:
-        logger.info("no trial has a score")
-        if sink:
-            sink.finish_study("FAILED")
-        return FAILED
-    run_id = sink.run_id(results.best.number) if sink else None
+        return StudyOutcome(results, files, config, cpu_sec=cpu_sec)
+    run_id = tracker.run_id(results.best.number) if tracker else None
     export = export_trial(results, results.best, files.export, mlflow_run=run_id, unconfirmed=True)
-    _note_costs(files, cpu_sec)
     pages = write_report(results, files.report)
-    if sink:
-        track(results, sink, [export, *map(Path, pages.values())])
-    _log_costs(results, cpu_sec)
-    best, verdict = results.best, results.verdict(results.best)
-    word = verdict["verdict"] if verdict else UNCONFIRMED
-    logger.info(f"best: trial {best.number}, {results.metric} {best.value:.4g}, exported to {export} (verdict: {word})")
-    logger.info(f"report: {pages['html']}\npicture: {pages['png']}")
-    uri = files.tracking_uri()
-    local = uri.startswith("sqlite") and f"{_python()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    logger.info(f"MLflow UI:        {local or redact_url(uri)}")
-    storage = redact_url(files.storage_url(config).removeprefix("journal:"))
-    logger.info(f"Optuna dashboard: {Path(_python()).parent / 'optuna-dashboard'} {shlex.quote(storage)}")
-    logger.info(f"final run:        {_python()} -m uvar_tune train {export}")
-    return 0
+    if tracker:
+        log_summary(results, tracker, [export, *map(Path, pages.values())])
+    return StudyOutcome(results, files, config, export, pages, cpu_sec)
 
 
-def track(results: StudyResults, run_logger: RunLogger, pages: Iterable[Path], timestamp: float | None = None) -> None:
-    """Log the results of a study: the best trial's checkpoint and scores, exports and reports."""
+def log_summary(results: StudyResults, tracker: RunLogger, pages: Iterable[Path]) -> None:
+    """Log the best trial's checkpoint and scores, and the exports and reports."""
     best = results.best
-    checkpoint = latest_valid(best.directory / "checkpoints", on_skip=lambda path, why: None)
+    checkpoint = latest_valid(best.directory / "checkpoints", on_skip=lambda path, reason: None)
     if checkpoint is not None:
-        run_logger.log_artifact(best.number, checkpoint, "checkpoint")
+        tracker.log_artifact(best.number, checkpoint, "checkpoint")
     for path in pages:
-        run_logger.log_artifact(None, path, "report")
-    run_logger.log_study_metrics({f"best/{name}": value for name, value in best.scores.items()})
-    run_logger.finish_study("FINISHED", timestamp=timestamp)
+        tracker.log_artifact(None, path, "report")
+    tracker.log_study_metrics({f"best/{name}": value for name, value in best.scores.items()})
 
 
-def _note_costs(files: StudyDirectory, cpu_sec: dict[str, float]) -> None:
-    """One line for each driver that worked at the study."""
-    if cpu_sec:
-        with (files.directory / "cost.jsonl").open("a") as handle:
-            handle.write(json.dumps({"time": time.time(), **cpu_sec}) + "\n")
+def append_cost_record(files: StudyDirectory, cpu_sec: float) -> None:
+    """Append one line to the study's cost.jsonl, which has a line for each run."""
+    with (files.directory / "cost.jsonl").open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps({"time": time.time(), "all processes": cpu_sec}) + "\n")
 
 
-def _log_costs(results: StudyResults, cpu_sec: dict[str, float]) -> None:
-    """Where the time went, over all commands that worked at the study."""
+def summary_lines(outcome: StudyOutcome) -> list[str]:
+    """Lines below the table of trials: costs, best trial, files, and commands to go on with."""
+    results, files = outcome.results, outcome.files
+    if results.best is None:
+        return ["no trial has a score"]
+    best, verdict = results.best, results.verdict(results.best)
+    uri, python = files.tracking_uri(), _python()
+    server = _command(python, "-m", "mlflow", "ui", "--backend-store-uri", uri)
+    storage = redact_url(files.storage_url(outcome.config).removeprefix("journal:"))
+    return [
+        *_cost_lines(results, outcome.cpu_sec),
+        f"best: trial {best.number}, {results.metric} {best.value:.4g}, exported to {outcome.export} "
+        f"(verdict: {verdict['verdict'] if verdict else UNCONFIRMED})",
+        f"report: {outcome.pages['html']}",
+        f"picture: {outcome.pages['png']}",
+        f"MLflow UI:        {server if uri.startswith('sqlite') else redact_url(uri)}",
+        f"Optuna dashboard: {_command(Path(python).parent / 'optuna-dashboard', storage)}",
+        f"final run:        {_command(python, '-m', 'uvar_tune', 'train', outcome.export)}",
+    ]
+
+
+def _cost_lines(results: StudyResults, cpu_sec: float | None) -> list[str]:
+    """Wall and CPU time by phase, over all runs of the study, and the CPU time of this run."""
+    lines = []
     for row in costs(results):
-        parts = [
-            f"{seconds:,.0f} {kind} s" for seconds, kind in ((row.wall_sec, "wall"), (row.cpu_sec, "CPU")) if seconds
-        ]
-        if parts:
-            logger.info(f"time, {row.phase}: {', '.join(parts)}")
-    for name, seconds in cpu_sec.items():
-        logger.info(f"CPU seconds of this command, {name}: {seconds:.0f} ({seconds / 60:.1f} minutes)")
+        seconds = {"wall": row.wall_sec, "CPU": row.cpu_sec}
+        if parts := [f"{value:,.0f} {kind} s" for kind, value in seconds.items() if value]:
+            lines.append(f"time, {row.phase}: {', '.join(parts)}")
+    if cpu_sec is not None:
+        lines.append(f"CPU seconds of this command, all processes: {cpu_sec:.0f} ({cpu_sec / 60:.1f} minutes)")
+    return lines
+
+
+def _command(*arguments: str | Path) -> str:
+    """A command line for a POSIX shell."""
+    return shlex.join(map(str, arguments))
 
 
 def _python() -> str:
-    import os
-    import sys
-
+    """The path of this interpreter, relative to the current directory if it is below it."""
     try:
         return str(Path(sys.executable).relative_to(os.getcwd()))
     except ValueError:

@@ -1,30 +1,29 @@
-"""A run of `uvar-tune tokenizer`: the tokenizer of a configuration trained by a group of workers, shown, handed over.
+"""The training of a tokenizer by a group of workers, and its export.
 
 run.root/NAME-tokenizer/{tokenizer.yaml, tokenizer/, trials/00000/{metrics.jsonl, checkpoints/<images>/, samples/}}
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from uvar_tune import provenance
-from uvar_tune.config.schema import NAME_PATTERN, Config
-from uvar_tune.console import LogFollower
-from uvar_tune.errors import FAILED, INTERRUPTED, ConfigError
+from uvar_tune.commands.checks import check_name
+from uvar_tune.commands.session import RunSession
+from uvar_tune.config.schema import Config
+from uvar_tune.errors import ConfigError
 from uvar_tune.io.atomic import write_text_atomic
-from uvar_tune.io.disk import raise_on_disk_full
 from uvar_tune.io.safe_load import dump_yaml, parse_yaml, read_text
 from uvar_tune.io.uri import redact_url
 from uvar_tune.model import save_official
 from uvar_tune.model.official import OFFICIAL_RATIOS
-from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.specs import OutcomeKind, TokenizerSpec, TrialOutcome, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
-from uvar_tune.tracking import CLOSE_TIMEOUT_SEC, STOP_TIMEOUT_SEC, MLflowTracker
+from uvar_tune.tracking import Tracker
 from uvar_tune.tracking.parameters import provenance_tags, study_parameters
 from uvar_tune.training import load_tokenizer, require_same
 from uvar_tune.trial.factory import tokenizer_seed
@@ -34,42 +33,70 @@ from uvar_tune.trial.trial import write_config
 logger = logging.getLogger(__name__)
 
 
-def run_tokenizer(config: Config, name: str, *, official: str | None) -> int:
-    """Train what is missing of the tokenizer and say where it lies; exit code 0 when it is there, 130 when interrupted."""
+@dataclasses.dataclass(frozen=True)
+class TokenizerOutcome:
+    """How the training of a tokenizer ended.
+
+    Args:
+        outcome: of the training; its scores are those on held-out images.
+        path: of the tokenizer, for `tokenizer.path`.
+    """
+
+    outcome: TrialOutcome
+    path: Path
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the tokenizer exists."""
+        return self.outcome.kind is OutcomeKind.COMPLETE
+
+
+def run_tokenizer(
+    config: Config, name: str, *, official: str | None = None, tracker: Tracker | None = None
+) -> TokenizerOutcome:
+    """Train what is missing of a tokenizer below ``run.root/NAME-tokenizer``.
+
+    Args:
+        config: of which the sections `data` and `tokenizer` are used.
+        name: of the run.
+        official: file to which the tokenizer is also written in the layout of the official VAR release.
+        tracker: used instead of MLflow.
+
+    Raises:
+        ConfigError: invalid input.
+        InfrastructureError: the same call continues.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved.
+    """
     _check(config, name, official)
     files = StudyDirectory(resolve_root(config.run.root), f"{name}-tokenizer")
-    files.prepare()
-    place, known = files.directory / "tokenizer", files.directory / "tokenizer.yaml"
     seeds = {"tokenizer": tokenizer_seed(config)}
-    with files.lock(), raise_on_disk_full(files.directory):
-        if known.exists():
+    with RunSession(config, files, tracker=tracker) as session:
+        settings = _settings_file(files)
+        if settings.exists():
             require_same(
-                parse_yaml(read_text(known), str(known)),
-                _asked(config),
+                parse_yaml(read_text(settings), str(settings)),
+                _settings(config),
                 where=f"tokenizer {name!r} in {files.directory}",
             )
         outcome = read_outcome(files.trial(0), seeds)
         if outcome is not None and outcome.kind is OutcomeKind.COMPLETE:
             logger.info("this tokenizer has been trained; nothing to run (--name starts another)")
         else:
-            try:
-                outcome = _train(config, files, known, place, seeds)
-            except KeyboardInterrupt:
-                logger.info("stopped; the last checkpoint is kept. The same command continues.")
-                return INTERRUPTED
-    if outcome.kind is not OutcomeKind.COMPLETE:
+            outcome = _train(session, seeds)
+    run = TokenizerOutcome(outcome, _path(files))
+    if run.succeeded:
+        _export(config, run, files, official)
+    else:
         logger.info(f"{outcome.kind.value}: {outcome.description}")
-        return FAILED
-    return _hand_over(config, outcome, files, place, official)
+    return run
 
 
 def _check(config: Config, name: str, official: str | None) -> None:
-    """What can be refused without looking at the images."""
+    """Raise `ConfigError` for anything that can be found without looking at the images."""
     t = config.tokenizer
     if t.path is not None:
         raise ConfigError(f"{t.path!r} is a tokenizer already; leave it out to train one", where="tokenizer.path")
-    if not re.match(NAME_PATTERN, name):
-        raise ConfigError(f"{name!r} is no name (letters, digits, '.', '_', '-')", where="--name")
+    check_name(name)
     if t.batch_size % config.run.workers:
         low = t.batch_size // config.run.workers * config.run.workers
         raise ConfigError(
@@ -86,8 +113,8 @@ def _check(config: Config, name: str, official: str | None) -> None:
         )
 
 
-def _asked(config: Config) -> dict[str, Any]:
-    """The settings that make the tokenizer, by section."""
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings that determine the tokenizer, by section."""
     tree = config.tree()
     return {
         "study": {"seed": config.study.seed},
@@ -96,75 +123,66 @@ def _asked(config: Config) -> dict[str, Any]:
     }
 
 
-def _train(config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int]) -> TrialOutcome:
-    """Run the worker group, followed by MLflow and the user; how it ended."""
-    sink = files.sink()
-    status, close_sec = "KILLED", STOP_TIMEOUT_SEC
-    try:
-        outcome = _on_ray(config, files, known, place, seeds, sink)
-        status = "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
-        close_sec = CLOSE_TIMEOUT_SEC
-        metrics = {f"held_out/{key}": value for key, value in outcome.scores.items()}
-        sink.finish_trial(0, status=status, metrics=metrics)
-        return outcome
-    finally:
-        if known.exists():  # else it was refused, and there is nothing to show
-            sink.finish_study(status)
-        sink.close(close_sec)
+def _settings_file(files: StudyDirectory) -> Path:
+    return files.directory / "tokenizer.yaml"
 
 
-def _on_ray(
-    config: Config, files: StudyDirectory, known: Path, place: Path, seeds: dict[str, int], sink: MLflowTracker
-) -> TrialOutcome:
-    from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
-    from uvar_tune.ray_backend.cluster import capacity, cluster, run_as_task
-    from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
-    from uvar_tune.ray_backend.trainer import run_worker_group
+def _path(files: StudyDirectory) -> Path:
+    return files.directory / "tokenizer"
+
+
+def _train(session: RunSession, seeds: dict[str, int]) -> TrialOutcome:
     from uvar_tune.ray_backend.worker import work_on_tokenizer
     from uvar_tune.trial.tokenizer_trial import check_run
 
-    directory, follower = files.trial(0), LogFollower()
-    with cluster(), GracefulShutdown() as signals, CapacityMonitor(config):
-        capacity(config)
-        check_shared_filesystem(files.root)
-        if not known.exists():
-            run_as_task(config, check_run, config)
-            write_text_atomic(known, dump_yaml(_asked(config)))
+    config, files = session.config, session.files
+    directory = files.trial(0)
+    with session.ray():
+        if not _settings_file(files).exists():
+            session.run_as_task(check_run, config)
+            write_text_atomic(_settings_file(files), dump_yaml(_settings(config)))
         write_config(directory, config)
-        tags = {**provenance_tags(provenance.origin()), "uvar.kind": "tokenizer"}
-        sink.start_study(params={}, tags=tags)
+        session.start_tracking(params={}, tags={"uvar.kind": "tokenizer"})
         parameters = {
             key: value for key, value in study_parameters(config).items() if key.startswith(("data.", "tokenizer."))
         }
-        sink.start_trial(0, directory, params={**parameters, "study.seed": config.study.seed}, tags=tags)
+        session.tracker.start_trial(
+            0,
+            directory,
+            params={**parameters, "study.seed": config.study.seed},
+            tags={**provenance_tags(provenance.origin()), "uvar.kind": "tokenizer"},
+        )
         spec = TokenizerSpec(
             config=worker_config(config),
             seeds=seeds,
             directory=str(directory),
-            tokenizer=str(place),
+            tokenizer=str(_path(files)),
             run_name=f"tokenizer-{time.time_ns()}",
             ray_directory=str(files.directory / "ray"),
             worker_retries=config.run.max_attempts - 1,
         )
-        with follower.following("tokenizer", directory / "metrics.jsonl", config.tokenizer.images):
-            return run_worker_group(spec, signals, work_on_tokenizer)
+        outcome = session.run_worker_group(spec, "tokenizer", config.tokenizer.images, work_on_tokenizer)
+    session.status = "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
+    metrics = {f"held_out/{key}": value for key, value in outcome.scores.items()}
+    session.tracker.finish_trial(0, status=session.status, metrics=metrics)
+    return outcome
 
 
-def _hand_over(config: Config, outcome: TrialOutcome, files: StudyDirectory, place: Path, official: str | None) -> int:
-    scores = outcome.scores
-    vqvae = load_tokenizer(place)
+def _export(config: Config, run: TokenizerOutcome, files: StudyDirectory, official: str | None) -> None:
+    """Log scores and paths; write the official layout if requested."""
+    scores = run.outcome.scores
+    vqvae = load_tokenizer(run.path)
+    usage = ", ".join(f"{scores[f'code_usage/scale_{k}']:.0%}" for k in range(1, len(vqvae.scales) + 1))
     logger.info(
-        f"held-out reconstruction MSE {scores['reconstruction_mse']:.4f} (pixels in [-1, 1]), {scores['codes_in_use']:.0f} of "
-        f"{config.tokenizer.vocab_size} codes in use ("
-        + ", ".join(f"{scores[f'code_usage/scale_{k}']:.0%}" for k in range(1, len(vqvae.scales) + 1))
-        + " at the scales)"
+        f"held-out reconstruction MSE {scores['reconstruction_mse']:.4f} (pixels in [-1, 1]), "
+        f"{scores['codes_in_use']:.0f} of {config.tokenizer.vocab_size} codes in use ({usage} at the scales)"
     )
-    pictures = sorted((files.trial(0) / "samples").glob("*.png"))
-    if pictures:
-        logger.info(f"reconstructions: {pictures[-1]}")
+    images = sorted((files.trial(0) / "samples").glob("*.png"))
+    if images:
+        logger.info(f"reconstructions: {images[-1]}")
     logger.info(f"MLflow: {redact_url(files.tracking_uri())}")
     if official is not None:
         save_official(vqvae, vae_path=official)
         logger.info(f"official layout: {official}")
-    logger.info(f"tokenizer: {place}\nuse it with tokenizer.path={place}")
-    return 0
+    logger.info(f"tokenizer: {run.path}")
+    logger.info(f"use it with tokenizer.path={run.path}")

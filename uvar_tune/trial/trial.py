@@ -141,7 +141,7 @@ class _Attempt:
         outcome = dataclasses.replace(outcome, **self._costs())
         if self._log is not None:
             self._log.event("ended", outcome=outcome.kind.value, cpu_sec=outcome.cpu_sec, seconds=outcome.seconds)
-            self._log.settle()
+            self._log.flush()
         return outcome
 
     def _costs(self) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class _Attempt:
             raise TrainingEnded(outcome) from error
 
     def _save(self, event: CheckpointEvent, var, checkpoints: Path, settings: dict[str, Any]) -> None:
-        self._log.settle()
+        self._log.flush()
         save_checkpoint(
             checkpoints / f"{event.images:012d}",
             var_state=var.state_dict(),
