@@ -54,6 +54,9 @@ def test_load_config_takes_files_and_mappings(tmp_path):
 
 
 def test_refusals_raise_and_leave_logging_alone(tmp_path, capsys):
+    import uvar_tune.commands.evaluate  # libraries configure their own loggers on import
+    import uvar_tune.search.load  # noqa: F401
+
     loggers = [logging.getLogger(name) for name in (None, "ray", "optuna", "mlflow", "uvar_tune")]
     before = [(logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
     with pytest.raises(ConfigError, match="no study 'nothing'"):
