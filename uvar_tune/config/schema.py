@@ -209,7 +209,7 @@ class TokenizerConfig(Section):
     lpips_network: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Network of LPIPS."""
     crops: Positive = 1
-    """Random crops of each image whose tokens are cached."""
+    """Crops per image in the token cache: 1 is the centre crop, more are random crops."""
 
     @model_validator(mode="after")
     def _scales_grow(self):
