@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from uvar_tune import seeds
 from uvar_tune.config.schema import ModelConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import PRESETS, VAR, preset
-from uvar_tune.model.attention import MASKED_POSITIONS, PrefixAttention, UnitHeads, prefix_mask
+from uvar_tune.model.attention import MASKED_POSITIONS, PrefixAttention, Prefixes, UnitHeads, prefix_mask
 from uvar_tune.model.scales import OFFICIAL_SCALES, SCALES_512, boundaries, positions
 
 PARAMETERS = {
@@ -44,6 +46,30 @@ def test_attention_equals_masked_attention(scales):
     gradients = [torch.autograd.grad(out.square().sum(), q)[0] for out in (actual, expected)]
     assert torch.allclose(*gradients, rtol=0, atol=1e-11)
     assert (len(PrefixAttention(scales).bounds) > 1) == (length > MASKED_POSITIONS)
+
+
+def test_prefixes_equal_slices_in_less_memory():
+    """The same bits as slices; the backward pass allocates one tensor of full size, not one for each slice and sum."""
+    ends, full = (14, 50, 183), 2 * 2 * 183 * 8
+    x = torch.randn(2, 2, 183, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = [torch.randn(2, 2, end, 8, generator=torch.Generator().manual_seed(end)) for end in ends]
+    allocated: dict[str, int] = {}
+
+    class Allocations(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            fresh = torch.is_tensor(result) and not any(a.is_set_to(result) for a in arguments if torch.is_tensor(a))
+            if fresh and not function.is_view and result.numel() == full:
+                allocated[side] += 1
+            return result
+
+    gradients = {}
+    for side, views in (("slices", [x[:, :, :end] for end in ends]), ("prefixes", Prefixes.apply(x, ends))):
+        allocated[side] = 0
+        with Allocations():
+            gradients[side] = torch.autograd.grad(views, x, weights)[0]
+    assert torch.equal(gradients["slices"], gradients["prefixes"])
+    assert allocated["prefixes"] == 1 < allocated["slices"]
 
 
 def test_unit_heads_equal_autograd():
@@ -214,3 +240,46 @@ def test_bad_labels_and_inputs_are_refused(var):
             var(torch.tensor([0, wrong, 2]), teacher_input)
     with pytest.raises(ConfigError, match="teacher input of shape"):
         var(labels_B, teacher_input[:, 1:])
+
+
+def test_training_forward_copies_nothing_to_device(var):
+    """`torch.tensor` of a list would, on a GPU, wait for all work that is queued."""
+    labels_B, teacher_input = given(var)
+    noise, copies = var.draw_noise([seeds.generator(1, position) for position in range(3)]), []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            name = function.name()
+            if name == "aten::_local_scalar_dense" or (name == "aten::lift_fresh" and arguments[0].ndim):
+                copies.append(name)
+            return function(*arguments, **(keywords or {}))
+
+    var.check_labels = lambda labels_B: None  # which a GPU skips
+    with Copies():
+        var.train()(labels_B, teacher_input, **noise)
+    assert not copies
+
+
+def test_compiled_blocks_are_one_graph():
+    """`fullgraph` refuses breaks; both blocks share a graph, evaluation has none, values and gradients agree."""
+    config = ModelConfig(depth=2, width=16, heads=2, drop_path=0.5)
+    results, graphs = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    for compiled in (False, True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            var = VAR(config, vocab_size=8, code_dim=16, scales=(1, 2, 3, 13), num_classes=4).train()
+        if compiled:
+            var.compile_blocks(backend=backend)
+        labels_B, teacher_input = given(var)
+        noise = var.draw_noise([seeds.generator(1, position) for position in range(3)])
+        logits_BLV = var(labels_B, teacher_input, **noise)
+        results.append((logits_BLV, *torch.autograd.grad(logits_BLV.square().sum(), list(var.parameters()))))
+        var.eval()(labels_B, teacher_input)
+    assert len(graphs) == 1
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ Legend: B batch, L = Σ p_k² positions, C width, V codes, K scales.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -70,6 +70,9 @@ class VAR(nn.Module):
         self.head_nm = HeadNorm(width)
         self.head = nn.Linear(width, vocab_size)
         self.attend = PrefixAttention(self.scales)
+        # On the device of the parameters: a copy in each step would wait for the GPU.
+        self.register_buffer("_path_drop_column", torch.tensor(self.path_drop)[:, None], persistent=False)
+        self._train_block: Callable[..., torch.Tensor] = _call_block
         self.init_weights()
 
     @torch.no_grad()
@@ -152,11 +155,26 @@ class VAR(nn.Module):
         for i, block in enumerate(self.blocks):
             gate_2B = None if gates is None else gates[2 * i : 2 * i + 2]
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BLC = checkpoint(block, x_BLC, condition, self.attend, gate_2B, use_reentrant=False)
+                x_BLC = checkpoint(
+                    self._train_block, block, x_BLC, condition, self.attend, gate_2B, use_reentrant=False
+                )
+            elif self.training:
+                x_BLC = self._train_block(block, x_BLC, condition, self.attend, gate_2B)
             else:
                 x_BLC = block(x_BLC, condition, self.attend, gate_2B)
         states_BLC = self.head_nm(x_BLC.float(), class_BC).float()
         return states_BLC if hidden else self.head(states_BLC).float()
+
+    def compile_blocks(self, **options) -> None:
+        """Compile the blocks for training, each as one graph that all of them share.
+
+        Gradients then appear block by block, so that data parallelism can reduce them during the backward pass.
+        Evaluation and sampling, whose shapes vary, are not compiled.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        self._train_block = torch.compile(_call_block, fullgraph=True, dynamic=False, **options)
 
     def start_tokens(self, class_BC: torch.Tensor) -> torch.Tensor:
         """The first p_1² inputs without position embedding, (B, p_1², C)."""
@@ -175,7 +193,7 @@ class VAR(nn.Module):
         labels_B = torch.where(label_drop_B.to(device), self.num_classes, labels_B)
         if not any(self.path_drop):
             return labels_B, None
-        drop = torch.tensor(self.path_drop, device=device)[:, None]
+        drop = self._path_drop_column
         if path_keep is None:
             path_keep = torch.rand(2 * self.depth, len(labels_B), device=device) >= drop
         return labels_B, path_keep.to(device) / (1 - drop)
@@ -186,7 +204,7 @@ class VAR(nn.Module):
             raise ConfigError(
                 f"teacher input of shape {tuple(teacher_input.shape)}, expected {shape}", where="teacher_input"
             )
-        if not labels_B.is_cuda:
+        if not labels_B.is_cuda and not torch.compiler.is_compiling():
             self.check_labels(labels_B)
 
     def check_labels(self, labels_B: torch.Tensor) -> None:
@@ -198,3 +216,7 @@ class VAR(nn.Module):
                 f"(or {self.num_classes}, unconditional)",
                 where="labels",
             )
+
+
+def _call_block(block: Block, *arguments) -> torch.Tensor:
+    return block(*arguments)

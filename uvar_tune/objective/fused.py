@@ -29,8 +29,8 @@ from uvar_tune.objective.moments import Moments
 from uvar_tune.objective.prepared import TERMS, LossTerms, PreparedLoss, weighted_total
 from uvar_tune.objective.semantic_entropy import semantic_entropy
 
-BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**22}
-"""Logits held at once, by device: on a CPU what fits its last-level cache, on a GPU what fills the device."""
+BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+"""Logits held at once, by device: on a CPU what fits its last-level cache, on a GPU enough to hide kernel launches."""
 
 
 class _Block(NamedTuple):

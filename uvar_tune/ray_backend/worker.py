@@ -62,4 +62,6 @@ def _run(spec: WorkerGroupSpec, attempt: Callable[..., TrialOutcome], **options:
 def _wrap(model):
     import ray.train.torch
 
-    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}  # no second copy of the gradients
+
+    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=options)

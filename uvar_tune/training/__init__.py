@@ -8,7 +8,7 @@ from uvar_tune.training.checkpoint import Checkpoint, latest_valid, load_checkpo
 from uvar_tune.training.config import RunContext, differences, require_same, resolve_precision
 from uvar_tune.training.debug_dump import dump_failed_batch
 from uvar_tune.training.loop import CheckpointEvent, Progress, TrainingWarning
-from uvar_tune.training.memory import is_out_of_memory
+from uvar_tune.training.memory import is_out_of_memory, release_cached_memory
 from uvar_tune.training.optim import SCHEDULES, parameter_groups, rate_factor
 from uvar_tune.training.perceptual import open_lpips
 from uvar_tune.training.tokenizer_io import (
@@ -38,6 +38,7 @@ __all__ = [
     "is_out_of_memory",
     "parameter_groups",
     "rate_factor",
+    "release_cached_memory",
     "require_same",
     "resolve_precision",
     "retain",

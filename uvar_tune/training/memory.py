@@ -31,6 +31,12 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
+def release_cached_memory(device: torch.device | str) -> None:
+    """Return the allocator's free memory of a GPU to the driver, between phases that allocate different sizes."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error is a failed allocation on the device or the host.
 

@@ -70,7 +70,7 @@ def train(
     run = run.resolve(config, data_size=cache.images, points=_POINTS)
     config = config.model_copy(update={"precision": resolve_precision(config.precision, run.device)})
     if config.compile:
-        bare.compile()
+        bare.compile_blocks()
     return run_training(_TokenTask(model, vqvae, cache, loss, run), config, run, start=start, stop=stop)
 
 

@@ -28,6 +28,7 @@ from uvar_tune.training import (
     TrainingWarning,
     dump_failed_batch,
     is_out_of_memory,
+    release_cached_memory,
     retain,
     save_checkpoint,
     train,
@@ -173,7 +174,7 @@ class _Attempt:
             var.load_state_dict(best_available_weights(spec.score_only))
         else:
             self._train(config, var, vqvae, scorer)
-        with self._timer("evaluation"):
+        with self._evaluation():
             return TrialOutcome(
                 kind=OutcomeKind.COMPLETE,
                 images=config.training.images,
@@ -238,8 +239,16 @@ class _Attempt:
         )
         retain(checkpoints, max_bytes=self._spec.config.run.checkpoint_bytes)
 
+    @contextlib.contextmanager
+    def _evaluation(self):
+        """Time an evaluation; GPU memory that training or evaluation has cached is released before the other starts."""
+        release_cached_memory(self._context.device)
+        with self._timer("evaluation"):
+            yield
+        release_cached_memory(self._context.device)
+
     def _score_rung(self, images: int, var, averaged, scorer: CheckpointScorer) -> None:
-        with self._timer("evaluation"), swapped_weights(var, averaged):
+        with self._evaluation(), swapped_weights(var, averaged):
             value = scorer.rung_value()
         if self._log:
             self._log.metrics(images, {f"rung/{scorer.config.study.pruning_metric}": value})
