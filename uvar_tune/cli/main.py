@@ -5,7 +5,9 @@ Nothing heavy is imported before the arguments are parsed, so that ``--help`` an
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -37,6 +39,20 @@ COMMANDS = {
     "sync": study.sync,
     "doctor": doctor.doctor,
 }
+
+_SUBSTITUTE = "uvar_tune.substitute"
+_SUBSTITUTES = {"λ": "lambda", "·": "*", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "²": "^2"}
+
+
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: ASCII in place of characters that the encoding of the terminal lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(_SUBSTITUTES.get(letter, "?") for letter in missing), error.end
+
+
+codecs.register_error(_SUBSTITUTE, _substitute)
 
 app = typer.Typer(
     help="Distributed hyperparameter studies for visual autoregressive models.",
@@ -81,6 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 1 the work failed, 2 invalid input, 130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_SUBSTITUTE)
     try:
         code = _run(arguments or ["--help"])
         code = code if arguments else BAD_INPUT

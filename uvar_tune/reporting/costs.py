@@ -43,7 +43,7 @@ def costs(results: StudyResults) -> list[Row]:
     ]
     rows += [Row(IDLE, results.idle_sec, None, None)] if results.idle_sec else []
     record = results.directory / "cost.jsonl"
-    commands = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    commands = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
     total = sum(seconds for command in commands for key, seconds in command.items() if key != "time")
     return [*rows, Row(ALL, None, total, None)] if commands else rows
 

@@ -111,7 +111,7 @@ def _tokenizer(config: Config, cache: Path, images, recorder: MetricsLog) -> tup
 def _facts(directory: Path) -> dict[str, Any] | None:
     """What is known of a tokenizer that was trained here; None where none was, or not to the end."""
     try:
-        return json.loads((directory / _FACTS).read_text())
+        return json.loads((directory / _FACTS).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 

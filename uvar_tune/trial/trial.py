@@ -329,4 +329,5 @@ def checkpoint_images(config: Config) -> int:
 
 def write_config(directory: Path, config: Config) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(dump_yaml(config.tree(exclude=("space", "final", "verdict", "provenance"))))
+    tree = config.tree(exclude=("space", "final", "verdict", "provenance"))
+    (directory / "config.yaml").write_text(dump_yaml(tree), encoding="utf-8")
