@@ -158,6 +158,8 @@ def _parse_override(text: str) -> tuple[str, Any, str]:
     name = name.strip()
     if not equals or "." not in name:
         raise ConfigError(f"{text!r} is not of the form section.key=value", where=_COMMAND_LINE)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError(f"{ascii(text)}: the locale cannot decode it; set LC_ALL=C.UTF-8", where=_COMMAND_LINE)
     if name not in dotted_names():
         raise ConfigError(f"unknown setting {name!r}", where=_COMMAND_LINE, nearest=nearest(name, dotted_names()))
     return name, parse_yaml(value, f"{_COMMAND_LINE}, {name}"), _COMMAND_LINE
