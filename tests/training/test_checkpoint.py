@@ -166,7 +166,7 @@ def test_training_state_may_be_deleted(save):
 
 
 def test_averaged_weights_may_not_be_deleted(save):
-    """They are what was scored: without them the raw ones would take their place unsaid."""
+    """They are what was scored: without them the raw weights would replace them silently."""
     before, newest = save(64), save(128, ema_state={"w": torch.ones(2)})
     (newest / "ema.safetensors").unlink()
     result, skips = skipped(newest.parent)

@@ -13,14 +13,14 @@ from uvar_tune.model import preset
 from uvar_tune.training import SCHEDULES, parameter_groups, rate_factor
 from uvar_tune.training.optim import Average, adamw
 
-STEPS, WARM, FINAL, BATCH = 101, 20, 0.1, 64
+STEPS, WARMUP_STEPS, FINAL, BATCH = 101, 20, 0.1, 64
 
 
 def official(schedule: str, it: int) -> float:
     """The factor of iteration ``it`` of STEPS, written out from the release's formulas."""
-    if it < WARM:
-        return 0.005 + 0.995 * it / WARM
-    pasd = (it - WARM) / (STEPS - 1 - WARM)
+    if it < WARMUP_STEPS:
+        return 0.005 + 0.995 * it / WARMUP_STEPS
+    pasd = (it - WARMUP_STEPS) / (STEPS - 1 - WARMUP_STEPS)
     rest = 1 - pasd
     return {
         "lin0": 1 if pasd < 0.05 else FINAL + (1 - FINAL) * rest / 0.95,
@@ -34,14 +34,14 @@ def official(schedule: str, it: int) -> float:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_are_official(schedule):
     config = TrainingConfig(
-        schedule=schedule, images=STEPS * BATCH, batch_size=BATCH, warmup_images=WARM * BATCH, final_ratio=FINAL
+        schedule=schedule, images=STEPS * BATCH, batch_size=BATCH, warmup_images=WARMUP_STEPS * BATCH, final_ratio=FINAL
     )
     got = [rate_factor(it * BATCH, config) for it in range(STEPS)]
     assert got == pytest.approx([official(schedule, it) for it in range(STEPS)], rel=1e-12)
     assert got[-1] == pytest.approx(FINAL) and max(got) == 1
 
 
-def test_a_single_step_after_the_warm_up_has_the_peak():
+def test_single_step_after_warmup_has_the_peak():
     config = TrainingConfig(schedule="cos", images=128, batch_size=64, warmup_images=64, final_ratio=0.1)
     assert rate_factor(64, config) == 1
 

@@ -169,7 +169,7 @@ KL = {"loss.discrepancy": {**ARM, "choices": ["wasserstein", "kl"]}}
     ],
 )
 def test_impossible_space_is_refused(place, space, said):
-    """Both ends of a range are tried, which the schema cannot judge: they depend on the codes and the tokens."""
+    """Both ends of a range are tried, which the schema cannot check: they depend on the codes and the tokens."""
     vqvae, _, spec = place
     config = validate({**TREE, "loss": {"lambda_1": 0.5}, "space": space}, "x")
     with pytest.raises(ConfigError, match=said):

@@ -53,7 +53,7 @@ def loop(config):
 
 def trainable(config):
     TorchTrainer(loop, train_loop_config=config, scaling_config=ScalingConfig(num_workers=1),
-                 run_config=RunConfig(callbacks=[TuneReportCallback()], storage_path=config["place"])).fit()
+                 run_config=RunConfig(callbacks=[TuneReportCallback()], storage_path=config["storage"])).fit()
 
 
 class Starts(tune.Callback):
@@ -64,12 +64,12 @@ class Starts(tune.Callback):
 
 
 ray.init(include_dashboard=True, log_to_driver=False)
-given = {"place": sys.argv[1], "any": tune.uniform(0, 1)}
+space = {"storage": sys.argv[1], "any": tune.uniform(0, 1)}
 starts = Starts()
-found = tune.Tuner(tune.with_resources(trainable, {"CPU": 0.5}), param_space=given,
+results = tune.Tuner(tune.with_resources(trainable, {"CPU": 0.5}), param_space=space,
                    tune_config=tune.TuneConfig(num_samples=int(sys.argv[2]), max_concurrent_trials=1),
                    run_config=tune.RunConfig(storage_path=sys.argv[1], verbose=0, callbacks=[starts])).fit()
-print(json.dumps([one.metrics["reached"] - starts.started[one.metrics["trial_id"]] for one in found]))
+print(json.dumps([result.metrics["reached"] - starts.started[result.metrics["trial_id"]] for result in results]))
 """
 
 

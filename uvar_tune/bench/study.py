@@ -203,16 +203,18 @@ def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
     for kind in ("journal",) if small else ("journal", "sqlite"):
         trials = 150 if small else TRIALS[kind]
         for sampler in ("tpe", "random") if kind == "journal" else ("tpe",):
-            found = []
+            studies = []
             for _ in range(repeats):
                 with tempfile.TemporaryDirectory() as directory:
                     path = Path(directory) / "study"
-                    found.append(_run(f"journal:{path}" if kind == "journal" else f"sqlite:///{path}", sampler, trials))
+                    studies.append(
+                        _run(f"journal:{path}" if kind == "journal" else f"sqlite:///{path}", sampler, trials)
+                    )
             first = None
             for start in (0, trials // 2 - WINDOW // 2, trials - WINDOW):
                 costs = {
                     party: min(
-                        statistics.median(cost[party] for cost in costs[start : start + WINDOW]) for costs, _ in found
+                        statistics.median(cost[party] for cost in costs[start : start + WINDOW]) for costs, _ in studies
                     )
                     for party in PARTIES
                 }
@@ -225,7 +227,7 @@ def run(*, small: bool = False, repeats: int = 1) -> list[dict]:
                         **{f"{party}_ms": round(1e3 * mean, 3) for party, mean in costs.items()},
                         "own_to_first": round(costs["own"] / first, 2),
                         **{
-                            f"{what}_kib_a_trial": round(min(memory[key] for _, memory in found) / 2**10 / per, 2)
+                            f"{what}_kib_a_trial": round(min(memory[key] for _, memory in studies) / 2**10 / per, 2)
                             for what, key, per in (
                                 ("grown", "process", trials / 2),
                                 ("own", "own", trials / 2),

@@ -32,7 +32,7 @@ from uvar_tune.training.config import RunContext, resolve_precision
 from uvar_tune.training.loop import Event, TrainingWarning, run_training, unwrap
 from uvar_tune.training.perceptual import open_lpips
 
-CODES = 3  # purpose of a draw, beside NOISE: vectors of new codes
+CODES = 3  # purpose of a draw, next to NOISE: vectors of new codes
 WARN_BELOW = 0.5  # share of the codes in use
 _TOKENS_A_CODE = 100  # tokens seen per code before an unused code counts as dead
 _RESTARTS_UNTIL = 0.8  # of the training; afterwards the networks settle
@@ -70,18 +70,7 @@ def train_tokenizer(
         Diverged: from the iterator.
     """
     bare = unwrap(vqvae)
-    if images.image_size != bare.image_size:
-        raise ConfigError(
-            f"images of {images.image_size} px, this tokenizer takes {bare.image_size}",
-            where="data.image_size",
-            nearest=str(bare.image_size),
-        )
-    if len(images) < config.batch_size:
-        raise ConfigError(
-            f"{len(images)} images are fewer than a batch of {config.batch_size}",
-            where="tokenizer.batch_size",
-            nearest=str(len(images)),
-        )
+    _check_images(images, bare, config.batch_size)
     device = torch.device(run.device)
     training = TrainingConfig(
         images=config.images,
@@ -101,6 +90,21 @@ def train_tokenizer(
         lpips = open_lpips(config.lpips_network, image_size=bare.image_size).to(device)
     task = _ImageTask(vqvae, images, config, run, lpips=lpips, fresh=start is None)
     return run_training(task, training, run, start=start, stop=stop)
+
+
+def _check_images(images: ImageSet, vqvae: VQVAE, batch_size: int) -> None:
+    if images.image_size != vqvae.image_size:
+        raise ConfigError(
+            f"images of {images.image_size} px, this tokenizer takes {vqvae.image_size}",
+            where="data.image_size",
+            nearest=str(vqvae.image_size),
+        )
+    if len(images) < batch_size:
+        raise ConfigError(
+            f"{len(images)} images are fewer than a batch of {batch_size}",
+            where="tokenizer.batch_size",
+            nearest=str(len(images)),
+        )
 
 
 class _ImageTask:

@@ -19,7 +19,7 @@ from uvar_tune.errors import ConfigError
 from uvar_tune.training.config import RunContext, resolve_precision
 from uvar_tune.training.loop import Event, TrainingWarning, run_training, unwrap
 
-NOISE = 2  # purpose of a draw, beside data.order's ORDER and CROPS: noise of the image at a position
+NOISE = 2  # purpose of a draw, next to ORDER and CROPS of data.order: noise of the image at a position
 TERMS = ("total", "ce", "second_order", "semantic_entropy")
 _POINTS = 200  # Progress events of a training whose interval is not set
 
