@@ -17,7 +17,11 @@ ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIO
 
 def run(code: str, *arguments, **variables) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *(["-c", code.encode("ascii", "backslashreplace").decode()] if code else ["-m", "uvar_tune"]), *map(str, arguments)],
+        [
+            sys.executable,
+            *(["-c", code.encode("ascii", "backslashreplace").decode()] if code else ["-m", "uvar_tune"]),
+            *map(str, arguments),
+        ],
         capture_output=True,
         env=environment(**variables),
     )

@@ -138,6 +138,6 @@ def test_the_doctor_of_a_root_that_is_none(place, capsys, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for root in (place / "notes.png", "/proc/x"):
         assert doctor(str(root)) == 1
-        assert f"BAD  storage   {root} cannot be written" in capsys.readouterr().out
+        assert f"BAD  storage  {root} cannot be written" in capsys.readouterr().out
     assert doctor(str(place / "runs")) == 0 and not (place / "runs").exists()
     assert "GiB free, writable" in capsys.readouterr().out

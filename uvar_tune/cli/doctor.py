@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import platform
 import shutil
 import sys
+from pathlib import Path
 
 from uvar_tune.cli.options import Root, echo
 from uvar_tune.errors import FAILED
+
+_MAX_UPLOAD_BYTES = 100 * 2**20  # of Ray's dashboard, which answers 413 beyond it
+_MAX_FILES = 100_000  # that are counted
 
 
 def doctor(root: Root = None):
@@ -20,6 +25,7 @@ def doctor(root: Root = None):
         "Ray": _ray,
         "storage": lambda: _storage(root),
         "MLflow": lambda: _tracking(root),
+        "job copy": lambda: _job_copy(Path.cwd()),
     }
     all_usable = True
     for name, check in checks.items():
@@ -27,7 +33,7 @@ def doctor(root: Root = None):
             usable, text = check()
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             usable, text = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        echo(f"{'ok ' if usable else 'BAD'}  {name:9} {text}")
+        echo(f"{'ok ' if usable else 'BAD'}  {name:8} {text}")
         all_usable = all_usable and usable
     return 0 if all_usable else FAILED
 
@@ -83,3 +89,47 @@ def _tracking(root: str | None) -> tuple[bool, str]:
         return True, f"{uri.rpartition('@')[2]} (no server needed)"
     with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5) as answer:
         return answer.status == 200, f"{uri.rpartition('@')[2]} answers {answer.status}"
+
+
+def _job_copy(directory: Path) -> tuple[bool, str]:
+    """The size of what `ray job submit --working-dir .` uploads; not an error, because most commands need no job."""
+    sizes = _upload_sizes(directory)
+    total = sum(sizes.values())
+    text = f"ray job submit --working-dir . uploads {total / 2**20:,.1f} MiB"
+    if total <= _MAX_UPLOAD_BYTES:
+        return True, text
+    largest = sorted(sizes, key=sizes.get, reverse=True)[:3]
+    shares = ", ".join(f"{name} {sizes[name] / 2**20:,.0f} MiB" for name in largest)
+    return True, f"{text}, more than Ray takes ({_MAX_UPLOAD_BYTES >> 20}): {shares}; list them in .rayignore"
+
+
+def _upload_sizes(directory: Path) -> dict[str, int]:
+    """Top-level entry → bytes of its files that neither .gitignore nor .rayignore excludes (by plain patterns)."""
+    patterns = []
+    for name in (".gitignore", ".rayignore"):
+        if (directory / name).is_file():
+            lines = (directory / name).read_text(encoding="utf-8", errors="replace").splitlines()
+            patterns += [line.strip() for line in lines if line.strip() and not line.startswith(("#", "!"))]
+    sizes: dict[str, int] = {}
+    count = 0
+    for folder, folders, files in os.walk(directory):
+        place = Path(folder).relative_to(directory)
+        folders[:] = [name for name in folders if not _is_ignored(place / name, patterns)]
+        for name in files:
+            path, count = place / name, count + 1
+            if not _is_ignored(path, patterns):
+                sizes[path.parts[0]] = sizes.get(path.parts[0], 0) + (directory / path).lstat().st_size
+        if count > _MAX_FILES:
+            break
+    return sizes
+
+
+def _is_ignored(path: Path, patterns: list[str]) -> bool:
+    for pattern in patterns:
+        text = pattern.rstrip("/")
+        if "/" in text:
+            if fnmatch.fnmatch(path.as_posix(), text.lstrip("/")):
+                return True
+        elif fnmatch.fnmatch(path.name, text):
+            return True
+    return False
