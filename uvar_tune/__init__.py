@@ -16,7 +16,7 @@ _MODULES = {
     "uvar_tune.analysis.results": ("StudyResults", "TrialResult"),
     "uvar_tune.specs": ("StudyCallbacks",),
     "uvar_tune.tracking": ("MLflowTracker", "NullTracker", "Tracker"),
-    "uvar_tune.objective": ("CompositeLoss", "build_reference", "composite_loss"),
+    "uvar_tune.objective": ("CompositeLoss", "build_classes", "build_reference", "composite_loss"),
     "uvar_tune.config.schema": ("Config", "LossConfig"),
     "uvar_tune.errors": ("ConfigError", "Diverged", "InfrastructureError", "OutOfMemory", "StepFailed", "UvarError"),
 }
@@ -39,6 +39,7 @@ __all__ = [
     "TrialResult",
     "UvarError",
     "VARPipeline",
+    "build_classes",
     "build_reference",
     "composite_loss",
     "evaluate",
