@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         StepFailed,
         UvarError,
     )
-    from uvar_tune.objective import CompositeLoss, build_reference, composite_loss
+    from uvar_tune.objective import CompositeLoss, build_classes, build_reference, composite_loss
     from uvar_tune.pipeline import VARPipeline
     from uvar_tune.specs import StudyCallbacks
     from uvar_tune.tracking import MLflowTracker, NullTracker, Tracker
