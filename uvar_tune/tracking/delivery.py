@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from uvar_tune.tracking.metrics_log import AXES, read_records
 from uvar_tune.tracking.outbox import STUDY, DeliveryState, Outbox, TrialProgress, Upload
+from uvar_tune.tracking.presentation import SEARCH, view_key, view_state, view_tag
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ class TrackingServer(Protocol):
     """The calls that delivery needs; every method raises `TransientError` or `PermanentError`."""
 
     name: str
+    experiment_id: str
+
+    def set_experiment_tag(self, key: str, value: str) -> None:
+        """Set a tag of the experiment."""
 
     def run_exists(self, run_id: str) -> bool:
         """Whether the run exists and has not been deleted."""
@@ -117,7 +122,7 @@ class Delivery:
             self.state.runs, self.state.possibly_duplicated = {}, []
             for trial in self.state.trials.values():
                 _restart(trial)
-        self.state.server = server.name
+        self.state.server, self.state.experiment_id = server.name, server.experiment_id
 
     def operations(self, stop: Callable[[], bool]) -> None:
         """Deliver the operations of the outbox, in order."""
@@ -181,6 +186,17 @@ class Delivery:
         if trial is not None:
             trial.finished = True
 
+    def _tag_trial(self, operation: dict[str, Any]) -> None:
+        key = str(operation["number"])
+        self._log(key, self._run(key, operation["time"]), (), {}, operation["tags"])
+
+    def _save_view(self, operation: dict[str, Any]) -> None:
+        identity = {**self._identity(STUDY), "uvar.level": "trial", "uvar.phase": SEARCH}
+        search_filter = " and ".join(f"tags.`{name}` = '{value}'" for name, value in identity.items())
+        state = view_state(search_filter, operation["metric"], operation["direction"], operation["columns"])
+        key = view_key(self._study, self.state.fingerprint)
+        self._server.set_experiment_tag(*view_tag(operation["name"], key, state, milliseconds(operation["time"])))
+
     def _log_study_metrics(self, operation: dict[str, Any]) -> None:
         run_id = self._run(STUDY, operation["time"])
         _, current = self._server.get_data(run_id)
@@ -236,6 +252,8 @@ class Delivery:
     def _create(self, key: str, created: float) -> str:
         """Create a run. If the answer never comes it may exist all the same: `_delete_duplicates` looks later."""
         tags, name = self._identity(key), self._name(key)
+        if key.startswith(_PHASE):
+            tags["uvar.kind"] = "phase"
         if ancestors := self._ancestors(key):
             for ancestor in ancestors:
                 self._run(ancestor, created)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -201,11 +200,6 @@ class MLflowExperiment:
     def _reason(self, error: Exception) -> str:
         known = _NETWORK_ERRORS.search(str(error))
         return known.group() if known else redact_secrets(str(error), self._uri) or type(error).__name__
-
-
-def view_id(study: str, fingerprint: str) -> str:
-    """Key of a study's saved view among those of its experiment."""
-    return hashlib.sha256(f"{fingerprint}/{study}".encode()).hexdigest()[:16]
 
 
 def _local_path(location: str) -> Path | None:

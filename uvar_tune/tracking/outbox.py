@@ -65,6 +65,7 @@ class DeliveryState:
 
     Attributes:
         server: the server that has received everything below.
+        experiment_id: id of the experiment there.
         fingerprint: identifies the study's runs among those of the same name; kept when the study moves.
         offset: bytes of the outbox that have been delivered.
         runs: key → MLflow run id.
@@ -74,6 +75,7 @@ class DeliveryState:
     """
 
     server: str | None = None
+    experiment_id: str | None = None
     fingerprint: str | None = None
     offset: int = 0
     runs: dict[str, str] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import Any
 
 from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_url
+from uvar_tune.tracking.presentation import description
 
 
 def study_parameters(config: Config) -> dict[str, Any]:
@@ -58,7 +59,30 @@ def score_parameters(protocol: dict[str, Any], seeds: dict[str, int]) -> dict[st
 
 
 def provenance_tags(provenance: dict[str, Any]) -> dict[str, str]:
-    """Tags of `provenance.origin`: commit, source, versions, machine."""
-    return {
+    """Tags of `provenance.origin` (commit, source, versions, machine), and those that MLflow displays as the source."""
+    tags = {
         f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value) for key, value in provenance.items()
     }
+    if commit := provenance.get("commit"):
+        tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
+    return {**tags, "mlflow.source.name": "uvar-tune", "mlflow.source.type": "LOCAL"}
+
+
+def study_tags(config: Config, provenance: dict[str, Any]) -> dict[str, str]:
+    """Tags of a study's run: provenance, kind and description."""
+    commands = next_commands(config.study.name)
+    text = description(config.study.name, config.study.question, "running", commands)
+    return {**provenance_tags(provenance), "uvar.kind": "study", **text}
+
+
+def next_commands(study: str) -> list[str]:
+    """Commands to continue with, for the description of a study."""
+    return [f"uvar-tune show {study}", f"uvar-tune report --study {study}", f"uvar-tune export --study {study} --top 3"]
+
+
+def view_columns(config: Config) -> list[str]:
+    """Columns of a study's saved view: its metrics, verdict and kind, then the searched parameters."""
+    names = [name for name, entry in config.space.items() if entry.role != "fixed"]
+    parameters = [*names, *(name for name in ("inference.cfg_scale",) if name not in names)]
+    metrics = [f"metrics.`{name}`" for name in config.study.metrics]
+    return [*metrics, "tags.`uvar.verdict`", "tags.`uvar.kind`", *(f"params.`{name}`" for name in parameters)]

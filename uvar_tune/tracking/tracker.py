@@ -87,6 +87,19 @@ class RunLogger(Protocol):
             timestamp: see `start_study`.
         """
 
+    def tag_trial(self, number: int | str, tags: dict[str, Any]) -> None:
+        """Set tags of a trial's run, such as its verdict."""
+
+    def save_view(self, name: str, metric: str, direction: str, columns: list[str]) -> None:
+        """Save a view of the trials of the search on MLflow's page, best first.
+
+        Args:
+            name: of the view.
+            metric: by which trials are ordered.
+            direction: minimize or maximize.
+            columns: such as ``metrics.`fid```, in order.
+        """
+
     def log_study_metrics(self, values: dict[str, float]) -> None:
         """Log metrics of the parent run; those it has already are not repeated."""
 
@@ -119,6 +132,12 @@ class NullTracker:
         """Ignore."""
 
     def finish_trial(self, number, status, metrics=None, params=None, *, timestamp=None) -> None:
+        """Ignore."""
+
+    def tag_trial(self, number, tags) -> None:
+        """Ignore."""
+
+    def save_view(self, name, metric, direction, columns) -> None:
         """Ignore."""
 
     def log_study_metrics(self, values) -> None:
@@ -179,6 +198,14 @@ class OutboxTracker:
         """See `RunLogger`."""
         fields = {"number": number, "status": status, "metrics": metrics, "params": _strings(params or {})}
         self._append("finish_trial", timestamp, **fields)
+
+    def tag_trial(self, number: int | str, tags: dict[str, Any]) -> None:
+        """See `RunLogger`."""
+        self._append("tag_trial", None, number=number, tags=_strings(tags))
+
+    def save_view(self, name: str, metric: str, direction: str, columns: list[str]) -> None:
+        """See `RunLogger`."""
+        self._append("save_view", None, name=name, metric=metric, direction=direction, columns=columns)
 
     def log_study_metrics(self, values: dict[str, float]) -> None:
         """See `RunLogger`."""
