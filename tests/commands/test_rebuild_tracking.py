@@ -30,12 +30,14 @@ def test_rebuild_equals_the_original(tmp_path):
     tracker.log_artifact(0, checkpoint, "checkpoint")
     assert tracker.close(60)
     before = content(store)
-    assert "checkpoint/000000000640/var.safetensors" in before["trial 0"][-1] and "study.yaml" in before["whole"][-1]
+    assert "checkpoint/000000000640/var.safetensors" in before["whole/0"][-1] and "study.yaml" in before["whole"][-1]
     statuses = {
-        "trial 0": "FINISHED",
-        "trial 1": "KILLED",
-        "trial 2": "FAILED",
-        "noise/0": "FINISHED",
+        "whole/0": "FINISHED",
+        "whole/1": "KILLED",
+        "whole/2": "FAILED",
+        "whole/noise/0": "FINISHED",
+        "whole search": "FINISHED",
+        "whole noise": "FINISHED",
         "whole": "FINISHED",
     }
     assert {name: shown[0] for name, shown in before.items()} == statuses
@@ -82,8 +84,11 @@ def test_rebuild_of_a_final_run(tmp_path):
         done = sync(store, "--rebuild", study="whole-final")
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         found = content(store)
-        assert {name: shown[0] for name, shown in found.items()} == {"whole-final": "FINISHED", "trial 0": "FINISHED"}
-        assert found["trial 0"][2]["protocol.samples"] == "1000" and len(found["trial 0"][1]) == 21
+        assert {name: shown[0] for name, shown in found.items()} == {
+            "whole-final": "FINISHED",
+            "whole-final/0": "FINISHED",
+        }
+        assert found["whole-final/0"][2]["protocol.samples"] == "1000" and len(found["whole-final/0"][1]) == 21
     assert not files.journal.exists()
 
 
@@ -124,7 +129,15 @@ def test_sync_sends_what_is_pending(tmp_path):
     store.uri = uri
     done = sync(store)
     assert done.returncode == 0 and "MLflow is up to date" in done.stdout and done.stderr == ""
-    assert sorted(content(store)) == ["noise/0", "trial 0", "trial 1", "trial 2", "whole"]
+    assert sorted(content(store)) == [
+        "whole",
+        "whole noise",
+        "whole search",
+        "whole/0",
+        "whole/1",
+        "whole/2",
+        "whole/noise/0",
+    ]
     assert len(store.rows(store.runs("uvar.trial", "whole/0")[0])) == 10 * 2 + 3
 
 

@@ -8,12 +8,23 @@ from unittest import mock
 
 from tests.helpers.mlflow_store import record
 from uvar_tune.cli.main import main
+from uvar_tune.commands.summary import log_summary
 from uvar_tune.config.schema import Config
+from uvar_tune.search.load import load_results
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking.metrics_log import MetricsLog
-from uvar_tune.tracking.parameters import effective_parameters, run_parameters, score_parameters, study_parameters
+from uvar_tune.tracking.parameters import (
+    effective_parameters,
+    provenance_tags,
+    run_parameters,
+    score_parameters,
+    study_parameters,
+    study_tags,
+    view_columns,
+)
+from uvar_tune.tracking.presentation import phase_of, run_name
 from uvar_tune.trial.trial import write_config
 
 CONFIG = Config.model_validate(
@@ -47,7 +58,9 @@ def run_study(store):
     files.prepare()
     files.claim(CONFIG)
     search, tracker = Search(CONFIG, files.storage_url(CONFIG)), store.tracker("whole")
-    tracker.start_study(study_parameters(CONFIG), {"uvar.commit": "abc"})
+    tags = {**provenance_tags({"commit": "abc"}), **study_tags("whole", "")}
+    tracker.start_study(study_parameters(CONFIG), tags)
+    tracker.save_view("whole: ranked", "fid", "minimize", view_columns(CONFIG))
     tracker.log_artifact(None, files.config, "")
     MetricsLog(files.directory / "prepare.jsonl").event("prepared", reconstruction_mse=0.02)
     tracker.log_study_metrics({"prepare/reconstruction_mse": 0.02})
@@ -57,7 +70,7 @@ def run_study(store):
     ):
         while (proposal := work.ask()) is not None:
             _run(files, work, phase, proposal, tracker)
-    tracker.log_study_metrics({"best/fid": 2.0, "best/f1": 0.5})
+    log_summary(load_results(CONFIG, files), tracker, [])
     tracker.finish_study("FINISHED")
     return tracker
 
@@ -69,8 +82,10 @@ def _run(files, work, phase, proposal, tracker):
         (number, files.trial(number)) if searched else (f"{phase}/{number}", files.directory / phase / "00000")
     )
     write_config(directory, CONFIG.with_values(proposal.values))
-    tags = {"uvar.kind": proposal.kind, "uvar.phase": phase, "uvar.attempt": "1"}
-    tracker.start_trial(key, directory, run_parameters(CONFIG, proposal.values), tags)
+    tags = {"uvar.kind": proposal.kind, "uvar.phase": phase_of(key), "uvar.attempt": "1"}
+    name = run_name(key, proposal.kind, proposal.values)
+    parameters = run_parameters(CONFIG, proposal.values)
+    tracker.start_trial(key, directory, parameters, tags, name=name, phase=phase_of(key))
     metrics_log = record(directory, range(10), proposal.attempt)
     if number in (1, 2):
         outcome = {1: "stopped", 2: "diverged"}[number]
@@ -98,15 +113,16 @@ def _run(files, work, phase, proposal, tracker):
 
 
 def content(store):
-    """Everything that the database shows of the study, run by run, ids and the clock set aside."""
-    found = {}
-    for name, run_id, status in store.query("select name, run_uuid, status from runs where lifecycle_stage = 'active'"):
-        assert name not in found
-        tags = {key: value for key, value in store.tags(run_id).items() if key != "mlflow.parentRunId"}
+    """Everything that MLflow has of the study by study, phase or trial, without ids and the times of study metrics."""
+    runs = {}
+    for run in store.active_runs():
+        run_id, tags = run.info.run_id, {key: tag for key, tag in run.data.tags.items() if key != "mlflow.parentRunId"}
+        name = tags.get("uvar.trial") or tags["mlflow.runName"]
+        assert name not in runs
         rows = store.query(
             "select key, step, value, case when key like 'best/%' or key like 'prepare/%' then 0 else timestamp "
             "end from metrics where run_uuid = ?",
             run_id,
         )
-        found[name] = (status, sorted(rows), store.params(run_id), tags, store.artifacts(run_id))
-    return found
+        runs[name] = (run.info.status, sorted(rows), run.data.params, tags, store.artifacts(run_id))
+    return runs

@@ -27,9 +27,12 @@ def test_study_on_postgresql(store, tmp_path, postgresql):
     done = sync(store, **told)
     assert done.returncode == 0 and "MLflow is up to date" in done.stdout, done.stdout + done.stderr
     before = content(store)
-    assert sorted(before) == ["noise/0", "trial 0", "trial 1", "trial 2", "whole"] and before["trial 2"][0] == "FAILED"
-    assert len(before["trial 0"][1]) == len(set(before["trial 0"][1])) == 10 * 2 + 3
-    assert "config.yaml" in before["trial 0"][-1]
+    assert (
+        sorted(before) == ["whole", "whole noise", "whole search", "whole/0", "whole/1", "whole/2", "whole/noise/0"]
+        and before["whole/2"][0] == "FAILED"
+    )
+    assert len(before["whole/0"][1]) == len(set(before["whole/0"][1])) == 10 * 2 + 3
+    assert "config.yaml" in before["whole/0"][-1]
     assert sync(store, "--rebuild", **told).returncode == 0
     assert content(store) == before
     store.server.kill()

@@ -17,6 +17,7 @@ from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.io.safe_load import parse_yaml, read_text
 from uvar_tune.search.load import load_results
+from uvar_tune.search.objectives import directions
 from uvar_tune.search.storage import is_study_directory, require_existing_study, trials_by_phase
 from uvar_tune.specs import OutcomeKind
 from uvar_tune.study_dir import StudyDirectory
@@ -28,7 +29,10 @@ from uvar_tune.tracking.parameters import (
     run_parameters,
     score_parameters,
     study_parameters,
+    study_tags,
+    view_columns,
 )
+from uvar_tune.tracking.presentation import SEARCH, phase_of, run_name
 from uvar_tune.trial.outcome_file import read_outcome, stored_seeds
 
 _NO_SCORES = {"scores": {}, "inference_parameters": {}, "protocol": {}, "effective_parameters": {}}
@@ -118,7 +122,9 @@ def _log_study(
         run_logger.start_study({"verdict": config.verdict or "none"}, trials[0].tags, timestamp=started)
         return
     provenance = next((trial.outcome["provenance"] for trial in trials if trial.outcome.get("provenance")), {})
-    run_logger.start_study(study_parameters(config), provenance_tags(provenance), timestamp=started)
+    tags = {**provenance_tags(provenance), **study_tags(files.name, config.study.question)}
+    run_logger.start_study(study_parameters(config), tags, timestamp=started)
+    run_logger.save_view(f"{files.name}: ranked", config.study.metric, directions(config)[0], view_columns(config))
     run_logger.log_artifact(None, files.config, "")
     prepared = next((record for record in reversed(records) if record["kind"] == "prepared"), {})
     run_logger.log_study_metrics(
@@ -138,7 +144,12 @@ def _log_trial(run_logger: BufferedRunLogger, config: Config, trial: _StoredTria
         else config.with_values(trial.values)
     )
     parameters = run_parameters(own.model_copy(update={"space": config.space}), trial.values)
-    run_logger.start_trial(trial.key, trial.directory, parameters, trial.tags, timestamp=trial.started)
+    name, phase = None, None
+    if "uvar.phase" in trial.tags:  # not a final run
+        name, phase = run_name(trial.key, trial.tags["uvar.kind"], trial.values), phase_of(trial.key)
+    run_logger.start_trial(
+        trial.key, trial.directory, parameters, trial.tags, name=name, phase=phase, timestamp=trial.started
+    )
     if trial.status == "FINISHED":
         params = {
             **outcome["inference_parameters"],
@@ -160,7 +171,7 @@ def _stored_trials(by_phase: dict[str, list], files: StudyDirectory) -> Iterator
             directory = files.directory / (phase or "trials") / f"{trial.number:05d}"
             tags = {
                 "uvar.kind": outcome["kind"],
-                "uvar.phase": phase or "trial",
+                "uvar.phase": phase or SEARCH,
                 "uvar.attempt": str(len(outcome["attempts"])),
             }
             yield _StoredTrial(

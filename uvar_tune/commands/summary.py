@@ -15,11 +15,13 @@ from uvar_tune.analysis.export import UNCONFIRMED, export_trial
 from uvar_tune.analysis.results import StudyResults
 from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_url
-from uvar_tune.reporting import write_report
+from uvar_tune.reporting import describe_state, write_report
 from uvar_tune.reporting.costs import costs
 from uvar_tune.search.load import load_results
 from uvar_tune.study_dir import StudyDirectory
-from uvar_tune.tracking import RunLogger, Tracker
+from uvar_tune.tracking import Outbox, RunLogger, Tracker
+from uvar_tune.tracking.parameters import study_tags
+from uvar_tune.tracking.presentation import view_url
 from uvar_tune.training import latest_valid
 
 
@@ -82,6 +84,11 @@ def log_summary(results: StudyResults, tracker: RunLogger, pages: Iterable[Path]
     for path in pages:
         tracker.log_artifact(None, path, "report")
     tracker.log_study_metrics({f"best/{name}": value for name, value in best.scores.items()})
+    for trial in results.trials:
+        if verdict := results.verdict(trial):
+            tracker.set_tags(trial.number, {"uvar.verdict": verdict["verdict"]})
+    question = results.config.get("study", {}).get("question", "")
+    tracker.set_tags(None, study_tags(results.name, question, describe_state(results)))
 
 
 def append_cost_record(files: StudyDirectory, cpu_sec: float) -> None:
@@ -97,7 +104,10 @@ def summary_lines(outcome: StudyOutcome) -> list[str]:
         return ["no trial has a score"]
     best, verdict = results.best, results.verdict(results.best)
     uri, python = files.tracking_uri(), _python()
-    server = _command(python, "-m", "mlflow", "ui", "--backend-store-uri", uri)
+    server = "MLFLOW_DISABLE_TELEMETRY=true " + _command(
+        python, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri
+    )
+    page = view_url(uri, Outbox(files.directory / "mlflow"), files.name)
     storage = redact_url(files.storage_url(outcome.config).removeprefix("journal:"))
     return [
         *_cost_lines(results, outcome.cpu_sec),
@@ -106,6 +116,7 @@ def summary_lines(outcome: StudyOutcome) -> list[str]:
         f"report: {outcome.pages['html']}",
         f"picture: {outcome.pages['png']}",
         f"MLflow UI:        {server if uri.startswith('sqlite') else redact_url(uri)}",
+        *([f"trials in MLflow: {page}"] if page else []),
         f"Optuna dashboard: {_command(Path(python).parent / 'optuna-dashboard', storage)}",
         f"final run:        {_command(python, '-m', 'uvar_tune', 'train', outcome.export)}",
     ]

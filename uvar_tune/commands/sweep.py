@@ -79,10 +79,12 @@ def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCal
 
 def _train(session: RunSession, phases: Phases, names: tuple[str, ...], callbacks: StudyCallbacks | None) -> None:
     from uvar_tune.ray_backend.tuner import TuneRunner
-    from uvar_tune.tracking.parameters import study_parameters
+    from uvar_tune.search.objectives import directions
+    from uvar_tune.tracking.parameters import study_parameters, study_tags, view_columns
 
     config, files = session.config, session.files
-    session.start_tracking(params=study_parameters(config))
+    session.start_tracking(params=study_parameters(config), tags=study_tags(files.name, config.study.question))
+    session.tracker.save_view(f"{files.name}: ranked", config.study.metric, directions(config)[0], view_columns(config))
     session.tracker.log_artifact(None, files.config, "")
     with session.ray():
         assets = session.prepare_assets()

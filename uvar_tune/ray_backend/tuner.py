@@ -19,6 +19,7 @@ from uvar_tune.specs import Assets, CrashReason, OutcomeKind, Proposal, TrialOut
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import MLflowTracker
 from uvar_tune.tracking.parameters import effective_parameters, run_parameters, score_parameters
+from uvar_tune.tracking.presentation import phase_of, run_name
 from uvar_tune.trial.outcome_file import read_crash, read_outcome
 from uvar_tune.trial.trial import write_config
 
@@ -130,9 +131,11 @@ class TrialCallbacks:
         self._runner.warm.began(self._work.left())
         directory, config = self._directory(proposal), self._work.configuration(proposal)
         write_config(directory, config)
-        tags = {"uvar.kind": proposal.kind, "uvar.phase": self._work.phase, "uvar.attempt": str(proposal.attempt)}
+        key = self._work.key(proposal.number)
+        name, phase = run_name(key, proposal.kind, proposal.values), phase_of(key)
+        tags = {"uvar.kind": proposal.kind, "uvar.phase": phase, "uvar.attempt": str(proposal.attempt)}
         parameters = run_parameters(config.model_copy(update={"space": self._config.space}), proposal.values)
-        self._runner.sink.start_trial(self._work.key(proposal.number), directory, params=parameters, tags=tags)
+        self._runner.sink.start_trial(key, directory, params=parameters, tags=tags, name=name, phase=phase)
         name = self._work.name(proposal)
         self._runner.follower.follow(name, directory / "metrics.jsonl", config.training.images)
         shown = ", ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in proposal.values.items())

@@ -118,6 +118,17 @@ def against_baseline(results: StudyResults) -> str | None:
     return f"{short(results.metric)} {value} against {reference} for the baseline{change}"
 
 
+def describe_state(results: StudyResults) -> str:
+    """Outcomes of the trials, the best one, and its verdict, in a sentence or two."""
+    best = results.best
+    if best is None:
+        return f"{outcomes(results)}; no trial has a score."
+    verdict = results.verdict(best)
+    word = verdict["verdict"] if verdict else "unconfirmed"
+    value = against_baseline(results) or f"{short(results.metric)} {format_value(best.value)}"
+    return f"{outcomes(results)}. Best: trial {best.number}, {value}; verdict: {word}."
+
+
 def sorted_verdicts(results: StudyResults) -> list[dict[str, Any]]:
     """The verdicts, the largest improvement over the baseline first."""
     sign = 1 if results.direction == "minimize" else -1

@@ -186,8 +186,8 @@ class Delivery:
         if trial is not None:
             trial.finished = True
 
-    def _tag_trial(self, operation: dict[str, Any]) -> None:
-        key = str(operation["number"])
+    def _set_tags(self, operation: dict[str, Any]) -> None:
+        key = STUDY if operation["number"] is None else str(operation["number"])
         self._log(key, self._run(key, operation["time"]), (), {}, operation["tags"])
 
     def _save_view(self, operation: dict[str, Any]) -> None:
@@ -212,8 +212,6 @@ class Delivery:
 
     def _finish_study(self, operation: dict[str, Any]) -> None:
         run_id, time_ms = self._run(STUDY, operation["time"]), milliseconds(operation["time"])
-        if operation.get("tags"):
-            self._log(STUDY, run_id, (), {}, operation["tags"])
         for key in [key for key in self.state.runs if key.startswith(_PHASE)]:
             self._server.set_status(self._run(key, operation["time"]), operation["status"], time_ms)
             self._delete_duplicates(key)

@@ -68,16 +68,17 @@ def provenance_tags(provenance: dict[str, Any]) -> dict[str, str]:
     return {**tags, "mlflow.source.name": "uvar-tune", "mlflow.source.type": "LOCAL"}
 
 
-def study_tags(config: Config, provenance: dict[str, Any]) -> dict[str, str]:
-    """Tags of a study's run: provenance, kind and description."""
-    commands = next_commands(config.study.name)
-    text = description(config.study.name, config.study.question, "running", commands)
-    return {**provenance_tags(provenance), "uvar.kind": "study", **text}
+def study_tags(study: str, question: str, state: str = "not finished") -> dict[str, str]:
+    """Tags of a study's run: its kind, and the description that MLflow displays.
 
-
-def next_commands(study: str) -> list[str]:
-    """Commands to continue with, for the description of a study."""
-    return [f"uvar-tune show {study}", f"uvar-tune report --study {study}", f"uvar-tune export --study {study} --top 3"]
+    Args:
+        study: name of the study.
+        question: `study.question`.
+        state: what has been reached, in a sentence or two.
+    """
+    commands = [f"uvar-tune {command}" for command in (f"show {study}", f"report --study {study}")]
+    commands.append(f"uvar-tune export --study {study} --top 3 --unconfirmed")
+    return {"uvar.kind": "study", **description(study, question, state, commands)}
 
 
 def view_columns(config: Config) -> list[str]:

@@ -87,8 +87,8 @@ class RunLogger(Protocol):
             timestamp: see `start_study`.
         """
 
-    def tag_trial(self, number: int | str, tags: dict[str, Any]) -> None:
-        """Set tags of a trial's run, such as its verdict."""
+    def set_tags(self, number: int | str | None, tags: dict[str, Any]) -> None:
+        """Set tags of the run of a trial (None: of the study), such as its verdict."""
 
     def save_view(self, name: str, metric: str, direction: str, columns: list[str]) -> None:
         """Save a view of the trials of the search on MLflow's page, best first.
@@ -106,10 +106,8 @@ class RunLogger(Protocol):
     def log_artifact(self, number: int | str | None, path: str | Path, folder: str) -> None:
         """Upload a file, or a directory under its own name, to the run of a trial (None: of the study)."""
 
-    def finish_study(
-        self, status: RunStatus, tags: dict[str, Any] | None = None, *, timestamp: float | None = None
-    ) -> None:
-        """End the parent run and those of the phases, and set tags of the parent run."""
+    def finish_study(self, status: RunStatus, *, timestamp: float | None = None) -> None:
+        """End the parent run and those of the phases."""
 
 
 class Tracker(RunLogger, Protocol):
@@ -134,7 +132,7 @@ class NullTracker:
     def finish_trial(self, number, status, metrics=None, params=None, *, timestamp=None) -> None:
         """Ignore."""
 
-    def tag_trial(self, number, tags) -> None:
+    def set_tags(self, number, tags) -> None:
         """Ignore."""
 
     def save_view(self, name, metric, direction, columns) -> None:
@@ -146,7 +144,7 @@ class NullTracker:
     def log_artifact(self, number, path, folder) -> None:
         """Ignore."""
 
-    def finish_study(self, status, tags=None, *, timestamp=None) -> None:
+    def finish_study(self, status, *, timestamp=None) -> None:
         """Ignore."""
 
     def run_id(self, number) -> None:
@@ -199,9 +197,9 @@ class OutboxTracker:
         fields = {"number": number, "status": status, "metrics": metrics, "params": _strings(params or {})}
         self._append("finish_trial", timestamp, **fields)
 
-    def tag_trial(self, number: int | str, tags: dict[str, Any]) -> None:
+    def set_tags(self, number: int | str | None, tags: dict[str, Any]) -> None:
         """See `RunLogger`."""
-        self._append("tag_trial", None, number=number, tags=_strings(tags))
+        self._append("set_tags", None, number=number, tags=_strings(tags))
 
     def save_view(self, name: str, metric: str, direction: str, columns: list[str]) -> None:
         """See `RunLogger`."""
@@ -215,11 +213,9 @@ class OutboxTracker:
         """See `RunLogger`."""
         self._append("log_artifact", None, number=number, path=self._outbox.relative(path), folder=folder)
 
-    def finish_study(
-        self, status: RunStatus, tags: dict[str, Any] | None = None, *, timestamp: float | None = None
-    ) -> None:
+    def finish_study(self, status: RunStatus, *, timestamp: float | None = None) -> None:
         """See `RunLogger`."""
-        self._append("finish_study", timestamp, status=status, tags=_strings(tags or {}))
+        self._append("finish_study", timestamp, status=status)
 
     def _append(self, operation: str, timestamp: float | None, **fields: Any) -> None:
         self._take({"op": operation, "time": time.time() if timestamp is None else timestamp, **fields})
