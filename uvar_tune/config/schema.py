@@ -351,7 +351,7 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     compile: bool = False
-    """Use torch.compile."""
+    """Compile the transformer blocks for training (`torch.compile`); scoring is not compiled."""
     fused: Literal["auto", "on", "off"] = "auto"
     """Compute the loss directly from the hidden states, without holding all logits."""
     init_from: str | None = None
