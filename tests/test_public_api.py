@@ -92,6 +92,7 @@ def pipeline(tmp_path_factory):
         },
         tokenizer={"path": str(place / "tokenizer")},
         training_state={"images": 64},
+        class_names=["cat", "dog", "owl", "fox"],
     )
     return uvar_tune.VARPipeline.from_checkpoint(place / "trial", device="cpu")
 
@@ -102,7 +103,7 @@ def test_pipeline_draws_images_by_label_and_seed(pipeline):
     assert images.dtype == torch.uint8 and images.shape == (4, 3, 8, 8)
     assert torch.equal(pipeline(0, seeds=[8]), images[3:])
     assert not torch.equal(pipeline(0, seeds=[9]), images[3:])
-    assert len(pipeline()) == 4
+    assert len(pipeline()) == 4 and torch.equal(pipeline("cat", seeds=[8]), images[3:])
     assert torch.equal(pipeline(2, seeds=5, cfg_scale=2.5), images[:1])
     (picture,) = pipeline(2, seeds=5, output="pil")
     assert picture.size == (8, 8) and picture.getpixel((3, 1)) == tuple(images[0, :, 1, 3].tolist())

@@ -15,6 +15,7 @@ import torch
 
 from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import Config
+from uvar_tune.data import resolve_label
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.io.safe_load import check_size
 from uvar_tune.model import VAR, VQVAE, SamplingSettings, box_mask, generate, inpaint, load_official, start_from
@@ -85,7 +86,7 @@ class VARPipeline:
 
     def __call__(
         self,
-        labels: int | Sequence[int] | None = None,
+        labels: int | str | Sequence[int | str] | None = None,
         *,
         count: int = 1,
         seeds: int | Sequence[int] = 0,
@@ -96,7 +97,7 @@ class VARPipeline:
         """Draw ``count`` images of each label.
 
         Args:
-            labels: 0 … num_classes−1, or num_classes (unconditional); all classes by default.
+            labels: 0 … num_classes−1, num_classes (unconditional) or class names; all classes by default.
             count: images per label.
             seeds: one per image, or the first of consecutive seeds. A seed gives the same image in any call.
             output: ``tensor`` or ``pil``.
@@ -109,8 +110,8 @@ class VARPipeline:
         Raises:
             ConfigError: a label, a number of seeds or a setting out of range.
         """
-        labels = range(self.num_classes) if labels is None else [labels] if isinstance(labels, int) else labels
-        labels_N = torch.as_tensor(list(labels)).repeat_interleave(count)
+        labels = range(self.num_classes) if labels is None else [labels] if isinstance(labels, (int, str)) else labels
+        labels_N = torch.as_tensor([self._label(label) for label in labels]).repeat_interleave(count)
         images, _ = generate(
             self.var,
             self.vqvae,
@@ -127,7 +128,7 @@ class VARPipeline:
         *,
         mask: torch.Tensor | None = None,
         box: tuple[int, int, int, int] | None = None,
-        label: int | None = None,
+        label: int | str | None = None,
         count: int = 1,
         seeds: int | Sequence[int] = 0,
         **options: Any,
@@ -138,7 +139,7 @@ class VARPipeline:
             image: a PIL image (another size is shrunk and centre-cropped), or (3, S, S), uint8 or in [0, 1].
             mask: bool (S, S), true where the image is sampled.
             box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive, sampled inside; instead of a mask.
-            label: class to sample; unconditional by default.
+            label: number or name of the class to sample; unconditional by default.
             count: completions.
             seeds: as in a call.
             options: ``output`` and the sampling settings, as in a call.
@@ -158,11 +159,16 @@ class VARPipeline:
             self.vqvae,
             self._as_unit_image(image),
             known_SS,
-            [self.num_classes if label is None else label] * count,
+            [self.num_classes if label is None else self._label(label)] * count,
             self._sampling_settings(options),
             seeds=_consecutive(seeds, count),
         )
         return _as_output(images, output)
+
+    def _label(self, label: int | str) -> int:
+        if isinstance(label, str):
+            return resolve_label(label, self.class_names, self.num_classes, where="label")
+        return label
 
     def _sampling_settings(self, sampling: dict[str, float]) -> SamplingSettings:
         unknown = sampling.keys() - SamplingSettings.__dataclass_fields__.keys()

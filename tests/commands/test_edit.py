@@ -215,7 +215,7 @@ CASES = {
     "CFG that is none": ({"sampling": {"cfg_scale": float("nan"), "cfg_ramp": 1.0}}, "^--cfg-scale: nan"),
     "ramp below 0": ({"sampling": {"cfg_scale": 1.0, "cfg_ramp": -0.5}}, "^--cfg-ramp: -0.5"),
     "top_k above V": ({"sampling": {"cfg_scale": 1.0, "cfg_ramp": 1.0, "top_k": 33}}, "^--top-k: 33 is not in 0 … 32"),
-    "no such device": ({"networks": {**NETWORKS, "device": "gpu"}}, "--device: 'gpu' is no device"),
+    "no such device": ({"networks": {**NETWORKS, "device": "gpu"}}, "--device: 'gpu' is not a device"),
     "one official file": ({"networks": {**NETWORKS, "vae": "x.pth"}}, "come in pairs"),
     "out in a file": ({"out": "/dev/null/x.png"}, "cannot be written"),
 }
