@@ -70,8 +70,10 @@ class VAR(nn.Module):
         self.head_nm = HeadNorm(width)
         self.head = nn.Linear(width, vocab_size)
         self.attend = PrefixAttention(self.scales)
-        # On the device of the parameters: a copy in each step would wait for the GPU.
-        self.register_buffer("_path_drop_column", torch.tensor(self.path_drop)[:, None], persistent=False)
+        with torch.device("cpu"):  # the values are needed, also of a network on the meta device
+            column = torch.tensor(self.path_drop)[:, None]
+        # A buffer, on the device of the parameters: a copy in each step would wait for the GPU.
+        self.register_buffer("_path_drop_column", column, persistent=False)
         self._train_block: Callable[..., torch.Tensor] = _call_block
         self.init_weights()
 
