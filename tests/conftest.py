@@ -74,7 +74,7 @@ def space(tmp_path, root):
 
 @pytest.fixture(scope="session", params=["journal", "sqlite", "postgresql"])
 def storage_url(request, tmp_path_factory) -> str:
-    """One storage of each kind for the session; tests tell their studies apart by name."""
+    """One storage of each kind for the session; the studies of the tests differ by name."""
     if request.param == "postgresql":
         return request.getfixturevalue("postgresql")
     path = tmp_path_factory.mktemp("storage") / "studies"

@@ -46,7 +46,7 @@ def test_yaml_parses(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_modules_and_settings_exist(path):
+def test_named_modules_and_settings_exist(path):
     text = path.read_text()
     for module in set(re.findall(r"\buvar_tune\.([a-z_]+)", text)):
         assert importlib.util.find_spec(f"uvar_tune.{module}"), module
@@ -74,7 +74,7 @@ def test_shell_parses(script):
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-def test_the_submitted_studies_are_valid():
+def test_submitted_studies_are_valid():
     head = (CLUSTER / "slurm.sbatch").read_text()
     launched = re.search(r"slurm\.sbatch (search_spaces/.*)", head).group(1)
     for command in (entrypoint().split("uvar_tune.sweep ")[1], launched):
@@ -82,12 +82,12 @@ def test_the_submitted_studies_are_valid():
         read_config(REPOSITORY / "search_spaces" / space.rsplit("/", 1)[1], overrides)
 
 
-def test_a_job_writes_to_an_absolute_root():
+def test_job_writes_to_an_absolute_root():
     assert re.search(r"run\.root=/", entrypoint())
     assert re.search(r"root=\$\{UVAR_ROOT:-\$SLURM_SUBMIT_DIR/", (CLUSTER / "slurm.sbatch").read_text())
 
 
-def test_nothing_but_loopback_is_bound_by_default():
+def test_only_loopback_is_bound_by_default():
     for name, service in compose()["services"].items():
         assert "network_mode" not in service and not service.get("privileged")
         for port in service["ports"]:
@@ -97,7 +97,7 @@ def test_nothing_but_loopback_is_bound_by_default():
     assert set(re.findall(r"--dashboard-host[= ](\S+)", starts)) == {"127.0.0.1"}
 
 
-def test_no_secret_stands_in_a_file():
+def test_files_hold_no_secret():
     tree = compose()
     assert "POSTGRES_PASSWORD" not in tree["services"]["postgres"]["environment"]
     assert all(set(secret) == {"file"} for secret in tree["secrets"].values())
@@ -106,14 +106,14 @@ def test_no_secret_stands_in_a_file():
         assert not re.search(r"://[^/\s@:]+:[^/\s@]+@", path.read_text()), path.name
 
 
-def test_every_ray_process_asks_for_a_token():
+def test_every_ray_process_requires_a_token():
     for command in launcher_commands():
         assert "ray start" not in command or "RAY_AUTH_MODE=token" in command
     script = (CLUSTER / "slurm.sbatch").read_text()
     assert script.index("export RAY_AUTH_MODE=token") < script.index("ray start")
 
 
-def test_the_options_of_ray_exist():
+def test_options_of_ray_exist():
     from ray.dashboard.modules.job.cli import submit
     from ray.scripts.scripts import start
 
@@ -125,7 +125,7 @@ def test_the_options_of_ray_exist():
         assert used and used <= known, used - known
 
 
-def test_the_options_of_the_mlflow_server_exist():
+def test_options_of_the_mlflow_server_exist():
     """Read out of its sources: importing them takes seconds."""
     package = Path(importlib.util.find_spec("mlflow").origin).parent
     sources = "".join(

@@ -1,32 +1,32 @@
-"""The few ways in which things fail, as types (a failure has a defined meaning for the sampler and for the exit code)."""
+"""The kinds of failure, as exceptions: each has one meaning for the sampler and for the exit code."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit codes of commands
+
+T = TypeVar("T")
 
 
 class UvarError(Exception):
-    """Base of all errors that the package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class ConfigError(UvarError, ValueError):
-    """Something a user controls is wrong. Commands print it as one line on stderr and exit with code 2.
+    """Invalid input. Commands print it as one line on stderr and exit with code 2.
 
     Args:
-        message: the value and the rule it breaks.
-        where: file and key, or argument, in which the value stands.
+        message: the value and the rule that it breaks.
+        where: file and key, or argument, that holds the value.
         nearest: the nearest valid choice.
     """
 
     def __init__(self, message: str, *, where: str | None = None, nearest: str | None = None):
-        self.message, self.where, self.nearest = (
-            " ".join(message.splitlines()),
-            where,
-            nearest,
-        )  # a key may hold a newline
+        self.message = " ".join(message.splitlines())  # a key may hold a newline
+        self.where, self.nearest = where, nearest
         text = f"{where}: {self.message}" if where else self.message
         super().__init__(f"{text}; did you mean {nearest!r}?" if nearest else text)
 
@@ -39,7 +39,12 @@ def _rebuild_config_error(cls, message, where, nearest):
 
 
 class StepFailed(UvarError):
-    """A training cannot go on: a typed outcome of a trial. ``images`` were seen before the step that failed."""
+    """A training step failed and training cannot continue.
+
+    Args:
+        message: what failed.
+        images: training images before that step.
+    """
 
     def __init__(self, message: str, *, images: int = 0):
         self.images = images
@@ -54,41 +59,52 @@ def _rebuild_step_failed(cls, message, images):
 
 
 class Diverged(StepFailed):
-    """Training left the finite numbers: never a score."""
+    """A loss, gradient or sample is not finite. It never becomes a score."""
 
 
 class OutOfMemory(StepFailed):
-    """An allocation was refused."""
+    """An allocation failed."""
 
 
 class InfrastructureError(UvarError):
-    """What a study stands on is gone for now (room on its disk, its Ray, its storage). Commands print it as one line and exit
-    with code 1; nothing is told of the trials in flight, and the same command continues.
+    """Disk space, Ray or the storage is unavailable for now; nothing is recorded of the running trials.
+
+    Commands print it as one line and exit with code 1. The same command resumes.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what was said; the kind of error where nothing was."""
+    """The first line of the message, or the type of an error without one."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised for, and so on."""
+    """The error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def nearest(value: object, choices: Iterable[object]) -> str | None:
-    """The choice spelled most like ``value``, or None where nothing is near."""
-    found = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The choice whose spelling is most similar to ``value``; None if none is similar."""
+    matches = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    return matches[0] if matches else None
 
 
-def choose(value, choices: Iterable, what: str, where: str | None = None):
-    """``value`` if it is one of ``choices``; else a ConfigError that lists them and names the nearest."""
+def choose(value: T, choices: Iterable[T], kind: str, where: str | None = None) -> T:
+    """The value, if it is one of the choices.
+
+    Args:
+        value: the requested choice.
+        choices: the valid ones.
+        kind: what they are, for the message.
+        where: file and key, or argument, that holds the value.
+
+    Raises:
+        ConfigError: it is none of them; lists them and names the nearest.
+    """
     options = list(choices)
     if value in options:
         return value
     listed = ", ".join(str(option) for option in options)
-    raise ConfigError(f"unknown {what} {value!r} (one of: {listed})", where=where, nearest=nearest(value, options))
+    raise ConfigError(f"unknown {kind} {value!r} (one of: {listed})", where=where, nearest=nearest(value, options))

@@ -133,7 +133,7 @@ class VARPipeline:
         seeds: int | Sequence[int] = 0,
         **options: Any,
     ) -> torch.Tensor | list[Image.Image]:
-        """Sample a part of an image anew and keep the rest.
+        """Sample a part of an image and keep the rest.
 
         Args:
             image: a PIL image (another size is shrunk and centre-cropped), or (3, S, S), uint8 or in [0, 1].

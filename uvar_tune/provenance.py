@@ -1,4 +1,4 @@
-"""Which code and which versions made a number."""
+"""Provenance of a number: commit, source hash, package versions, machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "torch-fidelity"
 
 
 def source_hash() -> str:
-    """Hash of the package's own source files: 16 hex digits, the same wherever the same code runs."""
+    """Hash of the source files of this package, 16 hex digits."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -21,29 +21,29 @@ def source_hash() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout the package runs from, `-dirty` where it differs; None outside a checkout."""
+    """The commit of the checkout that holds this package, with `-dirty` if it is modified; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except OSError:
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that affect numbers."""
+    result = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def origin() -> dict:
-    """Commit, source hash, versions and machine: what an export and the record of a study carry."""
+    """Commit, source hash, versions and machine, for exports and tracked runs."""
     return {
         "commit": commit(),
         "source": source_hash(),

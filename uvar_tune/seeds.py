@@ -1,8 +1,8 @@
-"""Every seed has one author: f(study seed, phase, trial or replicate, purpose).
+"""All seeds are derived by one function of study seed, phase, trial or replicate, and purpose.
 
-Training seeds depend on the trial in ``explore`` and ``refine``, in ``noise`` and ``confirm`` on the replicate alone, so
-that configurations are paired; the trials of a grid, from which nothing is learnt for the next, all have those of trial 0.
-Sampling seeds are common to all trials of a phase (common random numbers).
+Training seeds depend on the trial in ``explore`` and ``refine``. In ``noise`` and ``confirm`` they depend only on the
+replicate, so that configurations are paired. All trials of a grid have those of trial 0. Sampling seeds are common to
+all trials of a phase (common random numbers).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _COMMON = "sampling"  # purposes that begin with it are common to all trials of 
 
 
 def derive(study_seed: int, phase: str, index: int, purpose: str) -> int:
-    """A 63-bit seed, the same on every machine and Python version.
+    """A 63-bit seed that is the same on every machine and Python version.
 
     Args:
         study_seed: ``study.seed``.
         phase: explore, refine, noise, confirm, prepare, …
         index: trial number in explore and refine (0 of a grid), replicate number in noise and confirm.
-        purpose: what is drawn: initialisation, order, dropout, proposal, sampling-a, sampling-b, …
+        purpose: what it seeds: initialisation, order, dropout, proposal, sampling-a, sampling-b, …
     """
     if purpose.startswith(_COMMON):
         index = 0
@@ -30,7 +30,7 @@ def derive(study_seed: int, phase: str, index: int, purpose: str) -> int:
 
 
 def generator(seed: int, *extra: int):
-    """A CPU ``torch.Generator`` seeded from ``seed`` and any further integers (an image index, a step)."""
+    """A CPU ``torch.Generator`` seeded from ``seed`` and further integers (an image index, a step)."""
     import torch
 
     text = "/".join(str(int(part)) for part in (seed, *extra))

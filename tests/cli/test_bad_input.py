@@ -43,7 +43,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_overrides(name, cli, space, tmp_path):
+def test_invalid_override_prints_one_line(name, cli, space, tmp_path):
     arguments, message = CASES[name]
     assert message in one_line(cli("sweep", space(), *arguments))
 
@@ -56,7 +56,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_spaces(name, cli, space):
+def test_invalid_space_prints_one_line(name, cli, space):
     entry, message = SPACES[name]
     path = space()
     tree = yaml.safe_load(path.read_text())
@@ -65,7 +65,7 @@ def test_spaces(name, cli, space):
     assert message in one_line(cli("sweep", path))
 
 
-def test_files(cli, space, tmp_path):
+def test_unusable_file_prints_one_line(cli, space, tmp_path):
     assert "no such file" in one_line(cli("sweep", tmp_path / "spce.yaml"))
     (tmp_path / "bad.yaml").write_text("study: {name: x\ntraining: [1")
     assert "not YAML" in one_line(cli("sweep", tmp_path / "bad.yaml"))

@@ -75,7 +75,7 @@ def networks():
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A sound checkpoint of a small VAR, with its tokenizer beside it."""
+    """A valid checkpoint of a small VAR, with its tokenizer next to it."""
     vqvae, var = networks()
     save_tokenizer(tmp_path / "tokenizer", vqvae)
     config = {
@@ -120,7 +120,7 @@ def pickles(canary: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_pickles_of_these_tests_do_run_where_nobody_looks(tmp_path):
+def test_pickles_of_these_tests_run_code_if_loaded(tmp_path):
     """Else the tests below could not fail."""
     for i, content in enumerate(pickles(tmp_path / "ran").values()):
         (tmp_path / "ran").unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def test_the_pickles_of_these_tests_do_run_where_nobody_looks(tmp_path):
 
 
 @pytest.mark.parametrize("wrapping", ["zip", "old", "bare", "among tensors"])
-def test_pickles_that_run_code(tmp_path, canary, checkpoint, wrapping):
+def test_pickle_that_runs_code_is_refused(tmp_path, canary, checkpoint, wrapping):
     content = pickles(canary)[wrapping]
     path = tmp_path / "evil.pth"
     path.write_bytes(content)
@@ -152,24 +152,24 @@ def test_pickles_that_run_code(tmp_path, canary, checkpoint, wrapping):
     assert "more than plain tensors" in refusal(load_training_state, tmp_path / "stage1")
 
 
-def test_weights_that_are_pickles_instead_of_safetensors(tmp_path, canary, checkpoint):
+def test_pickle_in_place_of_safetensors_is_refused(tmp_path, canary, checkpoint):
     content = saved({"x": Evil(canary)})
     replace(checkpoint, "var.safetensors", content)
     assert "no safetensors file" in refusal(restore, checkpoint)
     replace(tmp_path / "tokenizer", "vqvae.safetensors", content)
     assert "no safetensors file" in refusal(load_tokenizer, tmp_path / "tokenizer")
-    replace(checkpoint, "var.safetensors", b"\xff" * 7 + b"\x7f" + b"{}")  # a header said to be of 2^62 bytes
+    replace(checkpoint, "var.safetensors", b"\xff" * 7 + b"\x7f" + b"{}")  # a header of 2^62 bytes, by its length field
     assert "no safetensors file" in refusal(restore, checkpoint)
 
 
-def test_torn_and_altered_official_files(tmp_path):
+def test_damaged_official_file_is_refused(tmp_path):
     """Every byte that decides how the pickle is read may be another: a refusal, or the tensors."""
     path = tmp_path / "vae.pth"
     for _ in altered(path, {"a": torch.ones(2)}):
         assert "vae.pth" in refusal(load_official, path)
 
 
-def test_torn_and_altered_weights_of_a_feature_network(tmp_path):
+def test_damaged_feature_network_is_refused(tmp_path):
     path = tmp_path / "inception.pth"
     for _ in altered(path, [torch.ones(2)]):  # no state dict, also where it is read
         assert "inception.pth" in refusal(open_extractor, "inception-v3-compat", weights=path)
@@ -201,7 +201,7 @@ YAML = {
 
 
 @pytest.mark.parametrize("text", YAML.values(), ids=YAML)
-def test_yaml_that_explodes_or_runs(tmp_path, canary, checkpoint, text):
+def test_yaml_that_expands_or_runs_is_refused(tmp_path, canary, checkpoint, text):
     path = tmp_path / "space.yaml"
     path.write_text(text)
     assert "space.yaml" in refusal(read_config, path)
@@ -210,7 +210,7 @@ def test_yaml_that_explodes_or_runs(tmp_path, canary, checkpoint, text):
     assert "config.yaml" in refusal(LoadedCheckpoint, str(checkpoint))
 
 
-def test_json_that_nests_without_end(tmp_path, checkpoint):
+def test_deeply_nested_json_is_refused(tmp_path, checkpoint):
     deep = ("[" * DEEP).encode()
     replace(checkpoint, "tokenizer.json", deep)
     assert "tokenizer.json" in refusal(restore, checkpoint)
@@ -220,13 +220,13 @@ def test_json_that_nests_without_end(tmp_path, checkpoint):
     assert "manifest.json" in refusal(load_checkpoint, checkpoint)
 
 
-@pytest.mark.parametrize("told", [b"[]", b"{}", b'{"path": 3, "sha256": []}', b'{"path": "/etc/passwd"}'])
-def test_a_tokenizer_that_a_checkpoint_does_not_name(checkpoint, told):
-    replace(checkpoint, "tokenizer.json", told)
+@pytest.mark.parametrize("entry", [b"[]", b"{}", b'{"path": 3, "sha256": []}', b'{"path": "/etc/passwd"}'])
+def test_invalid_tokenizer_entry_is_refused(checkpoint, entry):
+    replace(checkpoint, "tokenizer.json", entry)
     refusal(restore, checkpoint)
 
 
-def test_settings_that_ask_for_more_memory_than_their_weights_fill(tmp_path, checkpoint):
+def test_settings_of_too_much_memory_are_refused(tmp_path, checkpoint):
     text = (checkpoint / "config.yaml").read_text()
     for width in (2**13, 2**16):
         replace(checkpoint, "config.yaml", text.replace("width: 32", f"width: {width}").encode())
@@ -247,24 +247,24 @@ def test_settings_that_ask_for_more_memory_than_their_weights_fill(tmp_path, che
         refusal(load_tokenizer, tmp_path / "tokenizer")
 
 
-def test_settings_that_ask_for_more_modules_than_there_are_tensors(tmp_path, checkpoint):
+def test_settings_of_too_many_modules_are_refused(tmp_path, checkpoint):
     """Refused before one is made: each takes its time and memory, whatever the size of its tensors."""
     replace(
         checkpoint, "config.yaml", (checkpoint / "config.yaml").read_text().replace("depth: 2", "depth: 200").encode()
     )
     assert "200 blocks, its weights are" in refusal(restore, checkpoint)
     settings = json.loads((tmp_path / "tokenizer" / "settings.json").read_text())
-    for change, told in (
+    for change, message in (
         ({"blocks": 200}, "of 200 blocks"),
         ({"channel_multipliers": [1] * 200}, "200 levels"),
         ({"scales": [1] * 200, "share_quant_resi": 0}, "200 scales"),
         ({"share_quant_resi": 200}, "200 φ"),
     ):
         replace(tmp_path / "tokenizer", "settings.json", json.dumps({**settings, **change}).encode())
-        assert told in refusal(load_tokenizer, tmp_path / "tokenizer")
+        assert message in refusal(load_tokenizer, tmp_path / "tokenizer")
 
 
-def test_yaml_that_takes_long(tmp_path, checkpoint):
+def test_slow_yaml_is_refused(tmp_path, checkpoint):
     (tmp_path / "space.yaml").write_text("space: [" + "[]," * 2**18 + "]")
     assert "space.yaml: more than 32,768 keys and values" in refusal(read_config, tmp_path / "space.yaml")
     replace(checkpoint, "config.yaml", b"a: 1 #" + b"x" * 2**20)
@@ -304,7 +304,7 @@ def _long_text():
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", IMAGES)
-def test_images_that_unfold(tmp_path, kind):
+def test_decompression_bomb_is_refused(tmp_path, kind):
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
         (tmp_path / split / "a" / "0.png").write_bytes(_png())
@@ -335,7 +335,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_that_are_paths(tmp_path, name):
+def test_name_cannot_be_a_path(tmp_path, name):
     """Of studies (in files and at the cli), of final runs and of tokenizers."""
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump({"study": {"name": name}}))
@@ -352,17 +352,17 @@ def test_names_that_are_paths(tmp_path, name):
     assert sorted(found.name for found in tmp_path.iterdir()) == ["space.yaml"]
 
 
-@pytest.mark.parametrize("door, options", [("report", []), ("sync", []), ("sync", ["--rebuild"])])
-def test_a_study_outside_the_root_is_not_found_by_its_path(cli, tmp_path, door, options):
+@pytest.mark.parametrize("command, options", [("report", []), ("sync", []), ("sync", ["--rebuild"])])
+def test_study_name_cannot_leave_the_root(cli, tmp_path, command, options):
     (tmp_path / "other" / "mlflow").mkdir(parents=True)
     (tmp_path / "other" / "study.yaml").write_text("study: {name: other}")
-    done = cli(door, "--study", "../other", "--root", tmp_path / "root", *options)
+    done = cli(command, "--study", "../other", "--root", tmp_path / "root", *options)
     assert done.returncode == 2 and done.stderr.startswith("error: --study: '../other' is no name"), done.stderr
     assert len(done.stderr.splitlines()) == 1 and sorted(path.name for path in tmp_path.iterdir()) == ["other"]
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc", "..", "a/../a", "."])
-def test_classes_are_names_of_directories_that_are_there(tmp_path, name):
+def test_class_name_cannot_be_a_path(tmp_path, name):
     for place in ("data/train/a", "data/val/a", "secret"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "0.png").write_bytes(_png())
@@ -371,7 +371,7 @@ def test_classes_are_names_of_directories_that_are_there(tmp_path, name):
     assert "data.classes" in refusal(load_images, DataConfig(classes=(name,)), "train")
 
 
-def test_which_settings_are_free_text():
+def test_free_text_settings_are_these():
     """A setting of free text is a path, or is looked up among what is known; a new one has to be put into one of these lists."""
     from uvar_tune.config.schema import Config
 
@@ -386,7 +386,7 @@ def test_which_settings_are_free_text():
         "evaluation.extractor",
         "run.storage",
     }
-    told = {"study.question"}
+    free_text = {"study.question"}
     sections = {
         name: field.annotation
         for name, field in Config.model_fields.items()
@@ -398,11 +398,11 @@ def test_which_settings_are_free_text():
         for key, field in section.model_fields.items()
         if "str" in str(field.annotation).replace("'", " ").split("Literal")[0]
     }
-    assert found == paths | known | told
+    assert found == paths | known | free_text
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"7", b"\xff", ("[" * DEEP).encode(), b'{"runs": {"../x": "y"}}'])
-def test_a_state_of_the_spool_that_is_not_ours(tmp_path, text):
+def test_foreign_outbox_state_is_refused(tmp_path, text):
     """What another wrote into the study's directory makes no path of a name."""
     from uvar_tune.tracking.outbox import Outbox, run_ids
 
@@ -410,7 +410,7 @@ def test_a_state_of_the_spool_that_is_not_ours(tmp_path, text):
     assert run_ids(tmp_path) == {} and Outbox(tmp_path).load_state().offset == 0
 
 
-def test_no_shell_is_built_from_strings():
+def test_code_has_no_shell_eval_or_unsafe_load():
     """`shell=True`, `os.system` and their like stand nowhere; what loads YAML, tensors and arrays does it in its safe form."""
     import ast
 
@@ -443,9 +443,9 @@ def test_no_shell_is_built_from_strings():
     assert not wrong, wrong
 
 
-def test_a_model_that_the_configuration_cannot_make(checkpoint):
-    """The weights of a checkpoint that names no table of classes."""
+def test_invalid_model_section_is_refused(checkpoint):
+    """The weights of a checkpoint that has no class embedding."""
     from safetensors.torch import save
 
     replace(checkpoint, "var.safetensors", save({"x": torch.ones(1)}))
-    assert "no table of classes" in refusal(restore, checkpoint)
+    assert "no class embedding" in refusal(restore, checkpoint)

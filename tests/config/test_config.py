@@ -32,7 +32,7 @@ def refusal(read, *arguments) -> ConfigError:
 
 
 @pytest.mark.parametrize(
-    "tree, said, nearest",
+    "tree, message, nearest",
     [
         ({"studdy": {}}, "unknown key 'studdy'", "study"),
         ({"training": {"learning_rat": 1}}, "unknown key 'training.learning_rat'", "training.learning_rate"),
@@ -113,14 +113,14 @@ def refusal(read, *arguments) -> ConfigError:
         ({"study": {"name": 1000.0}}, "study.name 1000.0: a text is expected; put it into quotes", None),
     ],
 )
-def test_what_breaks_a_rule_is_refused_with_the_rule(tree, said, nearest):
+def test_invalid_value_names_its_rule(tree, message, nearest):
     error = refusal(validate, tree, "space.yaml")
-    assert said in error.message and error.where == "space.yaml"
+    assert message in error.message and error.where == "space.yaml"
     assert error.nearest == nearest
 
 
 @pytest.mark.parametrize(
-    "entry, said",
+    "entry, message",
     [
         ({"low": 2, "high": 1}, "low 2 must be below high 1"),
         ({"low": 1, "high": 1}, "low 1 must be below high 1"),
@@ -142,9 +142,9 @@ def test_what_breaks_a_rule_is_refused_with_the_rule(tree, said, nearest):
         ({"when": {"loss.referenc": "normal"}}, "unknown parameter 'loss.referenc'"),
     ],
 )
-def test_an_entry_of_the_space_that_cannot_be_searched(entry, said):
+def test_invalid_space_entry_is_refused(entry, message):
     tree = {"space": {"loss.lambda_1": {**LAMBDA, **entry}}}
-    assert said in refusal(validate, tree, "space.yaml").message
+    assert message in refusal(validate, tree, "space.yaml").message
 
 
 REFERENCE = {"role": "scientific", "type": "categorical", "choices": ["normal", "semantic", "uniform"]}
@@ -152,7 +152,7 @@ NEIGHBOURS = {"role": "nuisance", "type": "float", "low": 2, "high": 32}
 
 
 @pytest.mark.parametrize(
-    "space, said",
+    "space, message",
     [
         ({"loss.lambda_3": LAMBDA}, "'loss.lambda_3' cannot be searched"),
         (
@@ -211,18 +211,18 @@ NEIGHBOURS = {"role": "nuisance", "type": "float", "low": 2, "high": 32}
         ),
     ],
 )
-def test_a_space_some_trial_of_which_would_fail(space, said):
-    assert said in refusal(validate, {"space": space}, "space.yaml").message
+def test_space_with_an_invalid_point_is_refused(space, message):
+    assert message in refusal(validate, {"space": space}, "space.yaml").message
 
 
-def test_a_reference_is_searched_where_its_term_has_weight():
+def test_reference_is_searched_only_with_a_weight():
     arm = {"role": "scientific", "type": "categorical", "choices": [0, 0.5]}
     conditional = {**REFERENCE, "when": {"loss.lambda_1": [0.5]}}
     assert validate({"space": {"loss.lambda_1": arm, "loss.reference": conditional}}, "x")
     assert validate({"loss": {"lambda_1": 0.1}, "space": {"loss.reference": REFERENCE}}, "x")
 
 
-def test_shares_are_searched_as_shares():
+def test_shares_need_a_log_scale():
     share = {"loss": {"lambda_unit": "share"}}
     assert validate({**share, "space": {"loss.lambda_1": {**LAMBDA, "low": 1e-3, "high": 0.3}}}, "x")
     assert "share of the gradient" in refusal(validate, {**share, "space": {"loss.lambda_1": LAMBDA}}, "x").message
@@ -231,7 +231,7 @@ def test_shares_are_searched_as_shares():
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("study: {name: a", "not YAML"),
         ("study: &a {name: x}\ndata: *a", "aliases"),
@@ -248,12 +248,12 @@ def test_shares_are_searched_as_shares():
         ("study: {seed: 0x" + "F" * 5000 + "}", "line 1: a whole number of 20,000 bits is too large"),
     ],
 )
-def test_yaml_that_is_no_configuration(written, text, said):
+def test_invalid_yaml_is_refused(written, text, message):
     error = refusal(read_config, written(text))
-    assert said in error.message and error.where.endswith("space.yaml")
+    assert message in error.message and error.where.endswith("space.yaml")
 
 
-def test_files_that_cannot_be_read(tmp_path, written):
+def test_unreadable_file_is_refused(tmp_path, written):
     path = written({"study": {"seed": 1}})
     missing = refusal(read_config, path.replace("space", "spaec"))
     assert "no such file" in missing.message and missing.nearest == "space.yaml"
@@ -266,7 +266,7 @@ def test_files_that_cannot_be_read(tmp_path, written):
 
 
 @pytest.mark.parametrize(
-    "override, said, nearest",
+    "override, message, nearest",
     [
         ("study.seeed=1", "unknown setting 'study.seeed'", "study.seed"),
         ("seed=1", "not of the form", None),
@@ -282,18 +282,18 @@ def test_files_that_cannot_be_read(tmp_path, written):
         ("loss.reference=uniform", "space.loss.reference fixes it at 'normal'", "normal"),
     ],
 )
-def test_overrides_that_are_refused(written, override, said, nearest):
+def test_invalid_override_is_refused(written, override, message, nearest):
     fixed = {"role": "fixed", "type": "categorical", "choices": ["normal"]}
     path = written(
         {"study": {"seed": 1}, "model": {"heads": 128}, "space": {"loss.lambda_1": LAMBDA, "loss.reference": fixed}}
     )
     assert read_config(path, ["loss.reference=normal"]).loss.reference == "normal"
     error = refusal(read_config, path, [override])
-    assert said in error.message and error.nearest == nearest
+    assert message in error.message and error.nearest == nearest
     assert error.where.startswith("command line")
 
 
-def test_a_mistake_is_shown_where_it_was_made(written):
+def test_error_names_the_place_of_the_mistake(written):
     path = written({"study": {"seed": 1}})
     assert refusal(lambda: read_config(path, trials=0)).where == "--trials"
     assert refusal(lambda: read_config(path, name="a/b")).where == "--study"
@@ -327,12 +327,12 @@ def test_a_mistake_is_shown_where_it_was_made(written):
         ("1.2.3", "1.2.3"),
     ],
 )
-def test_numbers_of_yaml(text, value):
+def test_yaml_numbers(text, value):
     read = parse_yaml(f"a: {text}", "x")["a"]
     assert read == value and type(read) is type(value)
 
 
-def test_rates_as_people_write_them(written):
+def test_learning_rates_in_common_notations(written):
     rate = "{role: nuisance, type: float, low: 1e-4, high: 1e-2, log: true, baseline: 1e-3}"
     config = read_config(
         written(f"training: {{learning_rate: 2e-3, images: 6.4e4}}\nspace: {{training.learning_rate: {rate}}}")
@@ -348,13 +348,13 @@ def test_rates_as_people_write_them(written):
     )
 
 
-def test_a_name_that_looks_like_a_number_reads_back(written):
+def test_name_that_looks_like_a_number_reads_back(written):
     config = read_config(written("study: {name: '1e3', question: '2E-4'}"))
     assert read_config(written(dump_yaml(config.tree()))) == config
     assert read_config(written("study: {}"), ["study.name='1e3'"]).study.name == "1e3"
 
 
-def test_overrides_and_names_replace_what_stands_in_the_file(written):
+def test_overrides_replace_values_of_the_file(written):
     path = written("study: {seed: 1, name: a}\ntraining:\n")
     config = read_config(path, ["study.seed=5", "loss.lambda_1=1e-3", "inference.search_cfg_scales=[0, 3]"], name="b")
     assert (config.study.seed, config.study.name, config.loss.lambda_1) == (5, "b", 1e-3)
@@ -363,7 +363,7 @@ def test_overrides_and_names_replace_what_stands_in_the_file(written):
     assert "'study' is not a mapping" in refusal(read_config, written("study: [3]"), ["study.seed=1"]).message
 
 
-def test_a_written_configuration_reads_back_as_itself():
+def test_written_configuration_reads_back():
     config = validate(
         {
             "study": {"constraints": {"nll_token": {"max_above_baseline": 0.05}}, "further_metrics": ["is"]},
@@ -376,7 +376,7 @@ def test_a_written_configuration_reads_back_as_itself():
     assert content_hash(again.with_values({"study.seed": 1}).tree()) != content_hash(config.tree())
 
 
-def test_every_dotted_name_can_be_read_and_replaced():
+def test_every_dotted_name_can_be_replaced():
     config = Config()
     assert len(dotted_names()) == len(set(dotted_names())) > 60
     for name in dotted_names():

@@ -1,4 +1,4 @@
-"""Whatever stands in a file or on the command line: a Config or a ConfigError of one line, never another exception.
+"""Any content of a file or command line gives a Config or a ConfigError of one line, never another exception.
 
 10,000 of them: 2,400 trees, 2,400 spaces, 1,800 torn files, 1,700 texts, 1,700 command lines.
 """
@@ -74,7 +74,7 @@ TREES = st.fixed_dictionaries(
 )
 
 
-def judged(read, *arguments) -> bool:
+def accepted(read, *arguments) -> bool:
     """Whether it was accepted; a refusal must be a ConfigError of one line."""
     try:
         read(*arguments)
@@ -86,19 +86,19 @@ def judged(read, *arguments) -> bool:
 
 @MANY
 @given(TREES)
-def test_trees(tree):
-    judged(validate, tree, "tree")
+def test_random_trees_raise_only_config_errors(tree):
+    accepted(validate, tree, "tree")
 
 
 @MANY
 @given(st.dictionaries(st.sampled_from(dotted_names()), ENTRY, min_size=1, max_size=3))
-def test_spaces(space):
-    judged(validate, {"space": space}, "space")
+def test_random_spaces_raise_only_config_errors(space):
+    accepted(validate, {"space": space}, "space")
 
 
 @settings(MANY, max_examples=1800)
 @given(TREES, st.randoms(use_true_random=False))
-def test_torn_and_altered_yaml(tree, random):
+def test_damaged_yaml_raises_only_config_errors(tree, random):
     text = yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True)
     for _ in range(3):
         at = random.randrange(len(text) + 1)
@@ -107,16 +107,16 @@ def test_torn_and_altered_yaml(tree, random):
             + random.choice(["", ":", "\t", "*a", "&b ", "}", "[", "- ", "!!map ", "\x07", "'", "%", "? "])
             + text[at + random.randrange(3) :]
         )
-    if judged(parse_yaml, text, "text"):
+    if accepted(parse_yaml, text, "text"):
         tree = parse_yaml(text, "text")
         if isinstance(tree, dict):
-            judged(validate, tree, "text")
+            accepted(validate, tree, "text")
 
 
 @settings(MANY, max_examples=1700)
 @given(st.text(max_size=40))
-def test_any_text(text):
-    judged(parse_yaml, text, "text")
+def test_random_text_raises_only_config_errors(text):
+    accepted(parse_yaml, text, "text")
 
 
 @settings(MANY, max_examples=1700)
@@ -131,7 +131,7 @@ def test_any_text(text):
     ),
     st.text(max_size=4),
 )
-def test_any_overrides(tmp_path_factory, overrides, name):
+def test_random_overrides_raise_only_config_errors(tmp_path_factory, overrides, name):
     path = tmp_path_factory.getbasetemp() / "plain.yaml"
     path.write_text("study: {seed: 1}")
-    judged(lambda: read_config(path, overrides, name=name))
+    accepted(lambda: read_config(path, overrides, name=name))

@@ -20,8 +20,8 @@ from uvar_tune.search.study import Search
 FILES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
 
-def asked(config, journal, trials):
-    """Proposals of ``trials`` trials, each told some score."""
+def proposals_of(config, journal, trials):
+    """Proposals of ``trials`` trials, each with some score."""
     search = Search(config.with_values({"study.trials": trials}), journal)
     proposals = []
     while (proposal := search.ask()) is not None:
@@ -31,7 +31,7 @@ def asked(config, journal, trials):
     return proposals
 
 
-def test_what_ships():
+def test_shipped_files_are_these():
     assert {path.stem for path in FILES} == {
         "digits",
         "digits_confirm",
@@ -45,7 +45,7 @@ def test_what_ships():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_space_file_loads_and_says_what_it_is_for(path):
+def test_space_file_loads_and_has_a_header(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("# Question: ", "# Cost: ", "# Hardware: ", "# Expect: "):
         assert sum(line.startswith(word) for line in header) == 1, word
@@ -56,9 +56,9 @@ def test_a_space_file_loads_and_says_what_it_is_for(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_proposal_of_a_space_file_makes_a_trial(path, journal):
+def test_every_proposal_is_a_valid_trial(path, journal):
     config = read_config(path)
-    proposals = asked(config, journal, 24)
+    proposals = proposals_of(config, journal, 24)
     assert [proposals[0].values[name] for name in ("loss.lambda_1", "loss.lambda_2")] == [0.0, 0.0]
     for proposal in proposals:
         trial = config.with_values(proposal.values)
@@ -74,26 +74,27 @@ def test_every_proposal_of_a_space_file_makes_a_trial(path, journal):
         assert {parameter.device.type for parameter in var.parameters()} == {"meta"}
 
 
-def test_the_ablation_meets_every_arm_twice(journal):
+def test_ablation_visits_every_arm_twice(journal):
     config = read_config(FILES[0].with_name("ablation_2x2.yaml"))
     arms = Counter(
-        (p.values["loss.lambda_1"], p.values["loss.lambda_2"]) for p in asked(config, journal, config.study.trials)[1:]
+        (p.values["loss.lambda_1"], p.values["loss.lambda_2"])
+        for p in proposals_of(config, journal, config.study.trials)[1:]
     )
     assert arms == {(a, b): 2 for a in (0.0, 0.1) for b in (0.0, 0.1)}
 
 
-def test_the_scaling_study_meets_every_combination_once(journal):
+def test_scaling_visits_every_combination_once(journal):
     config = read_config(FILES[0].with_name("scaling_d16_d20.yaml"))
     met = [
         tuple(p.values[name] for name in ("loss.lambda_1", "loss.lambda_2", "model.depth"))
-        for p in asked(config, journal, config.study.trials)[1:]
+        for p in proposals_of(config, journal, config.study.trials)[1:]
     ]
     assert sorted(met) == [(a, b, depth) for a in (0.0, 0.1) for b in (0.0, 0.1) for depth in (16, 20)]
 
 
-def test_the_references_meet_every_discrepancy_once_at_one_share_under_one_training_seed(journal):
+def test_references_visit_every_pair_once_at_one_seed(journal):
     config = read_config(FILES[0].with_name("references.yaml"))
-    proposals = asked(config, journal, config.study.trials)
+    proposals = proposals_of(config, journal, config.study.trials)
     met = [(p.values["loss.reference"], p.values["loss.discrepancy"]) for p in proposals[1:]]
     assert sorted(met) == sorted(itertools.product(REFERENCES, ("wasserstein", "squared", "kl")))
     assert {(p.values["loss.lambda_1"], p.values["loss.lambda_2"]) for p in proposals[1:]} == {(0.05, 0.0)}

@@ -143,7 +143,7 @@ def report(
     for path in pages.values():
         echo(path)
     if log:
-        tracker = directories[0].sink()
+        tracker = directories[0].open_tracker()
         tracker.start_study(params={}, tags={})
         for path in pages.values():
             tracker.log_artifact(None, path, "report")
@@ -197,7 +197,7 @@ def sync(
             from uvar_tune.commands.rebuild_tracking import rebuild_tracking
 
             rebuild_tracking(files)
-        if not files.sink().close(_SYNC_TIMEOUT_SEC):
+        if not files.open_tracker().close(_SYNC_TIMEOUT_SEC):
             return FAILED
     echo(f"MLflow is up to date with study {study!r}")
     return 0
