@@ -101,6 +101,15 @@ class StudyDirectory:
                 f"{error.filename or self.directory} cannot be written: {error.strerror}", where="run.root"
             ) from None
 
+    def remove_if_unused(self) -> None:
+        """Remove the directory if it holds no more than `create` and `lock` put there."""
+        trials, lock = self.directory / "trials", self.directory / ".lock"
+        if set(self.directory.iterdir()) <= {trials, lock} and not any(trials.glob("*")):
+            with contextlib.suppress(OSError):
+                trials.rmdir()
+                lock.unlink(missing_ok=True)
+                self.directory.rmdir()
+
     def free_space_error(self) -> str | None:
         """The message of the system if 1 MiB cannot be written here, else None."""
         probe = self.directory / ".writable"

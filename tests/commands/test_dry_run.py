@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers.log_lines import captured_log
 from uvar_tune.commands.dry_run import preview_study
@@ -203,12 +204,18 @@ def test_nothing_is_written(tmp_path):
 
 def test_classes_of_a_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for place in ("train/cat", "val/cat"):
-        (tmp_path / place).mkdir(parents=True)
-    config = study(tmp_path / "runs", data={"name": "folder", "path": str(tmp_path), "classes": ["cta"]})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for part, count in (("train", 64), ("val", 1)):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (16, 16), i).save(tmp_path / part / "cat" / f"{i}.png")
+    data = {"name": "folder", "path": str(tmp_path), "classes": ["cta"]}
+    config = study(tmp_path / "runs", data=data, training={"batch_size": 64, "images": 6400})
     with pytest.raises(ConfigError, match="data.classes: class 'cta' is not in .*did you mean 'cat'"):
         preview_study(config)
     assert said(config.with_values({"data.classes": ["cat"]}))
+    with pytest.raises(ConfigError, match="64 training images are fewer than a batch of 128"):
+        preview_study(config.with_values({"data.classes": ["cat"], "training.batch_size": 128}))
 
 
 def test_phases_beside_the_search(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from uvar_tune.config.paths import in_ray_job
@@ -29,6 +30,25 @@ def phases_of(phase: str | None) -> tuple[str, ...]:
     if phase is None:
         return (SEARCH,)
     return PHASES if choose(phase, (*PHASES, ALL), "phase", "--phase") == ALL else (phase,)
+
+
+def check_first_phase(phases: tuple[str, ...], study: str, any_finished: Callable[[], bool]) -> None:
+    """Check that a phase after the search has finished trials to work on.
+
+    Args:
+        phases: to be run.
+        study: name of the study.
+        any_finished: whether a trial other than the baseline has a score; called only if it matters.
+
+    Raises:
+        ConfigError: the first phase needs one, and there is none.
+    """
+    if phases[0] in ("inference", "confirm") and not any_finished():
+        raise ConfigError(
+            f"study {study!r} has no finished trial to {phases[0]} yet",
+            where=f"--phase {phases[0]}",
+            nearest="--phase explore",
+        )
 
 
 def check_name(name: str) -> None:

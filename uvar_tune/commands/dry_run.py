@@ -8,7 +8,14 @@ import os
 from pathlib import Path
 
 from uvar_tune.analysis.results import StudyResults, TrialResult
-from uvar_tune.commands.checks import SEARCH, check_images, check_study, check_study_directory, phases_of
+from uvar_tune.commands.checks import (
+    SEARCH,
+    check_first_phase,
+    check_images,
+    check_study,
+    check_study_directory,
+    phases_of,
+)
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import baseline_point, searched_entries, searched_inference_entries
 from uvar_tune.errors import ConfigError
@@ -37,11 +44,12 @@ def preview_study(config: Config, *, phase: str | None = None) -> None:
     check_study_directory(config, files)
     results = _load_results(config, files)
     forecasts = _forecast_phases(config, files, phases, results)
+    concurrent, resources = _check_machine(config)
     logger.info(f"study {files.name!r} below {files.root}{' (exists, would resume)' if files.config.exists() else ''}")
     trials = _search_trials(config, phases)
     if trials:
         _log_search(config, trials)
-    concurrent = _concurrent_trials(config)
+    logger.info(f"trials at once: {concurrent}; {resources}")
     if trials:
         logger.info(_estimate(config, trials, results, concurrent))
     for line in forecasts:
@@ -96,31 +104,46 @@ def _log_search(config: Config, trials: int) -> None:
         )
 
 
-def _concurrent_trials(config: Config) -> int:
-    """Log and return how many trials would run at once on the cluster at RAY_ADDRESS, else on this machine.
+def _check_machine(config: Config) -> tuple[int, str]:
+    """Check resources and inputs on the cluster at RAY_ADDRESS, else on this machine.
+
+    Returns:
+        How many trials would run at once, and the request and the resources in words.
 
     Raises:
-        ConfigError: not even one fits, and no autoscaler could add nodes.
+        ConfigError: not even one trial fits and no autoscaler could add nodes, or an input cannot be used.
     """
     from uvar_tune.ray_backend.autoscaler import autoscaled
-    from uvar_tune.ray_backend.cluster import asked, cluster, describe, fitting, node_resources, this_machine
+    from uvar_tune.ray_backend.cluster import (
+        asked,
+        cluster,
+        describe,
+        fitting,
+        node_resources,
+        run_as_task,
+        this_machine,
+    )
+    from uvar_tune.trial.preflight import check_inputs
 
     run, grows = config.run, False
     if os.environ.get("RAY_ADDRESS"):
         with cluster():
             fits, resources, grows = fitting(config, node_resources()), f"the cluster has {describe()}", autoscaled()
+            if fits >= 1:
+                run_as_task(config, check_inputs, config)
     else:
         nodes = this_machine()
         fits = fitting(config, nodes)
         resources = f"this machine has {nodes[0]['CPU']:g} CPUs, {nodes[0]['GPU']:g} GPUs"
+        if fits >= 1:
+            check_inputs(config)
     if fits < 1 and not grows:
         raise ConfigError(f"{asked(config)}; {resources}", where="run.workers")
     concurrent = run.max_concurrent if grows and run.max_concurrent else min(fits, run.max_concurrent or fits)
     request = (
         f"; the autoscaler would be asked for more nodes; the first trial waits {run.wait_resources_sec:g} s at most"
     )
-    logger.info(f"trials at once: {concurrent}; {asked(config)}; {resources}{request * grows}")
-    return max(1, concurrent)
+    return max(1, concurrent), f"{asked(config)}; {resources}{request * grows}"
 
 
 def _estimate(config: Config, trials: int, results: StudyResults | None, concurrent: int) -> str:
@@ -193,12 +216,7 @@ def _forecast_phases(
     from uvar_tune.analysis.confirmation import BASELINE
 
     ranked = [trial for trial in results.ranked() if trial.kind != BASELINE] if results else []
-    if phases[0] in ("inference", "confirm") and not ranked:
-        raise ConfigError(
-            f"study {files.name!r} has no finished trial to {phases[0]} yet",
-            where=f"--phase {phases[0]}",
-            nearest="--phase explore",
-        )
+    check_first_phase(phases, files.name, lambda: bool(ranked))
     forecasts = {
         "calibrate": _forecast_calibrate,
         "noise": _forecast_noise,

@@ -19,6 +19,7 @@ from uvar_tune.study_dir import StudyDirectory, resolve_root
 from uvar_tune.tracking import Tracker
 from uvar_tune.tracking.parameters import provenance_tags, run_parameters, score_parameters
 from uvar_tune.trial.outcome_file import read_outcome
+from uvar_tune.trial.preflight import check_inputs
 from uvar_tune.trial.trial import write_config
 
 logger = logging.getLogger(__name__)
@@ -68,10 +69,7 @@ def run_final(config: Config, name: str, *, replay: bool = False, tracker: Track
     check_weights(config)
     files = StudyDirectory(resolve_root(config.run.root), f"{name}-replay" if replay else f"{name}-final")
     with RunSession(config, files, tracker=tracker) as session:
-        files.create_or_verify(config)
-        session.start_tracking(
-            params={"verdict": config.verdict or "none"}, tags={"uvar.kind": "replay" if replay else "final"}
-        )
+        files.verify_config(config)
         outcome = _train(session, replay)
         complete = outcome.kind is OutcomeKind.COMPLETE
         session.status = "FINISHED" if complete else "FAILED"
@@ -86,15 +84,20 @@ def run_final(config: Config, name: str, *, replay: bool = False, tracker: Track
 
 
 def _train(session: RunSession, replay: bool) -> TrialOutcome:
-    config, files, tracker = session.config, session.files, session.tracker
+    config, files = session.config, session.files
     directory, run_seeds = files.trial(0), _seeds(config, replay)
     with session.ray():
+        session.run_as_task(check_inputs, config)
+        files.create_or_verify(config)
+        session.start_tracking(
+            params={"verdict": config.verdict or "none"}, tags={"uvar.kind": "replay" if replay else "final"}
+        )
         assets = session.prepare_assets()
         if replay and read_outcome(directory, run_seeds):
             shutil.rmtree(directory)  # a finished replay starts again
         write_config(directory, config)
         parameters = run_parameters(config, {"verdict": config.verdict or "none"})
-        tracker.start_trial(0, directory, params=parameters, tags=provenance_tags(provenance.origin()))
+        session.tracker.start_trial(0, directory, params=parameters, tags=provenance_tags(provenance.origin()))
         spec = TrialSpec(
             config=worker_config(config),
             number=0,
@@ -111,9 +114,9 @@ def _train(session: RunSession, replay: bool) -> TrialOutcome:
         outcome = session.run_worker_group(spec, "training", config.training.images)
     if outcome.kind is OutcomeKind.COMPLETE:
         parameters = {**outcome.inference_parameters, **score_parameters(outcome.protocol, run_seeds)}
-        tracker.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)
+        session.tracker.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)
     else:
-        tracker.finish_trial(0, status="FAILED")
+        session.tracker.finish_trial(0, status="FAILED")
     return outcome
 
 

@@ -22,7 +22,7 @@ from uvar_tune.analysis.confirmation import (
     verdicts,
 )
 from uvar_tune.analysis.results import StudyResults, TrialResult
-from uvar_tune.commands.checks import SEARCH
+from uvar_tune.commands.checks import SEARCH, check_first_phase
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import BASELINE as PLAIN
 from uvar_tune.config.space import baseline_point
@@ -93,12 +93,7 @@ class Phases:
 
     def check(self, names: tuple[str, ...]) -> None:
         """Raise `ConfigError` if the first of these phases needs finished trials and there are none."""
-        if names[0] in ("inference", "confirm") and not self._candidates(load_results(self.config, self.files)):
-            raise ConfigError(
-                f"study {self.files.name!r} has no finished trial to {names[0]} yet",
-                where=f"--phase {names[0]}",
-                nearest="--phase explore",
-            )
+        check_first_phase(names, self.files.name, lambda: bool(self._candidates(load_results(self.config, self.files))))
 
     def _candidates(self, results: StudyResults) -> list[TrialResult]:
         """The `study.confirm_top` best trials of the search, without the baseline."""

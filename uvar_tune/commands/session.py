@@ -11,7 +11,7 @@ from typing import Any
 from uvar_tune import provenance
 from uvar_tune.config.schema import Config
 from uvar_tune.console import CpuTimeMeter, LogFollower
-from uvar_tune.errors import InfrastructureError
+from uvar_tune.errors import ConfigError, InfrastructureError
 from uvar_tune.io.disk import raise_on_disk_full
 from uvar_tune.specs import Assets, TrialOutcome, WorkerGroupSpec
 from uvar_tune.study_dir import StudyDirectory
@@ -48,6 +48,7 @@ class RunSession:
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> RunSession:
+        self._is_new = not self.files.directory.exists()
         self.files.create()
         with contextlib.ExitStack() as resources:
             resources.enter_context(self.files.lock())
@@ -59,6 +60,8 @@ class RunSession:
     def __exit__(self, error_type, error, traceback) -> bool | None:
         if isinstance(error, KeyboardInterrupt):
             logger.info("stopped; checkpoints are kept. The same command continues.")
+        if self._is_new and isinstance(error, ConfigError):
+            self.files.remove_if_unused()
         return self._resources.__exit__(error_type, error, traceback)
 
     def start_tracking(self, params: dict[str, Any], tags: dict[str, Any] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from uvar_tune.commands.checks import check_images, check_study, phases_of
+from uvar_tune.commands.checks import check_first_phase, check_images, check_study, phases_of
 from uvar_tune.config.schema import Config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 
@@ -45,7 +45,7 @@ def run_study(
     from uvar_tune.commands.session import RunSession  # PyTorch is imported after these checks
 
     with RunSession(config, files, tracker=tracker) as session:
-        files.create_or_verify(config)
+        files.verify_config(config)
         logger.info(f"study {files.name!r} in {files.directory}")
         outcome = _run_phases(session, phases, callbacks)
     if callbacks is not None:
@@ -54,22 +54,22 @@ def run_study(
 
 
 def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCallbacks | None) -> StudyOutcome:
-    """Run the phases that have work left."""
-    from uvar_tune.commands.phases import Phases
+    """Run the phases that have work left. A new study is created after all of its inputs have been checked."""
     from uvar_tune.commands.summary import summarize
-    from uvar_tune.search.storage import require_existing_study, verify_directory_owner
+    from uvar_tune.search.storage import require_existing_study
 
     config, files = session.config, session.files
-    require_existing_study(files.storage_url(config), files.name, files.directory)
-    phases = Phases(config, files)
-    verify_directory_owner(phases.search().storage, files.name, files.directory)
-    phases.check(names)
-    if not phases.pending(names):
-        reason = phases.search().halted()
-        logger.info(reason or "all trials have finished; nothing to run (a larger --trials extends the study)")
-        return summarize(config, files)
+    if require_existing_study(files.storage_url(config), files.name, files.directory):
+        phases = _create_or_resume(session)
+        phases.check(names)
+        if not phases.pending(names):
+            reason = phases.search().halted()
+            logger.info(reason or "all trials have finished; nothing to run (a larger --trials extends the study)")
+            return summarize(config, files)
+    else:
+        check_first_phase(names, files.name, lambda: False)
     check_images(config)
-    _train(session, phases, names, callbacks)
+    phases = _train(session, names, callbacks)
     if reason := phases.search().halted():
         logger.info(reason)
     outcome = summarize(config, files, session.tracker, cpu_sec=session.cpu_meter.seconds)
@@ -77,16 +77,32 @@ def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCal
     return outcome
 
 
-def _train(session: RunSession, phases: Phases, names: tuple[str, ...], callbacks: StudyCallbacks | None) -> None:
+def _create_or_resume(session: RunSession) -> Phases:
+    """The phases of the study, which is created in its directory and in the storage if it does not exist."""
+    from uvar_tune.commands.phases import Phases
+    from uvar_tune.search.storage import verify_directory_owner
+
+    session.files.create_or_verify(session.config)
+    phases = Phases(session.config, session.files)
+    verify_directory_owner(phases.search().storage, session.files.name, session.files.directory)
+    return phases
+
+
+def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallbacks | None) -> Phases:
     from uvar_tune.ray_backend.tuner import TuneRunner
     from uvar_tune.search.objectives import directions
     from uvar_tune.tracking.parameters import study_parameters, study_tags, view_columns
+    from uvar_tune.trial.preflight import check_inputs
 
     config, files = session.config, session.files
-    session.start_tracking(params=study_parameters(config), tags=study_tags(files.name, config.study.question))
-    session.tracker.save_view(f"{files.name}: ranked", config.study.metric, directions(config)[0], view_columns(config))
-    session.tracker.log_artifact(None, files.config, "")
     with session.ray():
+        session.run_as_task(check_inputs, config)
+        phases = _create_or_resume(session)
+        session.start_tracking(params=study_parameters(config), tags=study_tags(files.name, config.study.question))
+        session.tracker.save_view(
+            f"{files.name}: ranked", config.study.metric, directions(config)[0], view_columns(config)
+        )
+        session.tracker.log_artifact(None, files.config, "")
         assets = session.prepare_assets()
         _check_protocol(session, phases, assets)
         facts = {f"prepare/{key}": value for key, value in assets.facts.items() if isinstance(value, float)}
@@ -96,6 +112,7 @@ def _train(session: RunSession, phases: Phases, names: tuple[str, ...], callback
             phases.run(name, runner, session.concurrent_trials)
             if session.shutdown.asked.is_set():
                 raise KeyboardInterrupt
+    return phases
 
 
 def _check_protocol(session: RunSession, phases: Phases, assets: Assets) -> None:

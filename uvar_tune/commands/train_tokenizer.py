@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -185,4 +186,4 @@ def _export(config: Config, run: TokenizerOutcome, files: StudyDirectory, offici
         save_official(vqvae, vae_path=official)
         logger.info(f"official layout: {official}")
     logger.info(f"tokenizer: {run.path}")
-    logger.info(f"use it with tokenizer.path={run.path}")
+    logger.info(f"use it with {shlex.quote(f'tokenizer.path={run.path}')}")
