@@ -1,4 +1,4 @@
-"""What a door writes: nothing that is read is destroyed, and a place that cannot be written is found before the work."""
+"""Output files: no input is overwritten, and a path that cannot be written is refused before the work."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_directories_that_can_be_written(place):
             check_directory(path)
 
 
-def test_the_doors_ask_before_they_open_anything(place):
-    """No checkpoint is there, and that is not what is complained of."""
+def test_commands_check_outputs_first(place):
+    """There is no checkpoint either, but the output is refused before it is opened."""
     photo, nothing = str(place / "photo.png"), str(place / "nothing")
     before = contents(place)
     with pytest.raises(ConfigError, match="--out: .* is the input"):
@@ -110,7 +110,7 @@ def test_the_doors_ask_before_they_open_anything(place):
     assert contents(place) == before
 
 
-def test_folders_of_images_that_a_suite_does_not_read(place):
+def test_unused_image_folders_are_refused(place):
     with pytest.raises(ConfigError, match="--ood: .*elsewhere does not exist"):
         evaluate("nothing", "table2", ood=str(place / "elsewhere"))
     with pytest.raises(
@@ -121,7 +121,7 @@ def test_folders_of_images_that_a_suite_does_not_read(place):
         evaluate("nothing", "al")
 
 
-def test_grids_that_no_memory_holds():
+def test_too_large_grids_are_refused():
     check_grid(1000, 10)
     check_grid(1000, 1, size=256)
     for labels, count, size, message in (

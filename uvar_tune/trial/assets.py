@@ -123,7 +123,12 @@ def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vq
     )
     directory = cache / "tokens" / key
     made = build_token_cache(directory, images, vqvae, batch=64, crops=crops)
-    _log(recorder, f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]} in {directory}")
+    _log(
+        recorder,
+        f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]}, "
+        f"{made.tokens_NL.nbytes / 2**20:,.1f} MiB ({'centre crops' if crops == 1 else f'{crops} random crops an image'}) "
+        f"in {directory}",
+    )
     return directory
 
 

@@ -61,6 +61,9 @@ def run_tokenizer_attempt(spec: TokenizerSpec, context: RankContext) -> TrialOut
 def _run(spec: TokenizerSpec, context: RankContext, recorder: MetricsLog | None) -> TrialOutcome:
     config, directory = spec.config, Path(spec.directory)
     images = {split: load_split(config, split) for split in ("train", "validation")}
+    if recorder is not None:
+        for note in dict.fromkeys(note for split in images.values() for note in split.notes):
+            recorder.event("log", text=note)
     vqvae = new_vqvae(config)
     state = _resume(directory / "checkpoints", vqvae, recorder, context.device)
     model = context.wrap(vqvae.to(context.device))
