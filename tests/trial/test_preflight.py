@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.helpers.commands import TINY
 from uvar_tune.config.loading import validate
@@ -81,3 +83,11 @@ def test_unusable_weights_and_precision(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             check_inputs(config(**{section: values}))
+
+
+def test_safetensors_file_in_place_of_a_pth_file(tmp_path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "var.pth")
+    with pytest.raises(
+        ConfigError, match=r"var.pth.*it is a safetensors file; a file of torch.save \(.pth\) is expected"
+    ):
+        check_inputs(config(training={"init_from": str(tmp_path / "var.pth")}))

@@ -77,7 +77,10 @@ def _check_file(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a regular file")
     with path.open("rb") as handle:
-        packed = handle.read(len(_ZIP)) == _ZIP
+        start = handle.read(9)
+        if len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < status.st_size:
+            raise ValueError("it is a safetensors file; a file of torch.save (.pth) is expected")
+        packed = start[: len(_ZIP)] == _ZIP
         handle.seek(0)
         if packed:
             _check_archive(handle, status.st_size)
