@@ -27,6 +27,7 @@ from uvar_tune.training import (
     save_tokenizer,
     train,
 )
+from uvar_tune.training.loop import DDP_OPTIONS
 
 SCALES, CODES, CLASSES, IMAGES = (1, 2, 4), 24, 4, 40
 TRAINING = dict(
@@ -136,7 +137,7 @@ def run_rank(
         start = checkpoint.training_state
     if rank == 0 and not (directory / "tokenizer").exists():
         save_tokenizer(directory / "tokenizer", vqvae)
-    model = torch.nn.parallel.DistributedDataParallel(var) if world_size > 1 else var
+    model = torch.nn.parallel.DistributedDataParallel(var, **DDP_OPTIONS) if world_size > 1 else var
     seen: list = []
     reached, stop = 0, None
     if stopped_at is not None:
@@ -200,7 +201,7 @@ def run_tokenizer_rank(directory: Path, rank: int, world_size: int, *, meeting: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         vqvae = VQVAE(TokenizerConfig(vocab_size=32, code_dim=8, channels=8, channel_multipliers=(1, 2), scales=SCALES))
-    model = torch.nn.parallel.DistributedDataParallel(vqvae) if world_size > 1 else vqvae
+    model = torch.nn.parallel.DistributedDataParallel(vqvae, **DDP_OPTIONS) if world_size > 1 else vqvae
     images = load_images(DataConfig(image_size=8), "train")
     config = TokenizerConfig(images=640, batch_size=32, learning_rate=2e-3)
     run = RunContext(seed=1, rank=rank, world_size=world_size, log_images=160)

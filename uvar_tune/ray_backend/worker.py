@@ -62,6 +62,6 @@ def _run(spec: WorkerGroupSpec, attempt: Callable[..., TrialOutcome], **options:
 def _wrap(model):
     import ray.train.torch
 
-    options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}  # no second copy of the gradients
+    from uvar_tune.training.loop import DDP_OPTIONS
 
-    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=options)
+    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS)

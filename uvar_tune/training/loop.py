@@ -64,6 +64,8 @@ class TrainingWarning:
 
 
 Event = Progress | CheckpointEvent | TrainingWarning
+DDP_OPTIONS = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+"""Of DistributedDataParallel: all buffers are constants, and gradients are views of the buckets instead of copies."""
 
 
 class TrainingTask(Protocol):
