@@ -12,6 +12,7 @@ from uvar_tune.config.schema import NAME_PATTERN, Config
 from uvar_tune.errors import ConfigError, choose, nearest
 from uvar_tune.io.outputs import check_directory
 from uvar_tune.search.objectives import check_objective
+from uvar_tune.specs import TrialOutcome
 from uvar_tune.study_dir import StudyDirectory
 
 PHASES = ("calibrate", "noise", "explore", "refine", "inference", "confirm")
@@ -108,6 +109,11 @@ def check_images(config: Config) -> None:
             raise ConfigError(
                 f"class {name!r} is not in {root / 'train'}", where="data.classes", nearest=nearest(name, names)
             )
+
+
+def is_config_error(outcome: TrialOutcome) -> bool:
+    """Whether a trial crashed because of its input, so that a retry is of no use."""
+    return outcome.error_type in {error.__name__ for error in (ConfigError, *ConfigError.__subclasses__())}
 
 
 def check_weights(config: Config) -> None:

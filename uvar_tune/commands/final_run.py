@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune import provenance, seeds
-from uvar_tune.commands.checks import check_name, check_weights
+from uvar_tune.commands.checks import check_name, check_weights, is_config_error
 from uvar_tune.commands.session import RunSession
 from uvar_tune.config.schema import Config
+from uvar_tune.errors import ConfigError
 from uvar_tune.search.objectives import check_objective
 from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
@@ -117,6 +118,8 @@ def _train(session: RunSession, replay: bool) -> TrialOutcome:
         session.tracker.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)
     else:
         session.tracker.finish_trial(0, status="FAILED")
+    if is_config_error(outcome):
+        raise ConfigError(outcome.message)
     return outcome
 
 

@@ -60,7 +60,7 @@ def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCal
 
     config, files = session.config, session.files
     if require_existing_study(files.storage_url(config), files.name, files.directory):
-        phases = _create_or_resume(session)
+        phases = _create_or_resume(session, callbacks)
         phases.check(names)
         if not phases.pending(names):
             reason = phases.search().halted()
@@ -77,13 +77,13 @@ def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCal
     return outcome
 
 
-def _create_or_resume(session: RunSession) -> Phases:
+def _create_or_resume(session: RunSession, callbacks: StudyCallbacks | None) -> Phases:
     """The phases of the study, which is created in its directory and in the storage if it does not exist."""
     from uvar_tune.commands.phases import Phases
     from uvar_tune.search.storage import verify_directory_owner
 
     session.files.create_or_verify(session.config)
-    phases = Phases(session.config, session.files)
+    phases = Phases(session.config, session.files, callbacks)
     verify_directory_owner(phases.search().storage, session.files.name, session.files.directory)
     return phases
 
@@ -97,7 +97,7 @@ def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallback
     config, files = session.config, session.files
     with session.ray():
         session.run_as_task(check_inputs, config)
-        phases = _create_or_resume(session)
+        phases = _create_or_resume(session, callbacks)
         session.start_tracking(params=study_parameters(config), tags=study_tags(files.name, config.study.question))
         session.tracker.save_view(
             f"{files.name}: ranked", config.study.metric, directions(config)[0], view_columns(config)
