@@ -30,7 +30,7 @@ def boundaries(scales: Sequence[int]) -> list[tuple[int, int]]:
 
 def level_L(scales: Sequence[int]) -> torch.Tensor:
     """The index of the scale at each position, int64 (L,)."""
-    return torch.repeat_interleave(torch.arange(len(scales)), torch.tensor([p * p for p in scales]))
+    return torch.tensor([k for k, p in enumerate(scales) for _ in range(p * p)])
 
 
 def concat(tokens: Sequence[torch.Tensor]) -> torch.Tensor:
