@@ -123,12 +123,9 @@ def _tokens(config: Config, cache: Path, tokenizer: Path, split: str, images, vq
     )
     directory = cache / "tokens" / key
     made = build_token_cache(directory, images, vqvae, batch=64, crops=crops)
-    _log(
-        recorder,
-        f"tokens of the {split} split: {len(made.labels_N):,} x {made.tokens_NL.shape[1]}, "
-        f"{made.tokens_NL.nbytes / 2**20:,.1f} MiB ({'centre crops' if crops == 1 else f'{crops} random crops an image'}) "
-        f"in {directory}",
-    )
+    rows, length = made.tokens_NL.shape
+    kind = f" ({crops} random crops of each image)" if crops > 1 else ""
+    _log(recorder, f"tokens of the {split} split: {rows:,} x {length}{kind}, {made.tokens_NL.nbytes / 2**20:,.1f} MiB")
     return directory
 
 
