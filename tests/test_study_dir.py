@@ -19,7 +19,7 @@ def files(tmp_path) -> StudyDirectory:
     return files
 
 
-def test_the_same_question_is_resumed_and_may_be_extended(files):
+def test_same_question_resumes_and_may_be_extended(files):
     config = study_config(trials=4, max_wall_time=1.0)
     files.create_or_verify(config)
     for changes in ({}, {"study.trials": 9}, {"study.max_wall_time": 5.0}, {"study.question": "?"}, {"run.workers": 2}):
@@ -28,16 +28,16 @@ def test_the_same_question_is_resumed_and_may_be_extended(files):
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"study.seed": 2}, "study.seed was 0, is 2"),
         ({"loss.reference": "uniform"}, "loss.reference was 'normal', is 'uniform'"),
         ({"study.pruner": "median", "study.rungs": [6400]}, "study.pruner was 'none', is 'median'"),
     ],
 )
-def test_another_question_is_refused_with_the_difference(files, changes, said):
+def test_another_question_is_refused_with_difference(files, changes, message):
     files.create_or_verify(study_config())
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         files.create_or_verify(study_config().with_values(changes))
 
 

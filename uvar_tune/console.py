@@ -149,8 +149,8 @@ class _FollowedLog:
 class CpuTimeMeter:
     """Sums the CPU time of this process and all of its descendants, including a local Ray and its workers.
 
-    Polls every second as a context manager, because the CPU time of an ended process is lost. On a cluster it covers this
-    machine's descendants only.
+    Polls every second as a context manager, because the CPU time of an ended process is lost. On a cluster it covers
+    this machine's descendants only.
     """
 
     def __init__(self):

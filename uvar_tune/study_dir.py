@@ -1,6 +1,7 @@
 """The directory of a study below `run.root`: its files, its lock, and the configuration that it belongs to.
 
-run.root/NAME/{study.yaml, optuna.journal, trials/00007/{config.yaml, metrics.jsonl, checkpoints/, samples/}, report/, export/}
+run.root/NAME/{study.yaml, optuna.journal, report/, export/}
+run.root/NAME/trials/00007/{config.yaml, metrics.jsonl, checkpoints/, samples/}
 run.root/cache/{tokenizers,tokens,references,features}/<hash>/      run.root/mlflow.db
 """
 
@@ -22,7 +23,7 @@ from uvar_tune.io.locks import FileLock, LockHeldError
 from uvar_tune.io.safe_load import dump_yaml, parse_yaml, read_text
 from uvar_tune.io.uri import redact_url
 
-# Settings that may differ when a study is resumed, by section (None: all of them): how much of it to run, where and how fast.
+# Settings that may differ when a study is resumed, by section (None: all of them): how much to run, where, how fast.
 MUTABLE_SETTINGS = {
     "study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
     "run": None,
@@ -178,21 +179,12 @@ class StudyDirectory:
             )
         return validate(parse_yaml(read_text(self.config), str(self.config)), str(self.config))
 
-    # until every caller has the new names
-    prepare, claim, require_same, stored, full, sink = (
-        create,
-        create_or_verify,
-        verify_config,
-        load_config,
-        free_space_error,
-        open_tracker,
-    )
-
 
 def resolve_root(config_root: str | None) -> Path:
     """`run.root` as an absolute path.
 
-    The default is ``runs/`` in the current directory; in a Ray job, whose directory is a temporary copy, ``~/uvar_tune_runs``.
+    The default is ``runs/`` in the current directory; in a Ray job, whose directory is a temporary copy, it is
+    ``~/uvar_tune_runs``.
 
     Raises:
         ConfigError: a URL, or a relative path in a Ray job.

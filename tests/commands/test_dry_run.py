@@ -108,7 +108,7 @@ def written(config, directory) -> list[int]:
 
 
 @pytest.mark.parametrize("ema, rungs", [(None, {}), (64, {"rungs": [48], "pruner": "median"})])
-def test_the_bytes_of_checkpoints_are_those_that_a_training_writes(tmp_path, ema, rungs):
+def test_forecast_bytes_equal_those_of_a_training(tmp_path, ema, rungs):
     config = study(
         tmp_path,
         study={"name": "planned", "trials": 5, **rungs},
@@ -117,9 +117,9 @@ def test_the_bytes_of_checkpoints_are_those_that_a_training_writes(tmp_path, ema
     )
     sizes = written(config, tmp_path)
     text = said(config)
-    told = float(text.split(" MiB a trial")[0].split()[-1])
+    expected = float(text.split(" MiB a trial")[0].split()[-1])
     assert f"expected: {len(sizes)} checkpoints of" in text and len(sizes) == 5 + bool(rungs)
-    assert told == pytest.approx(sum(sizes) / len(sizes) / MIB, rel=0.05)
+    assert expected == pytest.approx(sum(sizes) / len(sizes) / MIB, rel=0.05)
     assert "hours: unknown until a trial of this study has finished" in text
     bounded = said(config.with_values({"run.checkpoint_bytes": 2 * max(sizes) + 1000}))
     assert "expected: 2 checkpoints of" in bounded
@@ -148,7 +148,7 @@ def begun(config, tmp_path, *, finished: int, seconds=(3000.0, 4200.0)) -> Study
 
 
 @pytest.mark.parametrize("at_once, hours", [(1, 3.0), (2, 2.0), (8, 1.0)])
-def test_hours_and_bytes_follow_from_the_finished_trials(tmp_path, at_once, hours):
+def test_hours_and_bytes_follow_from_finished_trials(tmp_path, at_once, hours):
     """Two trials of an hour and of 30 MiB have finished; three are left."""
     config = study(tmp_path, run={"root": str(tmp_path), "cpus_per_worker": 0.01, "max_concurrent": at_once})
     begun(config, tmp_path, finished=2)
@@ -160,7 +160,7 @@ def test_hours_and_bytes_follow_from_the_finished_trials(tmp_path, at_once, hour
     ) in text
 
 
-def test_another_configuration_is_refused_as_the_sweep_refuses_it(tmp_path):
+def test_another_configuration_is_refused(tmp_path):
     config = study(tmp_path)
     files = begun(config, tmp_path, finished=0)
     with pytest.raises(ConfigError, match="exists with another configuration: training.images was 32000, is 64000"):
@@ -218,7 +218,7 @@ def test_classes_of_a_folder(tmp_path, monkeypatch):
         preview_study(config.with_values({"data.classes": ["cat"], "training.batch_size": 128}))
 
 
-def test_phases_beside_the_search(tmp_path):
+def test_phases_other_than_the_search(tmp_path):
     config = study(tmp_path)
     begun(config, tmp_path, finished=1)
     for phase in ("confirm", "inference"):

@@ -69,8 +69,8 @@ def test_rebuild_of_a_partial_outbox(tmp_path):
 
 def test_rebuild_of_a_final_run(tmp_path):
     store, files = MLflowStore(tmp_path), StudyDirectory(tmp_path, "whole-final")
-    files.prepare()
-    files.claim(CONFIG)
+    files.create()
+    files.create_or_verify(CONFIG)
     write_config(files.trial(0), CONFIG)
     scores = {"fid": 2.0}
     record(files.trial(0), range(10)).metrics(640, scores)

@@ -21,8 +21,8 @@ SPACE = {
 }
 
 
-class TrialCallbacks:
-    """Training simulated: each trial is told a score; after so many of the baseline's tuning a signal comes."""
+class SimulatedRunner:
+    """Training simulated: each trial gets a score; a signal comes after some trials of the baseline's tuning."""
 
     def __init__(self, until: int | None):
         self.signals, self.ran, self._until = SimpleNamespace(asked=threading.Event()), [], until
@@ -44,7 +44,7 @@ def test_the_same_command_continues(tmp_path, log_lines, until):
     files = StudyDirectory(tmp_path, "study")
     files.create()
     run_to_end(Phases(config, files).search())
-    stopped, again = TrialCallbacks(until), TrialCallbacks(None)
+    stopped, again = SimulatedRunner(until), SimulatedRunner(None)
     Phases(config, files).run("confirm", stopped, 1)
     assert stopped.ran == [("baseline", number) for number in range(until)]
     Phases(config, files).run("confirm", again, 1)
@@ -54,18 +54,18 @@ def test_the_same_command_continues(tmp_path, log_lines, until):
     )
 
 
-def test_a_study_that_was_made_longer_is_confirmed_anew(tmp_path, log_lines):
+def test_an_extended_study_is_confirmed_again(tmp_path, log_lines):
     config = study_config(space=SPACE, trials=3, confirm_replicates=4, run={"root": str(tmp_path)})
     files = StudyDirectory(tmp_path, "study")
     files.create()
     run_to_end(Phases(config, files).search())
-    Phases(config, files).run("confirm", TrialCallbacks(None), 1)
+    Phases(config, files).run("confirm", SimulatedRunner(None), 1)
     longer = config.with_values({"study.trials": 6})
     run_to_end(Phases(longer, files).search(), lambda proposal: 1.0 - proposal.number)
-    hands = TrialCallbacks(None)
-    Phases(longer, files).run("confirm", hands, 1)
+    runner = SimulatedRunner(None)
+    Phases(longer, files).run("confirm", runner, 1)
     assert any("confirmed on fresh seeds, as confirm-2" in text for text in log_lines)
-    assert {phase for phase, _ in hands.ran} == {"baseline", "confirm-2"}
+    assert {phase for phase, _ in runner.ran} == {"baseline", "confirm-2"}
 
 
 class Recorder(StudyCallbacks):
@@ -82,7 +82,7 @@ class Recorder(StudyCallbacks):
         self.events.append(("end", number, phase, outcome.kind.value, outcome.value))
 
 
-def test_callbacks_are_told_of_trials_and_rungs(tmp_path):
+def test_callbacks_of_trials_and_rungs(tmp_path):
     config = study_config(trials=2, rungs=[640], pruner="median", run={"root": str(tmp_path)})
     files, recorder = StudyDirectory(tmp_path, "study"), Recorder()
     files.create()

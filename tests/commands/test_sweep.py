@@ -1,4 +1,4 @@
-"""A study end to end by the commands a user types: searched, told, shown, exported, repeated."""
+"""A study end to end by the commands a user types: searched, tracked, reported, exported, repeated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def study(root, cluster_cli, tmp_path_factory):
     return root / "tiny", done.stdout, path
 
 
-def test_it_ends_with_table_export_picture_and_what_to_open(study):
+def test_it_ends_with_table_export_and_report(study):
     directory, text, _ = study
     assert "trial 0 (baseline)" in text and "verdict: unconfirmed" in text
     assert "Last result" not in text  # Tune's own lines
@@ -85,7 +85,7 @@ def test_mlflow_shows_a_parent_and_its_trials(study, root):
     assert rows
 
 
-def test_the_same_command_prints_the_table_and_another_space_is_refused(study, cli):
+def test_same_command_prints_table_other_space_refused(study, cli):
     _, _, path = study
     again = cli("sweep", path)
     assert again.returncode == 0 and "all trials have finished" in again.stdout and "exported to" in again.stdout
@@ -94,9 +94,9 @@ def test_the_same_command_prints_the_table_and_another_space_is_refused(study, c
     assert "training.learning_rate was 0.002, is 0.001" in other.stderr and len(other.stderr.strip().splitlines()) == 1
 
 
-def test_report_and_export_by_their_doors(study, cli, root, tmp_path):
-    told = cli("report", "--study", "tiny", "--root", str(root), "--out", str(tmp_path / "report"))
-    assert told.returncode == 0, told.stderr
+def test_report_and_export_commands(study, cli, root, tmp_path):
+    report = cli("report", "--study", "tiny", "--root", str(root), "--out", str(tmp_path / "report"))
+    assert report.returncode == 0, report.stderr
     assert (tmp_path / "report" / "report.html").exists()
     made = cli(
         "export",
@@ -121,7 +121,7 @@ def test_report_and_export_by_their_doors(study, cli, root, tmp_path):
     assert tree["provenance"]["mlflow_run"]
 
 
-def test_a_replay_gives_the_same_numbers_and_a_final_run_runs(study, cli, cluster_cli):
+def test_replay_reproduces_scores_and_final_run_ends(study, cli, cluster_cli):
     directory, _, _ = study
     export = next((directory / "export").glob("*.yaml"))
     replay = cli("train", export, "--replay")
@@ -153,7 +153,7 @@ def test_generate_from_a_trial(study, cli, tmp_path):
 
 
 def test_search_table_is_made_from_the_study(study, cli, root, tmp_path):
-    """Seeds A as the study keeps them; seeds B, scored again on the checkpoints, agree bit for bit where the study told them."""
+    """Scores on selection seeds are the stored ones; those on evaluation seeds, scored again, agree bit for bit."""
     path = tmp_path / "table.json"
     made = cli("bench", "search", "--from-study", "tiny", "--root", root, "--table", path, "--json", "--small")
     assert made.returncode == 0, made.stderr

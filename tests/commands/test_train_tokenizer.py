@@ -47,11 +47,11 @@ def trained(cluster_cli, root, tmp_path_factory):
         while not checkpoints(directory) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        told, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     finally:
         end_session(process)
-    assert process.returncode == 130, told
-    assert "The same command continues" in told and "Traceback" not in told
+    assert process.returncode == 130, output
+    assert "The same command continues" in output and "Traceback" not in output
     assert 1 <= len(checkpoints(directory)) < 10 and not (directory / "tokenizer").exists()
     done = cluster_cli("tokenizer", path, "--official", official)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -114,7 +114,7 @@ def curve(record) -> list:
 
 
 @pytest.mark.ray
-def test_mlflow_shows_curves_pictures_and_what_was_held_out(trained, root):
+def test_mlflow_has_curves_images_and_held_out_scores(trained, root):
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         ((status, run, place),) = database.execute(
             "select r.status, r.run_uuid, r.artifact_uri from runs r join tags t on t.run_uuid = r.run_uuid "
@@ -137,7 +137,7 @@ def test_mlflow_shows_curves_pictures_and_what_was_held_out(trained, root):
 
 
 @pytest.mark.ray
-def test_the_same_command_says_where_it_lies_and_another_configuration_is_refused(trained, cli):
+def test_same_command_names_it_other_settings_refused(trained, cli):
     path, directory, _, _ = trained
     again = cli("tokenizer", path)
     assert again.returncode == 0 and "has been trained" in again.stdout and str(directory / "tokenizer") in again.stdout

@@ -89,7 +89,7 @@ def in_this_process(root: Path, study: dict, training: dict, run: dict):
         }
     )
     files = StudyDirectory(root, config.study.name)
-    files.prepare()
+    files.create()
     assets = prepare(config, files.cache, files.directory / "prepare.jsonl")
     work = SearchWork(Search(config, files.storage_url(config)))
     return work, TrialCallbacks(TuneRunner(config, files, None, None, None, assets), work)

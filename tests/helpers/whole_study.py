@@ -55,8 +55,8 @@ def sync(store, *options, study="whole", **variables):
 def run_study(store):
     """Three trials as the driver runs them, the second stopped at a rung and the last one diverging, and a replicate of one."""
     files = StudyDirectory(store.root, "whole")
-    files.prepare()
-    files.claim(CONFIG)
+    files.create()
+    files.create_or_verify(CONFIG)
     search, tracker = Search(CONFIG, files.storage_url(CONFIG)), store.tracker("whole")
     tags = {**provenance_tags({"commit": "abc"}), **study_tags("whole", "")}
     tracker.start_study(study_parameters(CONFIG), tags)

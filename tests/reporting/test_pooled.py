@@ -37,7 +37,7 @@ def grid(root, seed, *, trials=5, lost=(), protocol=None, name=None, **changes):
     }
     config = validate(tree, "grid.yaml").with_values(changes)
     files = StudyDirectory(root, config.study.name)
-    files.prepare()
+    files.create()
     search, rng = Search(config, files.storage_url(config)), np.random.default_rng(seed)
     for _ in range(trials):
         proposal = search.ask()

@@ -23,7 +23,7 @@ BOUND = {"nll_token": {"max_above_baseline": 0.1}}
 @pytest.fixture
 def files(tmp_path) -> StudyDirectory:
     files = StudyDirectory(tmp_path / "runs", "study")
-    files.prepare()
+    files.create()
     return files
 
 

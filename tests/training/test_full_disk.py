@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.small_disk import fill, mounted
-from uvar_tune.io.disk import no_room
+from uvar_tune.io.disk import disk_full_reason
 from uvar_tune.training import latest_valid, save_checkpoint
 
 
@@ -35,7 +35,7 @@ def test_full_disk_leaves_earlier_checkpoints(disk, leave):
     fill(disk, leave)
     with pytest.raises(OSError) as caught:
         save(disk / "checkpoints", 128)
-    assert caught.value.errno == errno.ENOSPC and no_room(caught.value) == "No space left on device"
+    assert caught.value.errno == errno.ENOSPC and disk_full_reason(caught.value) == "No space left on device"
     assert [path.name for path in (disk / "checkpoints").iterdir()] == ["000000000064"]
     assert latest_valid(disk / "checkpoints", on_skip=lambda path, why: pytest.fail(why)).name == "000000000064"
 
@@ -43,6 +43,6 @@ def test_full_disk_leaves_earlier_checkpoints(disk, leave):
 def test_other_errors_do_not_speak_of_room():
     wrapped = ValueError("of a library")
     wrapped.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded")
-    assert no_room(wrapped) == "Disk quota exceeded"
-    assert no_room(RuntimeError("crashed: OSError: [Errno 28] No space left on device")) == "No space left on device"
-    assert no_room(PermissionError(errno.EACCES, "Permission denied")) is None
+    assert disk_full_reason(wrapped) == "Disk quota exceeded"
+    assert disk_full_reason("crashed: OSError: [Errno 28] No space left on device") == "No space left on device"
+    assert disk_full_reason(PermissionError(errno.EACCES, "Permission denied")) is None

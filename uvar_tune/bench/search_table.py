@@ -59,7 +59,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
     from uvar_tune.trial.assets import prepare
 
     files = StudyDirectory(resolve_root(root), study)
-    config, where = files.stored(), f"study {study!r}"
+    config, where = files.load_config(), f"study {study!r}"
     if (
         config.inference.search != "per_checkpoint"
         or config.inference.search_axes != ("cfg_scale",)

@@ -93,7 +93,7 @@ def show(
     from uvar_tune.study_dir import StudyDirectory, resolve_root
 
     files = StudyDirectory(resolve_root(root), study)
-    results = load_results(files.stored(), files)
+    results = load_results(files.load_config(), files)
     if trial is None:
         if as_json:
             echo(json.dumps(describe_study(results), indent=2))
@@ -127,7 +127,7 @@ def report(
     from uvar_tune.study_dir import StudyDirectory, resolve_root
 
     directories = [StudyDirectory(resolve_root(root), name) for name in study]
-    loaded = [(files.stored(), load_results(files.stored(), files)) for files in directories]
+    loaded = [(files.load_config(), load_results(files.load_config(), files)) for files in directories]
     for name, (_, results) in zip(study, loaded, strict=True):
         if results.best is None:
             raise ConfigError(f"study {name!r} has no finished trial yet", where="--study")
@@ -168,7 +168,7 @@ def export(
     from uvar_tune.tracking import run_ids
 
     files = StudyDirectory(resolve_root(root), study)
-    config = files.stored()
+    config = files.load_config()
     results = load_results(config, files)
     runs = run_ids(files.directory / "mlflow")
     if run is not None:
@@ -191,7 +191,7 @@ def sync(
 
     files = StudyDirectory(resolve_root(root), study)
     if not (files.directory / "mlflow").exists():
-        files.stored()  # raises, with the nearest name, if there is no such study
+        files.load_config()  # raises, with the nearest name, if there is no such study
     with files.lock():
         if rebuild:
             from uvar_tune.commands.rebuild_tracking import rebuild_tracking

@@ -88,7 +88,7 @@ def check_study_directory(config: Config, files: StudyDirectory) -> None:
 
 
 def check_images(config: Config) -> None:
-    """Check the names of image folders and classes. On a cluster the workers check them, as the driver may not have them.
+    """Check the names of image folders and classes. On a cluster only the workers need to have them.
 
     Raises:
         ConfigError: a directory or class is missing.

@@ -165,7 +165,8 @@ def _estimate(config: Config, trials: int, results: StudyResults | None, concurr
     remaining = max(0, trials - sum(trial.state in _ENDED for trial in results.trials))
     hours = math.ceil(remaining / concurrent) * seconds / 3600
     return (
-        f"expected, from {len(finished)} finished trials: {seconds / 60:.1f} minutes and {size / 2**20:,.1f} MiB a trial, "
+        f"expected, from {len(finished)} finished trials: {seconds / 60:.1f} minutes and "
+        f"{size / 2**20:,.1f} MiB a trial, "
         f"{hours:.2f} hours and {remaining * size / 2**30:,.2f} GiB for the {remaining} that are left"
     )
 
@@ -186,7 +187,7 @@ def _checkpoint_count(config: Config) -> int:
 def _checkpoint_bytes(config: Config) -> int:
     """Size of one checkpoint of the baseline: float32 weights, AdamW's two moments, and averaged weights if any.
 
-    The network is built on the meta device. The class embeddings, whose number depends on the images, count for ten classes.
+    The network is built on the meta device, for ten classes: their true number depends on the images.
     """
     import torch
 
@@ -256,15 +257,15 @@ def _forecast_confirm(config: Config, files: StudyDirectory, results: StudyResul
     axes = f", each scored over {', '.join(study.confirm_axes)}"
     if not results or all(trial.kind == BASELINE for trial in results.ranked()):
         return (
-            f"{tuning}at most {study.confirm_replicates} replicates of {4 + study.confirm_top} arms{axes}; the arms depend "
-            "on the search"
+            f"{tuning}at most {study.confirm_replicates} replicates of {4 + study.confirm_top} arms{axes}; "
+            "the arms depend on the search"
         )
     arms = list(confirm_arms(config, results, {}))
     done = _finished_replicates(config, files, "confirm", results, set(arms))
     remaining = len(arms) * study.confirm_replicates - done
     return (
-        f"{tuning}{len(arms)} arms ({', '.join(arms)}) of at most {study.confirm_replicates} replicates{axes}, {done} of them done; "
-        f"{_remaining_time(remaining, results)}"
+        f"{tuning}{len(arms)} arms ({', '.join(arms)}) of at most {study.confirm_replicates} replicates{axes}, "
+        f"{done} of them done; {_remaining_time(remaining, results)}"
     )
 
 
@@ -292,6 +293,6 @@ def _remaining_time(count: int, results: StudyResults | None) -> str:
         return f"{count} trainings are left; hours: unknown until a trial of this study has finished here"
     seconds = sum(trial.seconds for trial in finished) / len(finished)
     return (
-        f"{count} trainings are left, {count * seconds / 3600:.2f} hours one after the other at {seconds / 60:.1f} minutes "
-        "each, as the trials took; scores at more points take longer"
+        f"{count} trainings are left, {count * seconds / 3600:.2f} hours one after the other at "
+        f"{seconds / 60:.1f} minutes each, as the trials took; scores at more points take longer"
     )

@@ -131,7 +131,7 @@ def _seeds(config: Config, replay: bool) -> dict[str, int]:
 
 
 def _compare(config: Config, scores: dict[str, Any]) -> bool:
-    """Log each score of the trial next to that of its replay, and any difference of origin. Returns whether all are equal."""
+    """Log each score of the trial and of its replay, and differences of origin; return whether all scores are equal."""
     then = config.provenance["scores"]
     equal = True
     for name in sorted(then):

@@ -121,7 +121,7 @@ def _files(directory: Path) -> list[str]:
 def _summarize(files: StudyDirectory) -> StudySummary:
     age_sec = time.time() - (files.directory / ".identity").stat().st_mtime
     try:
-        config = files.stored()
+        config = files.load_config()
         results = load_results(config, files)
     except UvarError as error:
         return StudySummary(files.name, "unreadable", 0, 0, "", None, None, age_sec, str(error))

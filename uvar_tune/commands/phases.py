@@ -1,7 +1,7 @@
 """The phases of a study: calibrate → noise → explore → refine → inference → confirm.
 
-By default a study only searches (explore, then refine) and exports its best trial as unconfirmed. Each phase resumes, and a
-finished one does nothing.
+By default a study only searches (explore, then refine) and exports its best trial as unconfirmed. Each phase resumes,
+and a finished one does nothing.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ class Phases:
             self._write_json("noise.json", noise.as_dict())
             gaps = ", ".join(f"{noise.detectable_gap(pairs):.3g} with {pairs} pairs" for pairs in (4, 8, 16))
             logger.info(
-                f"  noise of {self.config.study.metric}: standard deviation {noise.training.sd:.3g} over training seeds, "
-                f"{noise.sampling.sd:.3g} over sampling seeds; smallest detectable gap {gaps}"
+                f"  noise of {self.config.study.metric}: standard deviation {noise.training.sd:.3g} over "
+                f"training seeds, {noise.sampling.sd:.3g} over sampling seeds; smallest detectable gap {gaps}"
             )
 
     def noise(self) -> Replicates:
@@ -261,7 +261,7 @@ class Phases:
         )
 
     def _tuned_baseline(self, runner: TuneRunner, concurrent: int) -> dict[str, Any]:
-        """The baseline's best nuisance parameters, from a search with as many trials as the study; {} if it has none."""
+        """The baseline's best nuisance parameters, from as many trials as the study has; {} if there are none."""
         nuisance = {name: entry for name, entry in self.config.space.items() if entry.role == "nuisance"}
         if not nuisance:
             return {}
@@ -300,5 +300,6 @@ def _verdict_line(verdict, metric: str) -> str:
     needed = f", would take {verdict.seeds_needed} pairs" if undecided else ""
     return (
         f"  {verdict.arm}: {verdict.verdict}; {metric} {verdict.value:.4g} against {verdict.baseline:.4g}, "
-        f"difference {verdict.difference:+.3g} {interval} over {verdict.pairs} of at most {verdict.max_pairs} pairs{bias}{needed}"
+        f"difference {verdict.difference:+.3g} {interval} over {verdict.pairs} of at most "
+        f"{verdict.max_pairs} pairs{bias}{needed}"
     )

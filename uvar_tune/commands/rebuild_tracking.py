@@ -88,7 +88,7 @@ def rebuild_tracking(files: StudyDirectory) -> None:
 
 def _log_untracked(run_logger: BufferedRunLogger, files: StudyDirectory, tracked: set[str], with_study: bool) -> None:
     """Log the trials that are not tracked, and the study if there is one of them or ``with_study``."""
-    config = files.stored()
+    config = files.load_config()
     by_phase = trials_by_phase(files.storage_url(config), files.name)
     is_final = not by_phase and not is_study_directory(files.directory) and (files.trial(0) / "config.yaml").exists()
     if not by_phase:

@@ -25,8 +25,9 @@ class RunSession:
     """One run of a command in its directory: lock, tracker, Ray and shared artifacts, each released on every way out.
 
     As a context manager it creates the directory, holds its lock and turns any error caused by a full disk into an
-    `InfrastructureError`. On exit it sends the tracker the final status: `status` after success, KILLED after Ctrl-C or an
-    `InfrastructureError` (the same command continues), FAILED after any other exception.
+    `InfrastructureError`. On exit it sends the final status to the tracker: `status` after success, KILLED after Ctrl-C
+    or an `InfrastructureError` (the same command continues), FAILED after any other exception. A new directory is
+    removed again if the input was invalid.
 
     Args:
         config: of the run.

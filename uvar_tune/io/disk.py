@@ -50,6 +50,3 @@ def disk_full_reason(error: BaseException | str) -> str | None:
         if reason := disk_full_reason(str(cause)):
             return reason
     return None
-
-
-no_room, lost = disk_full_reason, disk_full_error  # until every caller has the new names

@@ -83,7 +83,7 @@ class LoadedCheckpoint:
         """
         for parent in self.directory.resolve().parents[:_STUDY_LEVELS]:
             if (parent / _STUDY_FILE).is_file():
-                return searched_inference_entries(StudyDirectory(parent.parent, parent.name).stored())
+                return searched_inference_entries(StudyDirectory(parent.parent, parent.name).load_config())
         return {}
 
 

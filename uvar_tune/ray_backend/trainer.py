@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from uvar_tune.errors import InfrastructureError
-from uvar_tune.io.disk import disk_full_reason, no_room
+from uvar_tune.io.disk import disk_full_reason
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.process_roles import worker_runtime_env
 from uvar_tune.specs import CrashReason, OutcomeKind, TrialOutcome, TrialSpec, WorkerGroupSpec, crash
@@ -121,7 +121,7 @@ def crash_outcome(error: BaseException) -> TrialOutcome:
     text = str(error)
     if low := _LOW_MEMORY.search(text):
         return crash(None, f"Ray killed a worker because its node ran low on memory ({low[1]})", CrashReason.LOW_MEMORY)
-    if full := no_room(error):
+    if full := disk_full_reason(error):
         return crash(type(error).__name__, full, CrashReason.DISK_FULL)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if type(error).__module__.startswith("ray."):  # the last line of a report names the error

@@ -12,7 +12,7 @@ from uvar_tune.config.schema import Config
 from uvar_tune.config.space import searched_inference_entries
 from uvar_tune.console import LogFollower
 from uvar_tune.errors import InfrastructureError, UvarError, causes
-from uvar_tune.io.disk import lost
+from uvar_tune.io.disk import disk_full_error
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.prestart import WorkerPrestarter
 from uvar_tune.specs import Assets, CrashReason, OutcomeKind, Proposal, TrialOutcome, TrialSpec, worker_config
@@ -177,9 +177,9 @@ class TrialCallbacks:
             if outcome.reason is not CrashReason.PROCESS_LOST:
                 logger.info(f"{name}: nothing was saved at the end: {outcome.description}")
             return
-        full = outcome.message if outcome.reason is CrashReason.DISK_FULL else runner.files.full()
+        full = outcome.message if outcome.reason is CrashReason.DISK_FULL else runner.files.free_space_error()
         if full:
-            return runner.give_up(lost(runner.files.directory, full))
+            return runner.give_up(disk_full_error(runner.files.directory, full))
         if outcome.reason is CrashReason.INFRASTRUCTURE:
             return runner.give_up(InfrastructureError(f"{outcome.message}; the same command continues"))
         again = self._work.crashed(proposal.number, outcome)

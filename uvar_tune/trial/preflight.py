@@ -1,4 +1,4 @@
-"""What a trial would refuse, found before a study exists: images, feature network, tokenizer, initial weights, precision."""
+"""Checks of everything that a trial would refuse: images, feature network, tokenizer, initial weights, precision."""
 
 from __future__ import annotations
 
