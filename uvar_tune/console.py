@@ -1,4 +1,4 @@
-"""Progress for people: lines about work in this process and in others, and CPU time."""
+"""Progress for people: lines of work in other processes and in this one, tables, CPU time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console, RenderableType
 
 from uvar_tune.tracking.metrics_log import read_records
 
@@ -19,6 +20,11 @@ logger = logging.getLogger(__name__)
 _FOLLOW_INTERVAL_SEC = 10.0
 _PROGRESS_INTERVAL_SEC = 5.0
 _CPU_INTERVAL_SEC = 1.0
+
+
+def print_table(table: RenderableType, width: int = 140) -> None:
+    """Print a table at the width of the terminal, or at ``width`` columns if the output is not a terminal."""
+    Console(width=None if Console().is_terminal else width).print(table)
 
 
 def progress_callback(text: str, total: int) -> Callable[[int, int], None]:

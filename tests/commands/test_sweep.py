@@ -79,9 +79,7 @@ def test_mlflow_shows_a_parent_and_its_trials(study, root):
             assert repeated == 0
             params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
             assert {"loss.lambda_1", "loss.reference", "training.images", "evaluation.samples"} <= set(params)
-            assert params["protocol.samples"] == "100" and {"protocol.reference", "origin.seed.sampling-b"} <= set(
-                params
-            )
+            assert params["protocol.samples"] == "100" and {"protocol.reference", "seed.sampling-b"} <= set(params)
     assert rows
 
 

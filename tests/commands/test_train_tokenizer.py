@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_shape_is_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "options", "message"),
     [
-        (["tokenizer.path=here"], {}, "tokenizer.path: 'here' is a tokenizer already"),
+        (["tokenizer.path=here"], {}, "here' is a tokenizer already"),
         (
             ["run.workers=64", "tokenizer.batch_size=32"],
             {},

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 from tests.helpers.mlflow_store import MLflowStore
-from uvar_tune.cli.main import log_to_stdout
+from uvar_tune.cli.main import log_to_stream
 
 root, study, uri, first, last, pause, finish = sys.argv[1:]
 store = MLflowStore(Path(root))
-with log_to_stdout():
+with log_to_stream():
     tracker = store.tracker(study, uri)
     tracker.start_study({}, {})
     tracker.start_trial(0, store.trial(study, 0), {"loss.lambda_1": 0.5}, {})

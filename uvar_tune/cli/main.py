@@ -131,7 +131,7 @@ def _run(arguments: list[str]) -> int | None:
     for name in mlflow_client.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with log_to_stdout():
+        with log_to_stream("stderr" if arguments[0] == "bench" else "stdout"):
             return app(arguments, standalone_mode=False, prog_name=PROGRAM)
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):
@@ -144,17 +144,25 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-class _StdoutHandler(logging.Handler):
-    """Prints the message of each record as a plain line on the `sys.stdout` of that moment."""
+class _EchoHandler(logging.Handler):
+    """Prints the message of each record as a plain line on the `sys.stdout` or `sys.stderr` of that moment."""
+
+    def __init__(self, stream: str):
+        super().__init__(logging.INFO)
+        self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        echo(self.format(record))
+        echo(self.format(record), file=getattr(sys, self._stream))
 
 
 @contextlib.contextmanager
-def log_to_stdout() -> Iterator[None]:
-    """Print the progress that the package logs (INFO and above) to stdout for the duration of a ``with`` block."""
-    logger, handler = logging.getLogger("uvar_tune"), _StdoutHandler(logging.INFO)
+def log_to_stream(stream: str = "stdout") -> Iterator[None]:
+    """Print the progress that the package logs (INFO and above) for the duration of a ``with`` block.
+
+    Args:
+        stream: `stderr` for commands whose stdout is data.
+    """
+    logger, handler = logging.getLogger("uvar_tune"), _EchoHandler(stream)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

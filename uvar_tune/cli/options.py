@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -55,7 +55,7 @@ def default_space() -> str:
     return str(local if local.exists() else Path(__file__).resolve().parents[2] / local)
 
 
-def echo(text: object) -> None:
-    """Print a line to stdout and flush it; a closed pipe does not end the command."""
+def echo(text: object, file: TextIO | None = None) -> None:
+    """Print a line to ``file`` (stdout) and flush it; a closed pipe does not end the command."""
     with contextlib.suppress(OSError):
-        print(text, flush=True)
+        print(text, file=file, flush=True)
