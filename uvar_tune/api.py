@@ -71,9 +71,11 @@ def run_study(
         InfrastructureError: the disk, the storage or the cluster failed; the same call resumes.
         KeyboardInterrupt: Ctrl-C or SIGTERM; running trials have saved a checkpoint.
     """
+    from uvar_tune.commands.callbacks import CallbackList
     from uvar_tune.commands.sweep import run_study as run
 
-    return run(config, phase=phase, callbacks=_combined(callbacks), tracker=tracker).results
+    combined = CallbackList(callbacks) if callbacks else None
+    return run(config, phase=phase, callbacks=combined, tracker=tracker).results
 
 
 def load_study(name: str, *, root: str | Path | None = None) -> StudyResults:
@@ -162,30 +164,3 @@ def evaluate(
         **options,
     )
     return run_evaluation(request)
-
-
-class _CallbackList(StudyCallbacks):
-    """Several callbacks as one, called in order."""
-
-    def __init__(self, callbacks: Sequence[StudyCallbacks]):
-        self._callbacks = tuple(callbacks)
-
-    def on_trial_start(self, number, phase, parameters) -> None:
-        for callback in self._callbacks:
-            callback.on_trial_start(number, phase, parameters)
-
-    def on_rung(self, number, images, value) -> None:
-        for callback in self._callbacks:
-            callback.on_rung(number, images, value)
-
-    def on_trial_end(self, number, phase, outcome) -> None:
-        for callback in self._callbacks:
-            callback.on_trial_end(number, phase, outcome)
-
-    def on_study_end(self, results) -> None:
-        for callback in self._callbacks:
-            callback.on_study_end(results)
-
-
-def _combined(callbacks: Sequence[StudyCallbacks]) -> StudyCallbacks | None:
-    return _CallbackList(callbacks) if callbacks else None

@@ -279,8 +279,8 @@ class StudyCallbacks:
     def on_rung(self, number: int, images: int, value: float) -> None:
         """A trial was scored at a rung, after ``images`` training images."""
 
-    def on_trial_end(self, number: int, phase: str, outcome: TrialOutcome) -> None:
-        """An attempt at a trial ended."""
+    def on_trial_end(self, number: int, phase: str, outcome: OutcomeKind, value: float | None) -> None:
+        """An attempt at a trial ended; ``value`` is that of the study metric, if it has a score."""
 
     def on_study_end(self, results: Any) -> None:
         """The study ended; ``results`` are its `StudyResults`."""

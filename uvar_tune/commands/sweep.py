@@ -89,6 +89,7 @@ def _create_or_resume(session: RunSession, callbacks: StudyCallbacks | None) -> 
 
 
 def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallbacks | None) -> Phases:
+    from uvar_tune.commands.callbacks import NotifyingRunner
     from uvar_tune.ray_backend.tuner import TuneRunner
     from uvar_tune.search.objectives import directions
     from uvar_tune.tracking.parameters import study_parameters, study_tags, view_columns
@@ -108,6 +109,8 @@ def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallback
         facts = {f"prepare/{key}": value for key, value in assets.facts.items() if isinstance(value, float)}
         session.tracker.log_study_metrics(facts)
         runner = TuneRunner(config, files, session.tracker, session.shutdown, session.follower, assets)
+        if callbacks is not None:
+            runner = NotifyingRunner(runner, callbacks)
         for name in names:
             phases.run(name, runner, session.concurrent_trials)
             if session.shutdown.asked.is_set():
