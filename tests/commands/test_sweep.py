@@ -54,7 +54,8 @@ def test_mlflow_shows_a_parent_and_its_trials(study, root):
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         rows = database.execute(
             "select r.name, r.status, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid "
-            "where t.key = 'uvar.study' and t.value = 'tiny' "
+            "join tags l on l.run_uuid = r.run_uuid and l.key = 'uvar.level' and l.value = 'study' "
+            "where t.key = 'uvar.study' and t.value = 'tiny'"
         ).fetchall()
         children = database.execute(
             "select r.status, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid "
