@@ -48,13 +48,13 @@ def test_subfolders_are_counted_or_read(folder):
     (folder / "train" / "cats" / "2021" / "round").symlink_to(folder / "train" / "cats")
     flat, nested = load(folder), load(folder, nested=True)
     assert flat.labels_N.tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert any("10 files in subfolders of the classes are not read (data.nested: true" in note for note in flat.notes)
+    assert any("files in subfolders of the classes, not read: 10 (data.nested: true" in note for note in flat.notes)
     assert nested.labels_N.tolist() == [0] * 13 + [1, 1, 2, 2] and not any(
         "files in subfolders" in note for note in nested.notes
     )
     for image in (folder / "train" / "cats").glob("*.png"):
         image.unlink()
-    with pytest.raises(ConfigError, match="no images of class 'cats' .*10 files in subfolders"):
+    with pytest.raises(ConfigError, match="no images of class 'cats' .*in subfolders of the classes, not read: 10"):
         load(folder)
 
 
@@ -65,8 +65,8 @@ def test_other_formats_are_counted_or_read(folder):
     (place / "list.txt").write_text("x", encoding="utf-8")
     (folder / "train" / "README.md").write_text("x", encoding="utf-8")
     notes = " ".join(load(folder).notes)
-    assert "6 files of other formats are not read: 2 .jfif" in notes and "1 without extension" in notes
-    assert "1 files outside the class folders" in notes
+    assert "files of other formats, not read: 2 .jfif" in notes and "1 without extension" in notes
+    assert "outside the class folders, not read: 1" in notes
     images = load(folder, formats=("png", "gif", "jfif", "jp2", "none"))
     assert [path.name for path in images.images.paths[3:8]] == ["0.png", "1.png", "a.gif", "b.jfif", "bare"]
     assert len(images) == 12 and int(images.images[5].float().mean()) == 100

@@ -70,7 +70,9 @@ def generate(
         progress=progress_callback("images", len(labels_B)),
     )
     save_grid(images.cpu(), out, columns=count)
-    echo(f"{out}: {len(labels_B)} images, labels {labels}, {settings.describe_guidance()}, checkpoint {description}")
+    names = transformer.class_names
+    shown = ", ".join(f"{label} = {names[label]}" if names else str(label) for label in labels)
+    echo(f"{out}: {len(labels_B)} images, labels {shown}, {settings.describe_guidance()}, checkpoint {description}")
 
 
 def edit(

@@ -79,7 +79,7 @@ def list_images(
             loose += 1
     notes = _notes(counts)
     if loose:
-        notes.append(f"{loose:,} files outside the class folders are not read")
+        notes.append(f"outside the class folders, not read: {loose:,}")
     return Listing(files, tuple(f"{printable(directory)}: {note}" for note in notes))
 
 
@@ -112,15 +112,12 @@ def _notes(counts: _Counts) -> list[str]:
     if counts.ignored:
         notes.append(f"ignored {_enumerate(counts.ignored)}")
     if counts.nested:
-        notes.append(
-            f"{counts.nested:,} files in subfolders of the classes are not read (data.nested: true reads them)"
-        )
+        notes.append(f"files in subfolders of the classes, not read: {counts.nested:,} (data.nested: true reads them)")
     if counts.extensions:
         kinds = Counter(
             {"without extension" if kind == NO_EXTENSION else f".{kind}": n for kind, n in counts.extensions.items()}
         )
-        total = sum(kinds.values())
-        notes.append(f"{total:,} files of other formats are not read: {_enumerate(kinds)} (data.formats adds formats)")
+        notes.append(f"files of other formats, not read: {_enumerate(kinds)} (data.formats adds formats)")
     return notes
 
 
