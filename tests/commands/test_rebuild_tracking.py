@@ -17,7 +17,7 @@ from uvar_tune.trial.trial import write_config
 
 
 def test_rebuild_equals_the_original(tmp_path):
-    """Also where nothing is left of what it was told: then storage and records tell it."""
+    """Also from storage and metrics logs alone, without an outbox."""
     store = MLflowStore(tmp_path)
     tracker, checkpoint = run_study(store), tmp_path / "whole" / "trials" / "00000" / "checkpoints" / "000000000640"
     save_checkpoint(

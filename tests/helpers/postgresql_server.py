@@ -17,7 +17,7 @@ from tests.helpers.commands import free_port
 
 
 def programs() -> Path:
-    """Where the newest server's programs lie; skips, and says why, where there is none."""
+    """Directory of the newest server's programs; skips if there is none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL server here (/usr/lib/postgresql/*/bin; Debian's package postgresql)")

@@ -72,7 +72,7 @@ def trial(root: Path, number: int, *, rng: random.Random, end=("COMPLETE", "comp
         "code_usage": 1.0,
     }
     complete = end[0] == "COMPLETE"
-    told = [{"cfg_scale": 1.0, "seeds": "evaluation", "fid": scores["fid"], "kid": scores["kid"]}]
+    evaluated = [{"cfg_scale": 1.0, "seeds": "evaluation", "fid": scores["fid"], "kid": scores["kid"]}]
     params = {
         "loss.lambda_1": lambda_1,
         "loss.lambda_2": lambda_2,
@@ -87,7 +87,7 @@ def trial(root: Path, number: int, *, rng: random.Random, end=("COMPLETE", "comp
         params=params,
         value=scores["fid"] if complete else None,
         scores=scores if complete else {},
-        inference_points=profile + told if complete else [],
+        inference_points=profile + evaluated if complete else [],
         attempts=1,
         seconds=61.2 if complete else None,
         cpu_sec={"training": 42.0, "evaluation": 21.0} if complete else {},
@@ -161,7 +161,7 @@ def whole_study(root: Path, count: int, **changes) -> StudyResults:
 
 
 def confirmation(results: StudyResults, rng: random.Random) -> dict:
-    """Eight pairs of each arm around the planted `EFFECTS`, the two best trials among them, judged."""
+    """Eight pairs of each arm around the planted `EFFECTS`, the two best trials among them, tested."""
     first, second = (
         f"trial {trial.number}" for trial in [trial for trial in results.ranked() if trial.kind == "search"][:2]
     )

@@ -12,7 +12,7 @@ def results(tmp_path_factory):
     return whole_study(tmp_path_factory.mktemp("study"), 40)
 
 
-def judged_as(results, word: str, **changes):
+def with_verdict(results, word: str, **changes):
     arm = f"trial {results.best.number}"
     return dataclasses.replace(
         results, verdicts={**results.verdicts, arm: {**results.verdicts[arm], "verdict": word, **changes}}
@@ -38,16 +38,16 @@ def test_verdict_table_rows(results):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "text"),
     [
         ("better", "better than the baseline"),
         ("worse", "worse than the baseline"),
         ("not distinguishable", "not distinguishable from the baseline"),
     ],
 )
-def test_headline_has_the_verdict_on_the_best(results, word, said):
-    note = confirmation_sections.headline(judged_as(results, word, seeds_needed=34))
-    assert f"Verdict on trial {results.best.number}: {said}" in note
+def test_headline_has_the_verdict_on_the_best(results, word, text):
+    note = confirmation_sections.headline(with_verdict(results, word, seeds_needed=34))
+    assert f"Verdict on trial {results.best.number}: {text}" in note
     assert ("About 34 pairs" in note) == (word == "not distinguishable")
 
 
@@ -61,7 +61,7 @@ def test_headline_explains_a_missing_verdict(results):
     better = [name for name, one in others.items() if one["verdict"] == "better"]
     assert "2nd alone" in better and f"Better than the baseline: {', '.join(better)}." in note
     few = confirmation_sections.headline(
-        judged_as(
+        with_verdict(
             results,
             "not distinguishable",
             note="3 pairs: a verdict needs at least 4",

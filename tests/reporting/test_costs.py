@@ -34,12 +34,12 @@ def test_wall_time_adds_up(results):
         dataclasses.replace(results.trials[3], cpu_sec={}, wall_sec={"start-up": 0.0, "work": 9.0, "earlier": 25.0})
     )
     found = {row.phase: row for row in costs(dataclasses.replace(results, trials=tuple(trials), idle_sec=100.0))}
-    told = {phase: row.wall_sec for phase, row in found.items()}
-    assert told == {
+    seconds = {phase: row.wall_sec for phase, row in found.items()}
+    assert seconds == {
         "start-up": 12.0,
         "training": pytest.approx(3 * 40 + 6),
         "evaluation": pytest.approx(3 * 20 + 3),
         EARLIER: 25.0,
         IDLE: 100.0,
     }
-    assert sum(told.values()) == pytest.approx(3 * 64 + 34 + 100) and found["start-up"].cpu_sec == 9.0
+    assert sum(seconds.values()) == pytest.approx(3 * 64 + 34 + 100) and found["start-up"].cpu_sec == 9.0

@@ -185,7 +185,7 @@ def test_integer_axis_has_integer_ticks(results):
 
 @pytest.mark.parametrize(("values", "seen"), [((1.0,), ["0.1", "1", "10"]), ((0.5, 2.0), ["0.5", "1", "2"])])
 def test_axis_of_selected_scales(results, values, seen):
-    """From the lowest to the highest, the whole range where there is one only; no line stands beside its value."""
+    """From the lowest to the highest, the whole range where there is one only; no line is offset from its value."""
     entry = {"role": "nuisance", "type": "float", "low": 0.1, "high": 10.0, "log": True}
     trials = [
         dataclasses.replace(results.best, params={**results.best.params, "inference.cfg_scale": value})

@@ -96,7 +96,7 @@ def test_pooled_arm_without_all_scores_is_untested(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"study.seed": 0}, "'grid-0' and 'other' have the same study.seed 0"),
         ({"study.sampler": "random"}, "draws new training seeds for each trial"),
@@ -104,11 +104,11 @@ def test_pooled_arm_without_all_scores_is_untested(tmp_path):
         ({"protocol": {"samples": 500}}, "protocol.samples is 500, and 1000 in study 'grid-0'"),
     ],
 )
-def test_what_is_no_replicate_is_refused(tmp_path, changes, said):
+def test_what_is_no_replicate_is_refused(tmp_path, changes, message):
     protocol = changes.get("protocol")
     changes = {name: value for name, value in changes.items() if name != "protocol"}
     other = grid(tmp_path, 1, name="other", protocol=protocol, **changes)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         pool([grid(tmp_path, 0), other])
 
 

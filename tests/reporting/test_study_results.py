@@ -12,7 +12,7 @@ def results(tmp_path_factory):
 
 
 def with_values(results, values, **changes):
-    """The study with these values, None standing for a trial without a score."""
+    """The study with these values, None for a trial without a score."""
     trials = tuple(
         dataclasses.replace(trial, value=value, state="FAIL" if value is None else "COMPLETE")
         for trial, value in zip(results.trials, values, strict=False)

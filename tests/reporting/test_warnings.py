@@ -47,7 +47,7 @@ def test_warning_of_cfg_scale_at_an_end(results, cfg, mode, warned):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "text"),
     [
         (0.0002, 0.0009, "has next to no effect"),
         (0.0002, 0.0011, None),
@@ -56,7 +56,7 @@ def test_warning_of_cfg_scale_at_an_end(results, cfg, mode, warned):
         (0.51, 0.9, "dominates"),
     ],
 )
-def test_warning_of_negligible_or_dominant_lambda(results, low, high, said):
+def test_warning_of_negligible_or_dominant_lambda(results, low, high, text):
     """Shares of the searched trials between low and high; that of the baseline, whose λ is 0, does not count."""
     scored = [trial.number for trial in results.ranked() if trial.kind == "search"]
     trials = []
@@ -70,7 +70,7 @@ def test_warning_of_negligible_or_dominant_lambda(results, low, high, said):
             else trial
         )
     found = share_warnings(dataclasses.replace(results, trials=tuple(trials)))
-    assert [said in line and line.startswith("λ₁") for line in found] == ([True] if said else [])
+    assert [text in line and line.startswith("λ₁") for line in found] == ([True] if text else [])
 
 
 def test_no_warning_of_a_fixed_lambda(results):

@@ -1,4 +1,4 @@
-"""Which parameters a run shows: what was asked for, and beside it what was decided of it later."""
+"""Parameters of a run: searched values and effective ones."""
 
 from uvar_tune.config.schema import Config
 from uvar_tune.tracking.parameters import effective_parameters, run_parameters

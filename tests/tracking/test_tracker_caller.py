@@ -1,4 +1,4 @@
-"""What the caller of the tracker feels of a server that does not answer, or of a disk that is full: nothing."""
+"""Calls of the tracker neither block nor raise if the server hangs or the disk is full."""
 
 import socket
 import threading
@@ -15,7 +15,7 @@ REQUEST_SEC = 10  # after which a request to a server that hangs is given up
 
 @pytest.fixture
 def hung():
-    """The address of a server that takes connections and never says a word."""
+    """The address of a server that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(128)
@@ -36,7 +36,7 @@ def test_calls_do_not_block_on_a_hung_server(tmp_path, hung, log_lines):
         assert tracker.run_id(i) is None
         longest = max(longest, time.monotonic() - each)
     assert longest < REQUEST_SEC and time.monotonic() - began < 3 * REQUEST_SEC
-    assert threading.active_count() <= threads + 1  # one thread tells it all
+    assert threading.active_count() <= threads + 1  # one thread delivers
     assert not tracker.close(0.5)
     operations, _, _ = Outbox(tmp_path / "s" / "mlflow").pending()
     assert operations == 4 * 300 and "1,200 operations" in log_lines[-1] and "s3cret" not in "".join(log_lines)

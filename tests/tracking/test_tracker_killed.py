@@ -30,7 +30,7 @@ def test_killed_driver_is_continued(store, log_lines):
         sent = store.rows(run_id) if run_id else []
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    store.write("killed", 0, range(0))  # mends the line within which the writer was killed
+    store.write("killed", 0, range(0))  # truncates the line within which the writer was killed
     done = len((store.trial("killed", 0) / "metrics.jsonl").read_text().splitlines())
     state = store.root / "killed" / "mlflow" / "state.json"
     behind = state.read_text()

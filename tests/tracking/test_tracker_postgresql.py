@@ -1,4 +1,4 @@
-"""MLflow on PostgreSQL: a server that is absent at first, told all, told again; a database told from the files; each row once."""
+"""MLflow on PostgreSQL: an absent server, sync, rebuild, and a database without a server; each row once."""
 
 import pytest
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture
 def store(tmp_path, postgresql):
-    """A study told to a server that is not yet there, whose store is an empty database."""
+    """A study whose server is not running yet and has an empty database."""
     (tmp_path / "server").mkdir()
     database = new_database(postgresql, "mlflow_served")
     server = MLflow(tmp_path / "server", store=database)
@@ -23,8 +23,8 @@ def store(tmp_path, postgresql):
 def test_study_on_postgresql(store, tmp_path, postgresql):
     assert not run_study(store).close(30)
     store.server.start()
-    told = {"MLFLOW_TRACKING_URI": store.uri}
-    done = sync(store, **told)
+    environment = {"MLFLOW_TRACKING_URI": store.uri}
+    done = sync(store, **environment)
     assert done.returncode == 0 and "MLflow is up to date" in done.stdout, done.stdout + done.stderr
     before = content(store)
     assert (
@@ -33,7 +33,7 @@ def test_study_on_postgresql(store, tmp_path, postgresql):
     )
     assert len(before["whole/0"][1]) == len(set(before["whole/0"][1])) == 10 * 2 + 3
     assert "config.yaml" in before["whole/0"][-1]
-    assert sync(store, "--rebuild", **told).returncode == 0
+    assert sync(store, "--rebuild", **environment).returncode == 0
     assert content(store) == before
     store.server.kill()
     other = PostgresqlStore(tmp_path, new_database(postgresql, "mlflow_direct"))

@@ -35,10 +35,10 @@ def test_absent_hung_and_killed_server(tmp_path, server, monkeypatch, log_lines)
     assert len(log_lines) == 1 and "does not answer" in log_lines[0] and tracker.run_id(0) is None
 
     server.start()
-    until(lambda: len(log_lines) == 2)  # it has caught up, and says so once
+    until(lambda: len(log_lines) == 2)  # it has caught up, reported once
     server.signal(signal.SIGSTOP)
     store.write("away", 1, range(4))
-    tracker.start_trial(1, store.trial("away", 1), {}, {})  # its run is asked for from a server that does not answer
+    tracker.start_trial(1, store.trial("away", 1), {}, {})  # its run is requested from a hung server
     store.write("away", 0, range(10, 20))
     until(lambda: len(log_lines) == 3)
     time.sleep(3)  # a further try runs into the hung server

@@ -12,7 +12,7 @@ from uvar_tune.tracking.outbox import Outbox
 
 
 def one_trial(store, study, points=range(5)):
-    """A study of one trial, told as the driver tells it; its tracker is closed."""
+    """A study of one trial, tracked as the driver does it."""
     metrics_log = store.write(study, 0, points)
     directory = store.trial(study, 0)
     tracker = store.tracker(study)

@@ -122,11 +122,11 @@ def _panel(axes, results: StudyResults, ranked: list[TrialResult], other: str) -
     baseline = results.baseline
     if baseline is not None and baseline.metric_values:
         draw([baseline], ls="", marker="D", ms=8, mfc="white", mec=BASELINE, mew=1.8, label="baseline", zorder=5)
-    for name, told, limit in (
+    for name, values, limit in (
         (results.metric, [trial.value for trial in ranked], axes.set_xlim),
         (other, [trial.metric_values[other] for trial in ranked], axes.set_ylim),
     ):
-        scale = Values(told, fields.metric_directions(results)[name])
+        scale = Values(values, fields.metric_directions(results)[name])
         own = [baseline.metric_values[name]] if baseline is not None and baseline.metric_values else []
         low, high = min([scale.low, *own]), max([scale.high, *own])
         limit(low - 0.06 * (high - low), high + 0.06 * (high - low))

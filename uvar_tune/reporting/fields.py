@@ -58,8 +58,8 @@ def selected(results: StudyResults) -> list[str]:
     """CFG, then inference parameters outside the space whose selected values differ between trials."""
     names = dict.fromkeys(name for trial in results.trials for name in trial.params if name.startswith("inference."))
     names = [name for name in names if name == CFG or name not in results.space]
-    told = {name: {trial.params.get(name) for trial in results.ranked()} for name in names}
-    return sorted((name for name in names if name == CFG or len(told[name]) > 1), key=lambda name: name != CFG)
+    values = {name: {trial.params.get(name) for trial in results.ranked()} for name in names}
+    return sorted((name for name in names if name == CFG or len(values[name]) > 1), key=lambda name: name != CFG)
 
 
 def applies(results: StudyResults, trial: TrialResult, name: str) -> bool:

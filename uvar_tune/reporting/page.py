@@ -150,8 +150,8 @@ def _head(results: StudyResults) -> str:
 
 
 def _objectives(results: StudyResults) -> str:
-    told = [f"{fields.short(name)}, {fields.direction_text(name)}" for name in fields.metric_directions(results)]
-    return f"Objective: {told[0]}." if len(told) == 1 else f"Objectives: {'; '.join(told)}. Ranked by the first."
+    lines = [f"{fields.short(name)}, {fields.direction_text(name)}" for name in fields.metric_directions(results)]
+    return f"Metric: {lines[0]}." if len(lines) == 1 else f"Metrics: {'; '.join(lines)}. Ranked by the first."
 
 
 def _sentence(line: str) -> str:
