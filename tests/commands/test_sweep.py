@@ -189,3 +189,10 @@ def test_a_study_does_not_go_on_under_another_protocol(study, cluster_cli, root)
     assert more.returncode == 2, more.stdout + more.stderr
     assert "protocol.samples is 100, and 99 in the trials of study 'changed'" in more.stderr
     assert len(more.stderr.strip().splitlines()) == 1 and not (copy / "trials" / "00003").exists()
+
+
+def test_a_refused_study_leaves_its_name_free(cluster_cli, space, root):
+    done = cluster_cli("sweep", space(study={"name": "refused"}), "training.precision=bf16")
+    assert done.returncode == 2 and "searching" not in done.stdout, done.stdout
+    assert done.stderr.startswith("error: training.precision: bf16 needs a GPU") and done.stderr.count("\n") == 1
+    assert not (root / "refused").exists()
