@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers.search_cases import NARROW, details, run_to_end, study_config
+from uvar_tune.commands.callbacks import NotifyingRunner
 from uvar_tune.commands.phases import Phases
 from uvar_tune.errors import ConfigError
 from uvar_tune.ray_backend.searcher import StudySearcher
@@ -68,47 +69,6 @@ def test_an_extended_study_is_confirmed_again(tmp_path, log_lines):
     assert {phase for phase, _ in runner.ran} == {"baseline", "confirm-2"}
 
 
-class Recorder(StudyCallbacks):
-    def __init__(self):
-        self.events = []
-
-    def on_trial_start(self, number, phase, parameters):
-        self.events.append(("start", number, phase, sorted(parameters)))
-
-    def on_rung(self, number, images, value):
-        self.events.append(("rung", number, images, value))
-
-    def on_trial_end(self, number, phase, outcome):
-        self.events.append(("end", number, phase, outcome.kind.value, outcome.value))
-
-
-def test_callbacks_of_trials_and_rungs(tmp_path):
-    config = study_config(trials=2, rungs=[640], pruner="median", run={"root": str(tmp_path)})
-    files, recorder = StudyDirectory(tmp_path, "study"), Recorder()
-    files.create()
-
-    class Runner:
-        signals = SimpleNamespace(asked=threading.Event())
-
-        def run(self, work, concurrent):
-            proposal = work.ask()
-            work.complete(proposal.number, 2.0, details(fid=2.0))
-            proposal = work.ask()
-            assert work.phase == "trial" and work.name(proposal) == "trial 1"
-            work.report(1, 640, 3.0)
-            work.prune(1, "diverged", {"message": "loss is nan"})
-
-    Phases(config, files, recorder).run("search", Runner(), 1)
-    assert [event[:3] for event in recorder.events] == [
-        ("start", 0, "trial"),
-        ("end", 0, "trial"),
-        ("start", 1, "trial"),
-        ("rung", 1, 640),
-        ("end", 1, "trial"),
-    ]
-    assert recorder.events[1][3:] == ("complete", 2.0) and recorder.events[4][3] == "diverged"
-
-
 def test_a_config_error_of_a_trial_ends_the_study(tmp_path):
     """It is not retried, and the trial resumes after the input was corrected."""
     config = study_config(trials=1, run={"root": str(tmp_path)})
@@ -120,7 +80,7 @@ def test_a_config_error_of_a_trial_ends_the_study(tmp_path):
             work.crashed(work.ask().number, crash("ConfigError", "data.path: no images"))
 
     with pytest.raises(ConfigError, match="^data.path: no images$"):
-        Phases(config, files).run("search", Runner(), 1)
+        Phases(config, files).run("search", NotifyingRunner(Runner(), StudyCallbacks()), 1)
     again = Phases(config, files).search().ask()
     assert (again.number, again.attempt) == (0, 2)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from uvar_tune.commands.checks import is_config_error
+from uvar_tune.errors import ConfigError
 from uvar_tune.specs import OutcomeKind, Proposal, StudyCallbacks, TrialOutcome
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class CallbackList(StudyCallbacks):
 
 
 class NotifyingRunner:
-    """A `TuneRunner` that notifies callbacks of its trials; everything else is the runner's."""
+    """A `TuneRunner` that notifies callbacks of its trials, and ends the study if a trial raises a `ConfigError`."""
 
     def __init__(self, runner: TuneRunner, callbacks: StudyCallbacks):
         self._runner, self._callbacks = runner, callbacks
@@ -81,6 +83,8 @@ class _NotifyingWork:
         self._callbacks.on_trial_end(number, self._work.phase, OutcomeKind(outcome), None)
 
     def crashed(self, number: int, outcome: TrialOutcome) -> bool:
+        if is_config_error(outcome):  # another attempt would meet the same input
+            raise ConfigError(outcome.message)
         retried = self._work.crashed(number, outcome)
         self._callbacks.on_trial_end(number, self._work.phase, OutcomeKind.CRASHED, None)
         return retried

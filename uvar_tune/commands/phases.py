@@ -6,7 +6,6 @@ and a finished one does nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
@@ -23,7 +22,7 @@ from uvar_tune.analysis.confirmation import (
     verdicts,
 )
 from uvar_tune.analysis.results import StudyResults, TrialResult
-from uvar_tune.commands.checks import SEARCH, check_first_phase, is_config_error
+from uvar_tune.commands.checks import SEARCH, check_first_phase
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import BASELINE as PLAIN
 from uvar_tune.config.space import baseline_point
@@ -32,7 +31,6 @@ from uvar_tune.ray_backend.tuner import TuneRunner
 from uvar_tune.search.load import load_results
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
-from uvar_tune.specs import OutcomeKind, Proposal, StudyCallbacks, TrialOutcome
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking.metrics_log import last_time
 
@@ -69,74 +67,16 @@ class SearchWork:
         return f"{self.phase} {proposal.number}"
 
 
-class ObservedWork:
-    """A search or the replicates of a phase, whose events are passed on to callbacks.
-
-    A crash by a `ConfigError` ends the study: another attempt would meet the same input.
-
-    Args:
-        work: proposes and records trials; everything else is passed on to it.
-        callbacks: notified of trials and rungs.
-    """
-
-    def __init__(self, work, callbacks: StudyCallbacks):
-        self._work, self._callbacks = work, callbacks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._work, name)
-
-    def ask(self) -> Proposal | None:
-        """The next attempt."""
-        proposal = self._work.ask()
-        if proposal is not None:
-            self._callbacks.on_trial_start(proposal.number, self._work.phase, proposal.values)
-        return proposal
-
-    def report(self, number: int, images: int, value: float) -> bool:
-        """Record the value of a rung; whether the trial stops there."""
-        self._callbacks.on_rung(number, images, value)
-        return self._work.report(number, images, value)
-
-    def complete(self, number: int, value: float, details: dict[str, Any]) -> None:
-        """Record a score."""
-        self._work.complete(number, value, details)
-        self._end(number, {**details, "kind": OutcomeKind.COMPLETE, "value": value})
-
-    def prune(self, number: int, kind: str, details: dict[str, Any]) -> None:
-        """Record an early end."""
-        self._work.prune(number, kind, details)
-        self._end(number, {**details, "kind": kind})
-
-    def crashed(self, number: int, outcome: TrialOutcome) -> bool:
-        """Record a crash; whether the trial is retried.
-
-        Raises:
-            ConfigError: the trial raised one.
-        """
-        if is_config_error(outcome):
-            raise ConfigError(outcome.message)
-        retried = self._work.crashed(number, outcome)
-        self._callbacks.on_trial_end(number, self._work.phase, outcome)
-        return retried
-
-    def _end(self, number: int, attributes: dict[str, Any]) -> None:
-        names = {field.name for field in dataclasses.fields(TrialOutcome)}
-        outcome = TrialOutcome.from_dict({name: value for name, value in attributes.items() if name in names})
-        self._callbacks.on_trial_end(number, self._work.phase, outcome)
-
-
 class Phases:
     """The phases of one study.
 
     Args:
         config: of the study.
         files: its directory.
-        callbacks: notified of trials and rungs.
     """
 
-    def __init__(self, config: Config, files: StudyDirectory, callbacks: StudyCallbacks | None = None):
+    def __init__(self, config: Config, files: StudyDirectory):
         self.config, self.files = config, files
-        self._callbacks = callbacks or StudyCallbacks()
         self._url = files.storage_url(config)
 
     def search(self, trials: int | None = None) -> Search:
@@ -180,7 +120,7 @@ class Phases:
 
     def _noise(self, runner: TuneRunner, concurrent: int) -> None:
         work = self.noise()
-        runner.run(ObservedWork(work, self._callbacks), concurrent)
+        runner.run(work, concurrent)
         noise = baseline_noise(work.replicates(), self.config.study.metric, self.config.study.noise_samplings)
         if noise is not None:
             self._write_json("noise.json", noise.as_dict())
@@ -211,7 +151,7 @@ class Phases:
     _refine = _search
 
     def _run_search(self, runner: TuneRunner, concurrent: int, name: str) -> None:
-        runner.run(ObservedWork(SearchWork(self._search_of(name)), self._callbacks), concurrent)
+        runner.run(SearchWork(self._search_of(name)), concurrent)
 
     def _search_of(self, name: str) -> Search:
         study = self.config.study
@@ -227,7 +167,7 @@ class Phases:
         arms = {arm_of(trial): trained_values(self.config, trial) for trial in trials}
         checkpoints = {arm_of(trial): str(trial.directory) for trial in trials}
         work = Replicates(self.confirmation_config(), self._url, "inference", arms, 1, checkpoints=checkpoints)
-        runner.run(ObservedWork(work, self._callbacks), concurrent)
+        runner.run(work, concurrent)
 
     def _confirm(self, runner: TuneRunner, concurrent: int) -> None:
         results, tuned = load_results(self.config, self.files), self._tuned_baseline(runner, concurrent)
@@ -236,7 +176,7 @@ class Phases:
         work = self.confirm(confirm_arms(self.config, results, tuned))
         if work.phase != "confirm":
             logger.info(f"  the arms have changed: they are confirmed on fresh seeds, as {work.phase}")
-        runner.run(ObservedWork(work, self._callbacks), concurrent)
+        runner.run(work, concurrent)
         if not runner.signals.asked.is_set():
             self._decide(work, results)
 
@@ -270,7 +210,7 @@ class Phases:
         config = config.with_values({**PLAIN, "study.pruner": "none", "study.rungs": ()})
         search = Search(config, self._url, under="baseline")
         work = SearchWork(search, "baseline", "baseline")
-        runner.run(ObservedWork(work, self._callbacks), concurrent)
+        runner.run(work, concurrent)
         scored = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
         if not scored:
             return {}

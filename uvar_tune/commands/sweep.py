@@ -60,7 +60,7 @@ def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCal
 
     config, files = session.config, session.files
     if require_existing_study(files.storage_url(config), files.name, files.directory):
-        phases = _create_or_resume(session, callbacks)
+        phases = _create_or_resume(session)
         phases.check(names)
         if not phases.pending(names):
             reason = phases.search().halted()
@@ -77,13 +77,13 @@ def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCal
     return outcome
 
 
-def _create_or_resume(session: RunSession, callbacks: StudyCallbacks | None) -> Phases:
+def _create_or_resume(session: RunSession) -> Phases:
     """The phases of the study, which is created in its directory and in the storage if it does not exist."""
     from uvar_tune.commands.phases import Phases
     from uvar_tune.search.storage import verify_directory_owner
 
     session.files.create_or_verify(session.config)
-    phases = Phases(session.config, session.files, callbacks)
+    phases = Phases(session.config, session.files)
     verify_directory_owner(phases.search().storage, session.files.name, session.files.directory)
     return phases
 
@@ -92,13 +92,14 @@ def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallback
     from uvar_tune.commands.callbacks import NotifyingRunner
     from uvar_tune.ray_backend.tuner import TuneRunner
     from uvar_tune.search.objectives import directions
+    from uvar_tune.specs import StudyCallbacks
     from uvar_tune.tracking.parameters import study_parameters, study_tags, view_columns
     from uvar_tune.trial.preflight import check_inputs
 
     config, files = session.config, session.files
     with session.ray():
         session.run_as_task(check_inputs, config)
-        phases = _create_or_resume(session, callbacks)
+        phases = _create_or_resume(session)
         session.start_tracking(params=study_parameters(config), tags=study_tags(files.name, config.study.question))
         session.tracker.save_view(
             f"{files.name}: ranked", config.study.metric, directions(config)[0], view_columns(config)
@@ -109,8 +110,7 @@ def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallback
         facts = {f"prepare/{key}": value for key, value in assets.facts.items() if isinstance(value, float)}
         session.tracker.log_study_metrics(facts)
         runner = TuneRunner(config, files, session.tracker, session.shutdown, session.follower, assets)
-        if callbacks is not None:
-            runner = NotifyingRunner(runner, callbacks)
+        runner = NotifyingRunner(runner, callbacks or StudyCallbacks())
         for name in names:
             phases.run(name, runner, session.concurrent_trials)
             if session.shutdown.asked.is_set():
