@@ -17,6 +17,7 @@ from uvar_tune.model import VQVAE
 from uvar_tune.model.scales import split
 from uvar_tune.objective import composite_loss
 from uvar_tune.specs import Assets, TrialSpec
+from uvar_tune.tracking.metrics_log import open_metrics_log, read_records
 from uvar_tune.training import load_tokenizer, save_checkpoint, save_tokenizer
 from uvar_tune.trial.assets import _references
 from uvar_tune.trial.factory import new_var
@@ -50,7 +51,7 @@ def place(tmp_path_factory):
     save_checkpoint(
         root / "trials" / "00000" / "checkpoints" / "000000000640",
         var_state=baseline.state_dict(),
-        config={},
+        config=config_of().tree(),
         tokenizer={"path": str(root / "tokenizer")},
         training_state={"images": 640},
     )
@@ -124,6 +125,18 @@ def test_raw_weights_and_baseline_are_not_converted(place):
     assert resolve_lambdas(raw, spec, vqvae, "cpu") == (raw, {})
     config, ran = resolve_lambdas(config_of(), replace(spec, baseline_directory="nowhere"), vqvae, "cpu")
     assert ran == {"loss.lambda_1": 0.0, "loss.lambda_2": 0.0} and config.loss.lambda_unit == "raw"
+
+
+def test_searched_architecture_keeps_the_share(place, tmp_path):
+    """A deeper trial measures on the baseline as it was trained, not on a network of its own depth."""
+    vqvae, _, spec = place
+    config = config_of(lambda_1=0.05)
+    deeper = config.with_values({"model.depth": 3, "model.width": 48, "model.heads": 3})
+    with open_metrics_log(tmp_path, rank=0, attempt=1) as log:
+        _, lambdas = resolve_lambdas(deeper, spec, vqvae, "cpu", log)
+    assert lambdas == resolve_lambdas(config, spec, vqvae, "cpu")[1]
+    (record,) = read_records(tmp_path / "metrics.jsonl")[0]
+    assert record["kind"] == "gradient_shares" and record["baseline_model"]["depth"] == 1
 
 
 def test_held_out_metrics_of_a_trial(place):

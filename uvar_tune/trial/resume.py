@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from uvar_tune.config.schema import LAMBDAS, Config
+from uvar_tune.config.schema import LAMBDAS, Config, ModelConfig
 from uvar_tune.errors import ConfigError
 from uvar_tune.objective import weights_for_shares
 from uvar_tune.specs import TrialSpec
+from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.training import Checkpoint, differences, latest_valid, load_checkpoint, require_same
 from uvar_tune.trial.factory import new_var
 from uvar_tune.trial.scoring import gradient_shares_at
@@ -24,17 +25,40 @@ class InfeasibleTrial(Exception):
     """No λ below its limit moves the share of the gradient that was asked for."""
 
 
-def resolve_lambdas(config: Config, spec: TrialSpec, vqvae, device) -> tuple[Config, dict[str, float]]:
-    """(the configuration with plain λ, those λ by name): under `lambda_unit: share` what moves the asked shares of the
-    gradient at the baseline's predictions (docs/method.md); {} where λ is given as it is."""
+def resolve_lambdas(
+    config: Config, spec: TrialSpec, vqvae, device, log: MetricsLog | None = None
+) -> tuple[Config, dict[str, float]]:
+    """Convert λ given as gradient shares (`loss.lambda_unit: share`) to plain λ (docs/method.md).
+
+    The shares are measured at the predictions of the study's baseline, a network of the architecture in the baseline's
+    own configuration, also if the space searches the architecture.
+
+    Args:
+        config: of the trial.
+        spec: names the baseline and the shared artifacts.
+        vqvae: the tokenizer.
+        device: to measure on.
+        log: rank 0's metrics log, which records the architecture and the shares at λ = 1.
+
+    Returns:
+        The configuration with plain λ, and those λ by name; {} if λ is given as it is.
+
+    Raises:
+        InfeasibleTrial: no λ below its limit moves the requested share.
+        ConfigError: the baseline has no valid checkpoint.
+    """
     if config.loss.lambda_unit != "share":
         return config, {}
     plain = config.model_copy(update={"loss": config.loss.baseline()})
     if any(config.loss.weights):
-        weights = best_available_weights(spec.baseline_directory)
-        baseline = new_var(config, vqvae, spec.assets.num_classes, seed=0, empty=True).to(device)
-        baseline.load_state_dict(weights)
+        checkpoint = _newest_checkpoint(spec.baseline_directory)
+        model = ModelConfig.model_validate(checkpoint.config["model"])
+        own = config.model_copy(update={"model": model})
+        baseline = new_var(own, vqvae, spec.assets.num_classes, seed=0, empty=True).to(device)
+        baseline.load_state_dict(checkpoint.ema_state or checkpoint.var_state)
         shares = gradient_shares_at(plain, spec.assets, baseline.eval(), vqvae, device)
+        if log is not None:
+            log.event("gradient_shares", baseline_model=model.model_dump(mode="json"), shares=shares)
         try:
             plain = plain.model_copy(update={"loss": weights_for_shares(config.loss, shares)})
         except ConfigError as error:
@@ -43,16 +67,20 @@ def resolve_lambdas(config: Config, spec: TrialSpec, vqvae, device) -> tuple[Con
 
 
 def best_available_weights(trial_directory: str) -> dict[str, Any]:
-    """What was scored of a trial: its newest sound checkpoint, the averaged weights where there are any.
+    """The weights of a trial that are scored: of its newest valid checkpoint, the averaged ones if there are any.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has no valid checkpoint.
     """
-    found = latest_valid(Path(trial_directory) / "checkpoints", on_skip=lambda path, why: None)
-    if found is None:
-        raise ConfigError("this trial has no sound checkpoint any more", where=trial_directory)
-    checkpoint = load_checkpoint(found)
+    checkpoint = _newest_checkpoint(trial_directory)
     return checkpoint.ema_state or checkpoint.var_state
+
+
+def _newest_checkpoint(trial_directory: str) -> Checkpoint:
+    path = latest_valid(Path(trial_directory) / "checkpoints", on_skip=lambda path, why: None)
+    if path is None:
+        raise ConfigError("this trial has no valid checkpoint any more", where=trial_directory)
+    return load_checkpoint(path)
 
 
 def chosen(choose: Callable[[], Path | None], recorder, device: torch.device) -> Path | None:

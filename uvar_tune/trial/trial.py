@@ -158,7 +158,7 @@ class _Attempt:
     def _train_and_score(self) -> TrialOutcome:
         spec, context = self._spec, self._context
         vqvae = open_tokenizer(spec.assets.tokenizer, spec.config).to(context.device).eval().requires_grad_(False)
-        config, lambdas = resolve_lambdas(spec.config, spec, vqvae, context.device)
+        config, lambdas = resolve_lambdas(spec.config, spec, vqvae, context.device, self._log)
         var = new_var(config, vqvae, spec.assets.num_classes, spec.seeds["initialisation"]).to(context.device)
         scorer = CheckpointScorer(
             config,
