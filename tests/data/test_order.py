@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uvar_tune.data import Order, epoch_order
-from uvar_tune.data.order import check_positions
+from uvar_tune.data.order import check_positions, spread_rows
 from uvar_tune.errors import ConfigError
 
 
@@ -65,3 +65,12 @@ def test_indivisible_sizes_name_the_nearest(changes, message):
     check_positions(**sound)
     with pytest.raises(ConfigError, match=message):
         check_positions(**{**sound, **changes})
+
+
+@pytest.mark.parametrize("layout", ["by class", "cyclic"])
+def test_spread_rows_keep_the_class_shares(layout):
+    """A folder is sorted by class; scikit-learn's digits cycle through the classes."""
+    labels = torch.arange(5).repeat_interleave(200) if layout == "by class" else torch.arange(1000) % 5
+    rows = spread_rows(labels, 125)
+    assert torch.bincount(labels[rows]).tolist() == [25] * 5 and rows.unique().tolist() == rows.tolist()
+    assert spread_rows(labels[:3], 125).tolist() == [0, 1, 2]

@@ -11,6 +11,7 @@ import torch
 from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import DataConfig, TokenizerConfig
 from uvar_tune.data import TokenCache, build_token_cache, load_images
+from uvar_tune.data.order import spread_rows
 from uvar_tune.errors import ConfigError
 from uvar_tune.metrics import metric
 from uvar_tune.model import VQVAE
@@ -76,8 +77,9 @@ def place(tmp_path_factory):
 def share_moved(config, vqvae, baseline, spec) -> float:
     """‖∂(total − CE)/∂z‖ / ‖∂CE/∂z‖ under plain λ, by autograd of the loss itself."""
     held_out = TokenCache.open(spec.assets.tokens["validation"])
-    tokens_BL = torch.as_tensor(held_out.tokens_NL[:SHARE_IMAGES].astype("int64"))
-    labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"))
+    rows_B = spread_rows(held_out.labels_N, SHARE_IMAGES).numpy()
+    tokens_BL = torch.as_tensor(held_out.tokens_NL[rows_B].astype("int64"))
+    labels_B = torch.as_tensor(held_out.labels_N[rows_B].astype("int64"))
     with torch.no_grad():
         logits_BLV = baseline(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales))).double()
     constants = loss_constants(config, spec.assets, vqvae).arguments(vqvae, "cpu")

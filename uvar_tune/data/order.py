@@ -56,6 +56,19 @@ class Order:
         return self._epochs[epoch]
 
 
+def spread_rows(labels_N: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows of a sample that represents a set: evenly spread over the set sorted by class, ascending.
+
+    Args:
+        labels_N: class of each row of the set.
+        count: size of the sample; all rows if the set has fewer.
+    """
+    labels_N = torch.as_tensor(labels_N).long()
+    count = min(count, len(labels_N))
+    by_class_N = labels_N.argsort(stable=True)
+    return by_class_N[torch.arange(count) * len(labels_N) // max(count, 1)].sort().values
+
+
 def check_positions(*, images: int, batch_size: int, shares: int, count: int) -> None:
     """Verify that the sizes of a training divide.
 

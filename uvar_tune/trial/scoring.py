@@ -23,6 +23,7 @@ import torch
 from uvar_tune.config.schema import Config, LossConfig
 from uvar_tune.config.space_entry import SpaceEntry
 from uvar_tune.data import TokenCache
+from uvar_tune.data.order import spread_rows
 from uvar_tune.evaluation import (
     Features,
     MetricInputs,
@@ -360,10 +361,11 @@ class CheckpointScorer:
 
 
 def gradient_shares_at(config: Config, assets: Assets, var, vqvae, device) -> dict[str, float]:
-    """`gradient_shares` of the configuration's terms on held-out tokens, at the predictions of ``var``."""
+    """`gradient_shares` of the configuration's terms at the predictions of ``var``, on held-out images of all classes."""
     held_out = TokenCache.open(assets.tokens["validation"])
-    tokens_BL = torch.as_tensor(held_out.tokens_NL[:SHARE_IMAGES].astype("int64"), device=device)
-    labels_B = torch.as_tensor(held_out.labels_N[:SHARE_IMAGES].astype("int64"), device=device)
+    rows_B = spread_rows(held_out.labels_N, SHARE_IMAGES).numpy()
+    tokens_BL = torch.as_tensor(held_out.tokens_NL[rows_B].astype("int64"), device=device)
+    labels_B = torch.as_tensor(held_out.labels_N[rows_B].astype("int64"), device=device)
     with torch.no_grad():
         logits_BLV = var(labels_B, vqvae.teacher_input(split(tokens_BL, vqvae.scales)))
     constants = loss_constants(config, assets, vqvae).arguments(vqvae, device)
