@@ -98,10 +98,10 @@ def _row(config, trial, assets: Assets) -> dict[str, Any]:
     """Scores of a trial at the configured CFG scales: stored ones on selection seeds, new ones on evaluation seeds."""
     from uvar_tune.config.space import searched_entries
     from uvar_tune.pipeline import restore
-    from uvar_tune.trial.scoring import ImageSampler, SampleScorer
+    from uvar_tune.trial.scoring import ImageSampler, SampleScorer, sample_labels
 
     var, vqvae, _ = restore(trial.directory)
-    draw = ImageSampler(config, var, vqvae, count=config.evaluation.samples)
+    draw = ImageSampler(config, var, vqvae, sample_labels(config, assets, config.evaluation.samples))
     seed = trial.seeds[SAMPLING[EVALUATION]]
     scorer = SampleScorer(config, assets, seed=seed)
     stored_a = {point["cfg_scale"]: point["fid"] for point in trial.inference_points if point["seeds"] == "selection"}

@@ -111,14 +111,13 @@ class ImageSampler:
         config: inference parameters that a point does not name.
         var: the transformer.
         vqvae: the tokenizer.
-        count: number of images; their labels cycle through the classes.
+        labels_N: label of each image, see `sample_labels`.
         ranks: the processes that draw together.
     """
 
-    def __init__(self, config: Config, var, vqvae, *, count: int, ranks: Ranks | None = None):
+    def __init__(self, config: Config, var, vqvae, labels_N: torch.Tensor, *, ranks: Ranks | None = None):
         self._config, self._var, self._vqvae = config, var, vqvae
-        self._ranks = ranks or Ranks()
-        self.labels_N = torch.arange(count) % var.num_classes
+        self._ranks, self.labels_N = ranks or Ranks(), labels_N
 
     def __call__(
         self, point: Mapping[str, float], seed: int, progress: Callable[[int, int], None] | None = None
@@ -139,6 +138,33 @@ class ImageSampler:
         )
         tokens_NL = ranks.gather(torch.cat(tokens, 1))[:count].cpu()
         return Samples(ranks.gather(to_uint8(images))[:count].cpu(), tokens_NL, self.labels_N)
+
+
+def sample_labels(config: Config, assets: Assets, count: int) -> torch.Tensor:
+    """Labels of ``count`` samples in the class proportions of the reference split, see `proportional_labels`."""
+    reference = TokenCache.open(assets.tokens[config.evaluation.reference_split])
+    return proportional_labels(reference.labels_N, count, assets.num_classes)
+
+
+def proportional_labels(reference_labels_M, count: int, num_classes: int) -> torch.Tensor:
+    """Labels in the class proportions of a reference set, by largest remainders; deterministic.
+
+    The labels cycle through the classes, leaving out a class once it has its number. For a balanced reference and a
+    multiple of the classes this is 0, 1, …, Y-1, 0, 1, ….
+
+    Args:
+        reference_labels_M: labels of the reference set.
+        count: number of labels.
+        num_classes: Y; classes without reference images get no label.
+    """
+    sizes_Y = torch.bincount(torch.as_tensor(reference_labels_M).long(), minlength=num_classes)
+    quotas_Y = sizes_Y * count // sizes_Y.sum()
+    remainders_Y = sizes_Y * count % sizes_Y.sum()
+    largest = remainders_Y.argsort(descending=True, stable=True)[: count - int(quotas_Y.sum())]
+    quotas_Y[largest] += 1
+    labels_N = torch.arange(num_classes).repeat_interleave(quotas_Y)
+    rounds_N = torch.cat([torch.arange(int(quota)) for quota in quotas_Y])
+    return labels_N[rounds_N.argsort(stable=True)]
 
 
 class SampleScorer:
@@ -336,7 +362,8 @@ class CheckpointScorer:
         return self.likelihood() | self.scorecard() | self.gradient_shares()
 
     def _sampler(self, count: int) -> ImageSampler:
-        return ImageSampler(self.config, self.var, self.vqvae, count=count, ranks=self._ranks)
+        labels_N = sample_labels(self.config, self.assets, count)
+        return ImageSampler(self.config, self.var, self.vqvae, labels_N, ranks=self._ranks)
 
     def _held_out(self, loss: LossConfig | None = None) -> MetricInputs:
         tokens, evaluation = TokenCache.open(self.assets.tokens["validation"]), self.config.evaluation
