@@ -139,7 +139,23 @@ def mean_error(errors: Mapping[str, Sequence[float]]) -> float:
 
 
 def ood_detection(var, vqvae, inside, outside: Mapping[str, Any], *, chunk: int = 64, device="cpu") -> dict[str, float]:
-    """`auroc_ood/NAME` of each out-of-distribution set by −log mean_y p(R | y), and their mean, `auroc_ood`."""
+    """Detection of out-of-distribution images by −log mean_y p(R | y).
+
+    Args:
+        var: the transformer.
+        vqvae: the tokenizer.
+        inside: images of the distribution.
+        outside: name → images outside of it.
+        chunk: images processed at once.
+        device: of the networks.
+
+    Returns:
+        `auroc_ood/NAME` of each set, and `auroc_ood`, the mean over those that are not trivial to detect: without `noise`
+        and `inverted`. It is missing if there is no other set.
+
+    Raises:
+        ConfigError: no out-of-distribution images.
+    """
     if not outside:
         raise ConfigError("there are no out-of-distribution images", where="auroc_ood")
     inside_N = ood_score(read_out(var, vqvae, inside, chunk=chunk, device=device))
@@ -147,4 +163,5 @@ def ood_detection(var, vqvae, inside, outside: Mapping[str, Any], *, chunk: int 
         f"auroc_ood/{name}": auroc(inside_N, ood_score(read_out(var, vqvae, images, chunk=chunk, device=device)))
         for name, images in outside.items()
     }
-    return {"auroc_ood": sum(scores.values()) / len(scores), **scores}
+    hard = [scores[f"auroc_ood/{name}"] for name in outside if name not in OUT_OF_DISTRIBUTION]
+    return scores | ({"auroc_ood": sum(hard) / len(hard)} if hard else {})

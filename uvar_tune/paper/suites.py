@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uvar_tune.data.corruptions import BENCHMARK
+from uvar_tune.data.corruptions import BENCHMARK, OUT_OF_DISTRIBUTION
 from uvar_tune.errors import ConfigError, Diverged
 from uvar_tune.evaluation import (
     Corrupted,
@@ -123,7 +123,7 @@ def table3(comparison: Comparison) -> Table:
         )
     notes = (
         "NLL in nats. AUROC of -log mean_y p(R|y), out-of-distribution images against the validation split; "
-        f"without a name: the mean over {', '.join(outside)}. Corruptions: {name}, {len(errors[OURS])} kinds.",
+        f"{_ood_mean_note(outside)} Corruptions: {name}, {len(errors[OURS])} kinds.",
         *_add_mce(comparison, name, errors, rows),
     )
     columns = (
@@ -131,8 +131,8 @@ def table3(comparison: Comparison) -> Table:
         Column("nll_image", "NLL / image"),
         Column("accuracy", "Accuracy (%)", 100),
         *(Column(f"auroc_ood/{key}", f"AUROC (%) {key}", 100, 1) for key in outside),
-        Column("auroc_ood", "AUROC (%)", 100, 1),
-        Column("mce", "mCE (%)", digits=1),
+        *([Column("auroc_ood", "AUROC (%), mean", 100, 1)] if _hard_sets(outside) else []),
+        Column("mce", "mCE", digits=1),
         Column("corruption_error", "error under corruption (%)", digits=1),
     )
     return Table(
@@ -356,6 +356,17 @@ def _warn_of_other_search(ours: CheckpointEvaluation, other: CheckpointEvaluatio
         logger.warning(
             f"warning: the inference points of baseline and checkpoint are searched differently: {'; '.join(differing)}"
         )
+
+
+def _hard_sets(outside: Mapping[str, Any]) -> list[str]:
+    return [name for name in outside if name not in OUT_OF_DISTRIBUTION]
+
+
+def _ood_mean_note(outside: Mapping[str, Any]) -> str:
+    trivial = " and ".join(OUT_OF_DISTRIBUTION)
+    if names := _hard_sets(outside):
+        return f"their mean is over {', '.join(names)}, without {trivial}, which are trivial to detect."
+    return f"{trivial} are trivial to detect: give --ood."
 
 
 def _add_mce(

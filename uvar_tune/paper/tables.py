@@ -161,7 +161,7 @@ class Table:
         lines: dict[tuple[str, str], list[str]] = {}
         for one in self.published:
             if one.method == method:
-                lines.setdefault((one.dataset, one.model), []).append(f"{titles[one.metric]} {one.text()}")
+                lines.setdefault((one.dataset, one.model), []).append(f"{one.label or titles[one.metric]} {one.text()}")
         return "; ".join(
             f"{' '.join(part for part in key if part != 'unstated')}{': ' if key != ('unstated',) * 2 else ''}"
             f"{', '.join(cells)}"
