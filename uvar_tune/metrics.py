@@ -77,6 +77,24 @@ METRICS = _table(
     ("epoch_sec", "s", "minimize", "Time of an epoch, training only"),
     ("cpu_sec", "s", "minimize", "CPU seconds"),
 )
+FEATURE_WIDTHS = {  # feature network → number of features of FID
+    "digits": 64,
+    "inception-v3-compat": 2048,
+    "vgg16": 4096,
+    "dinov2-vit-s-14": 384,
+    "dinov2-vit-b-14": 768,
+    "dinov2-vit-l-14": 1024,
+    "dinov2-vit-g-14": 1536,
+    "clip-rn50": 1024,
+    "clip-rn101": 512,
+    "clip-rn50x4": 640,
+    "clip-rn50x16": 768,
+    "clip-rn50x64": 1024,
+    "clip-vit-b-32": 512,
+    "clip-vit-b-16": 512,
+    "clip-vit-l-14": 768,
+    "clip-vit-l-14-336px": 768,
+}
 _SUFFIX = re.compile(r"(/scale_\d+)?$")
 
 

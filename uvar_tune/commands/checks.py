@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -11,9 +12,12 @@ from uvar_tune.config.paths import in_ray_job
 from uvar_tune.config.schema import NAME_PATTERN, Config
 from uvar_tune.errors import ConfigError, choose, nearest
 from uvar_tune.io.outputs import check_directory
+from uvar_tune.metrics import FEATURE_WIDTHS
 from uvar_tune.search.objectives import check_objective
 from uvar_tune.specs import TrialOutcome
 from uvar_tune.study_dir import StudyDirectory
+
+logger = logging.getLogger(__name__)
 
 PHASES = ("calibrate", "noise", "explore", "refine", "inference", "confirm")
 SEARCH, ALL = "search", "all"
@@ -59,7 +63,7 @@ def check_name(name: str) -> None:
 
 
 def check_study(config: Config, phases: tuple[str, ...]) -> None:
-    """Check metric, number of replicates and feature network.
+    """Check metric, number of replicates, feature network and number of samples (the last with a warning).
 
     Raises:
         ConfigError: one of them is invalid.
@@ -70,6 +74,23 @@ def check_study(config: Config, phases: tuple[str, ...]) -> None:
 
         check_replicates(config)
     check_weights(config)
+    if text := few_samples(config):
+        logger.warning(f"warning: {text}")
+
+
+def few_samples(config: Config) -> str | None:
+    """Why the FID of this configuration is biased; None if enough images are generated."""
+    width = FEATURE_WIDTHS.get(config.evaluation.extractor, 0)
+    counts = {"evaluation.samples": config.evaluation.samples}
+    if config.study.rungs:
+        counts["study.rung_samples"] = config.study.rung_samples
+    small = [f"{name} {count:,}" for name, count in counts.items() if count <= width]
+    if "fid" not in config.evaluation.metrics or not small:
+        return None
+    return (
+        f"{' and '.join(small)}: FID needs more images than the {width:,} features of {config.evaluation.extractor!r}, "
+        "else its covariance is singular and it is biased upwards"
+    )
 
 
 def check_study_directory(config: Config, files: StudyDirectory) -> None:

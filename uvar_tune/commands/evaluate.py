@@ -132,7 +132,7 @@ def run_name(checkpoints: dict[str, LoadedCheckpoint], request: Request, samples
 
 
 def log_tables(files: StudyDirectory, tables: list[Table], written: list[Path], origin: dict[str, Any]) -> None:
-    """Log all numbers (the baseline's as `baseline/NAME`), protocols and origins as parameters, the files as artifacts."""
+    """Log numbers (the baseline's as `baseline/NAME`), protocols and origins as parameters, files as artifacts."""
     tracker = files.open_tracker()
     numbers = {
         name if method == OURS else f"{method}/{name}": number

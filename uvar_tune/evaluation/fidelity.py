@@ -25,24 +25,11 @@ from uvar_tune.evaluation.features import check_images, load_classifier
 from uvar_tune.io.atomic import write_bytes_atomic
 from uvar_tune.io.hashing import file_sha256, state_sha256
 from uvar_tune.io.tensor_file import load_tensors
+from uvar_tune.metrics import FEATURE_WIDTHS
 
 FIDELITY_METRICS = ("fid", "kid", "is", "precision", "recall")
 INCEPTION = "inception-v3-compat"
-EXTRACTORS = (
-    "digits",
-    INCEPTION,
-    "vgg16",
-    *(f"dinov2-vit-{size}-14" for size in "sblg"),
-    "clip-rn50",
-    "clip-rn101",
-    "clip-rn50x4",
-    "clip-rn50x16",
-    "clip-rn50x64",
-    "clip-vit-b-32",
-    "clip-vit-b-16",
-    "clip-vit-l-14",
-    "clip-vit-l-14-336px",
-)
+EXTRACTORS = tuple(FEATURE_WIDTHS)
 SMALLEST_SET = 16
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
 _INCEPTION_FILE, _INCEPTION_SHA256 = "weights-inception-2015-12-05-6726825d.pth", "6726825d"
