@@ -18,17 +18,19 @@ class Metric:
     Attributes:
         name: as in logs, exports and `study.metric`.
         unit: of its values.
-        direction: minimize or maximize; None if it is monitored only.
+        direction: minimize or maximize; target if a certain value is best; None if it is monitored only.
         title: for people.
+        target: the best value; None if it is that of the data.
     """
 
     name: str
     unit: str
     direction: str | None
     title: str
+    target: float | None = None
 
 
-def _table(*rows: tuple[str, str, str | None, str]) -> dict[str, Metric]:
+def _table(*rows: tuple) -> dict[str, Metric]:
     return {row[0]: Metric(*row) for row in rows}
 
 
@@ -40,7 +42,7 @@ METRICS = _table(
     ("precision", "share", "maximize", "Precision"),
     ("recall", "share", "maximize", "Recall"),
     ("f1", "share", "maximize", "Harmonic mean of precision and recall"),
-    ("density", "ratio", "maximize", "Density"),
+    ("density", "ratio", "target", "Density", 1.0),
     ("coverage", "share", "maximize", "Coverage"),
     ("ssim_pairwise", "1", "minimize", "Mean SSIM of pairs of samples"),
     ("diversity_ssim", "1", "maximize", "1 - mean SSIM of pairs of samples"),
@@ -57,7 +59,7 @@ METRICS = _table(
     ("mce", "percent", "minimize", "Mean corruption error, over the divisor's"),
     ("corruption_error", "percent", "minimize", "Error under corruption, plain mean"),
     ("code_usage", "share", "maximize", "Codes in use"),
-    ("code_entropy", "nats", "maximize", "Entropy of the codes in use"),
+    ("code_entropy", "nats", "target", "Entropy of the codes in use"),
     ("entropy", "nats", None, "Predictive entropy"),
     ("dispersion", "anchor", None, "Dispersion of the predictions"),
     ("dispersion_reference", "anchor", None, "Dispersion of the reference"),

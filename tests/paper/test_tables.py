@@ -87,6 +87,8 @@ def test_one_line_a_metric():
     headings, lines = table(
         columns=(Column("precision", "Precision"),), rows=rows, published=PUBLISHED["table7"], transposed=True
     ).grid()
+    assert Column("density", "Density").heading() == "Density → 1"
+    assert Column("code_entropy", "Entropy").heading() == "Entropy"
     assert headings == ["Metric", "ours", "published"] and lines == [["Precision ↑", "0.50", "0.62 (good: 0.5–0.8)"]]
 
 

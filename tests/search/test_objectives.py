@@ -23,6 +23,8 @@ from uvar_tune.search.pruning import rung_correlation
         ({"constraints": {"loss/total": {"max": 1}}}, "contains the searched λ"),
         ({"metric": "fdi"}, "did you mean 'fid'"),
         ({"metric": "nll_token"}, "'nll_token' is not one of"),  # all but prefers λ = 0
+        ({"further_metrics": ["density"]}, "'density' has a target"),
+        ({"further_metrics": ["code_entropy"]}, "'code_entropy' has a target"),
         ({"further_metrics": ["learning_rate"]}, "'learning_rate' is not one of"),
         ({"constraints": {"nll_tokn": {"max": 1}}}, "did you mean 'nll_token'"),
         (
@@ -50,6 +52,10 @@ def test_objectives_of_a_good_study():
     check_objective(config)
     assert directions(config) == ["minimize", "maximize", "maximize", "minimize"]
     assert named_scores(config) == {"fid", "is", "coverage", "ece_token", "nll_token"}
+
+
+def test_metrics_with_a_target_can_be_bounded():
+    check_objective(study_config(constraints={"density": {"min": 0.8, "max": 1.2}}))
 
 
 def test_violations_are_positive_where_a_bound_is_overstepped():

@@ -18,7 +18,7 @@ from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.metrics import metric
 from uvar_tune.paper.published import Published
 
-_ARROWS = {"minimize": " ↓", "maximize": " ↑", None: ""}
+_ARROWS = {"minimize": " ↓", "maximize": " ↑"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ class Column:
     digits: int = 2
 
     def heading(self) -> str:
-        """Title and direction."""
-        return f"{self.title}{_ARROWS[metric(self.metric).direction]}"
+        """Title and direction, or the target if there is one."""
+        entry = metric(self.metric)
+        target = "" if entry.target is None else f" → {entry.target:g}"
+        return f"{self.title}{_ARROWS.get(entry.direction, target)}"
 
     def text(self, number: Number | None) -> str:
         """A table cell, e.g. ``4.50 ± 0.12``; – if there is no number."""

@@ -142,4 +142,7 @@ def is_searched_per_checkpoint(results: StudyResults) -> bool:
 
 def direction_text(name: str) -> str:
     """`lower is better` or `higher is better`."""
-    return "lower is better" if metric(name).direction == "minimize" else "higher is better"
+    entry = metric(name)
+    if entry.direction == "target":
+        return "the value of the data is best" if entry.target is None else f"{entry.target:g} is best"
+    return "lower is better" if entry.direction == "minimize" else "higher is better"

@@ -38,6 +38,11 @@ def check_objective(config: Config) -> None:
     _check_name(config, study.metric, OBJECTIVES, "study.metric")
     for name in study.further_metrics:
         _check_name(config, name, (*OBJECTIVES, *BESIDE), "study.further_metrics")
+        if metric(name).direction == "target":
+            raise ConfigError(
+                f"{name!r} has a target, neither more nor less is better: bound it by study.constraints",
+                where="study.further_metrics",
+            )
     for name in study.constraints:
         _check_name(config, name, (*OBJECTIVES, *BESIDE, *COSTS), "study.constraints")
     if study.rungs and study.pruning_metric not in OBJECTIVES:
