@@ -61,6 +61,13 @@ def refusal(read, *arguments) -> ConfigError:
         ({"tokenizer": {"scales": [1, 3, 2]}}, "must grow strictly", None),
         ({"inference": {"search_cfg_scales": [1, 2]}}, "must ascend and hold 0", None),
         ({"inference": {"search_cfg_scales": [0]}}, "and one more", None),
+        ({"model": {"label_dropout": 0}}, "and inference.search 'per_checkpoint' scores CFG scales", None),
+        ({"model": {"label_dropout": 0}, "inference": {"search": "joint"}}, "inference.cfg_scale 1.5 is above 0", None),
+        (
+            {"model": {"label_dropout": 0}, "inference": {"search": "joint", "cfg_scale": 0}},
+            "study.confirm_axes holds cfg_scale",
+            None,
+        ),
         (
             {"loss": {"lambda_1": 1, "discrepancy": "kl", "dispersion": "probability", "reference": "uniform"}},
             "variance of 0",
@@ -419,3 +426,10 @@ def test_words_of_a_choice_need_no_quotes(written):
     config = read_config(written("training: {compile: yes}\ndata: {classes: [no, on]}\nstudy: {name: 2026-11-25}"))
     assert (config.training.compile, config.data.classes, config.study.name) == (True, ("no", "on"), "2026-11-25")
     assert config == read_config(written(dump_yaml(config.tree())))
+
+
+def test_no_label_dropout_without_guidance():
+    tree = {"model": {"label_dropout": 0}, "inference": {"search": "joint", "cfg_scale": 0}}
+    config = validate({**tree, "study": {"confirm_axes": ["temperature"]}}, "x")
+    confirmation = {"inference.search": "per_checkpoint", "inference.search_axes": config.study.confirm_axes}
+    assert config.with_values(confirmation).model.label_dropout == 0 and not config.inference.searches_guidance

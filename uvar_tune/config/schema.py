@@ -390,6 +390,11 @@ class InferenceConfig(Section):
     top_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Sample from the most probable codes of mass p; 0: off."""
 
+    @property
+    def searches_guidance(self) -> bool:
+        """Whether each checkpoint is scored at several CFG scales."""
+        return self.search == "per_checkpoint" and "cfg_scale" in self.search_axes
+
     @model_validator(mode="after")
     def _profile_holds_zero(self):
         points = self.search_cfg_scales
@@ -486,6 +491,7 @@ class Config(Section):
             if value is not None and value % training.batch_size:
                 raise ValueError(_divides(f"run.{key}", value, "training.batch_size", training.batch_size))
         self._check_rungs()
+        self._check_guidance()
         if self.tokenizer.path is None:
             reach = self.tokenizer.scales[-1] * 2 ** (len(self.tokenizer.channel_multipliers) - 1)
             if reach != self.data.image_size:
@@ -494,6 +500,23 @@ class Config(Section):
                     "tokenizer.scales and tokenizer.channel_multipliers make"
                 )
         return self
+
+    def _check_guidance(self) -> None:
+        """Classifier-free guidance needs a network that was also trained without labels (Ho & Salimans 2022)."""
+        if self.model.label_dropout > 0:
+            return
+        inference, study = self.inference, self.study
+        guided = {
+            "inference.search 'per_checkpoint' scores CFG scales": inference.searches_guidance,
+            f"inference.cfg_scale {inference.cfg_scale:g} is above 0": inference.cfg_scale > 0,
+            "study.confirm_axes holds cfg_scale": "cfg_scale" in study.confirm_axes,
+        }
+        if reason := next((reason for reason, holds in guided.items() if holds), None):
+            raise ValueError(
+                f"model.label_dropout 0 trains no unconditional predictions, which guidance needs, and {reason}; take "
+                "model.label_dropout 0.1, or inference.search 'joint', inference.cfg_scale 0 and study.confirm_axes "
+                "without cfg_scale"
+            )
 
     def _check_rungs(self) -> None:
         study, training = self.study, self.training

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from uvar_tune import seeds
+from uvar_tune.config.messages import complaint
 from uvar_tune.config.schema import Config, LossConfig
 from uvar_tune.config.space import searched_inference_entries
 from uvar_tune.config.space_entry import SpaceEntry
@@ -243,4 +245,7 @@ def _evaluation_config(config: Config, tokenizer: str, samples: int, cfg_scale: 
     tree = config.model_copy(update={"study": config.study.model_copy(update={"pruner": "none", "rungs": ()})})
     if cfg_scale is not None:
         values |= {"inference.search": "joint", "inference.cfg_scale": cfg_scale}
-    return tree.with_values(values)
+    try:
+        return tree.with_values(values)
+    except ValidationError as error:
+        raise complaint(error, "evaluate") from None

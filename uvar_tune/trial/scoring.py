@@ -292,7 +292,7 @@ class CheckpointScorer:
         The network keeps its training mode.
         """
         study, inference, training = self.config.study, self.config.inference, self.var.training
-        scales = inference.search_cfg_scales if inference.search == "per_checkpoint" else (inference.cfg_scale,)
+        scales = inference.search_cfg_scales if inference.searches_guidance else (inference.cfg_scale,)
         self.var.eval()
         draw, values = self._sampler(study.rung_samples), []
         for cfg_scale in scales:
