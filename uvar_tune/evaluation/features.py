@@ -122,7 +122,8 @@ def to_uint8(images_N3HW: Tensor) -> Tensor:
     invalid = (~torch.isfinite(images_N3HW)).flatten(1).any(1).nonzero().flatten()
     if len(invalid):
         raise Diverged(
-            f"{len(invalid)} of {len(images_N3HW)} generated images are not finite, the first is {int(invalid[0])}"
+            f"{len(invalid)} of {len(images_N3HW)} generated images are not finite "
+            f"(the first is image {int(invalid[0])})"
         )
     return (images_N3HW.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 

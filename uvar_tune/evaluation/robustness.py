@@ -150,8 +150,8 @@ def ood_detection(var, vqvae, inside, outside: Mapping[str, Any], *, chunk: int 
         device: of the networks.
 
     Returns:
-        `auroc_ood/NAME` of each set, and `auroc_ood`, the mean over the sets other than `noise` and `inverted`, which are
-        trivial to detect. The mean is missing if there is no other set.
+        `auroc_ood/NAME` of each set, and `auroc_ood`, the mean over the sets other than `noise` and `inverted`, which
+        are trivial to detect. The mean is missing if there is no other set.
 
     Raises:
         ConfigError: no out-of-distribution images.

@@ -1,9 +1,9 @@
-"""What all trials of a study share, made once and cached by content: tokenizer, tokens, references, classes, features.
+"""Artifacts that all trials of a study share: tokenizer, tokens, references, classes, features. Cached by content.
 
-    images ─► tokenizer (trained, or given by tokenizer.path) ─► tokens of each split ─► σ²⋆ of every reference asked for
-    images ─► digit classifier (where evaluation.extractor is `digits`)
+    images ─► tokenizer (trained, or tokenizer.path) ─► tokens of each split ─► σ²⋆ of every reference of the space
+    images ─► digit classifier (if evaluation.extractor is `digits`)
 
-Everything is below ``run.root/cache/<kind>/<hash>/``, the hash being that of the sources and settings.
+They are stored in ``run.root/cache/<kind>/<hash>/``; the hash is that of their sources and settings.
 """
 
 from __future__ import annotations
@@ -43,15 +43,20 @@ _FACTS = "facts.json"
 
 
 def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
-    """Make or find all shared assets. Progress goes into ``record_path``, which the driver follows.
+    """Make all shared artifacts, or find them in the cache.
+
+    Args:
+        config: of the study.
+        cache: root of all caches.
+        record_path: metrics log for the progress, which the driver follows.
 
     Raises:
-        ConfigError: images, tokenizer or extractor cannot be used.
+        ConfigError: images, tokenizer or feature network cannot be used.
     """
     torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
     recorder, began = MetricsLog(record_path), time.process_time()
     own_classifier = config.evaluation.extractor == "digits" and config.evaluation.weights is None
-    if not own_classifier:  # before anything is trained: weights that cannot be had or read end the study here
+    if not own_classifier:  # missing or unreadable weights end the study here, before anything is trained
         open_extractor(config.evaluation.extractor, weights=config.evaluation.weights)
     images = {split: load_split(config, split) for split in ("train", "validation")}
     for note in dict.fromkeys(note for split in images.values() for note in split.notes):
@@ -74,7 +79,7 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
         facts,
     )
     if config.training.init_from is not None:
-        new_var(config, vqvae, len(names), seed=0)  # a file that does not fit ends the study here
+        new_var(config, vqvae, len(names), seed=0)  # an unusable file ends the study here
     facts["references"] = _references(config, assets, vqvae)
     facts["cpu_sec"] = time.process_time() - began
     recorder.event("prepared", **facts)
@@ -82,13 +87,13 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
 
 
 def _tokenizer(config: Config, cache: Path, images, recorder: MetricsLog) -> tuple[Path, dict[str, Any]]:
-    """The directory of the tokenizer (or the file given) and what is known of it."""
+    """The directory of the tokenizer (or the file `tokenizer.path`), and facts about it."""
     if config.tokenizer.path is not None:
         return Path(config.tokenizer.path), {}
     key = content_hash({"recipe": tokenizer_recipe(config), "images": images["train"].sha256})
     directory = cache / "tokenizers" / key
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory.with_name(f".{key}.lock")):  # two studies that begin at once train one
+    with FileLock(directory.with_name(f".{key}.lock")):  # studies that start together train one
         if (facts := _facts(directory)) is None:
             _log(recorder, f"tokenizer: training on {len(images['train'].images):,} images")
             vqvae, run = new_vqvae(config), RunContext(seed=tokenizer_seed(config))
@@ -109,7 +114,7 @@ def _tokenizer(config: Config, cache: Path, images, recorder: MetricsLog) -> tup
 
 
 def _facts(directory: Path) -> dict[str, Any] | None:
-    """What is known of a tokenizer that was trained here; None where none was, or not to the end."""
+    """Facts about a trained tokenizer; None if its training has not ended."""
     try:
         return json.loads((directory / _FACTS).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -139,21 +144,29 @@ def _classifier(images, cache: Path, recorder: MetricsLog) -> tuple[str, float]:
     return str(directory), accuracy
 
 
-_OPTION = {"normal": "loss.perplexity", "semantic": "loss.neighbours"}  # what else a reference depends on
+_OPTION = {"normal": "loss.perplexity", "semantic": "loss.neighbours"}  # the option of a reference
 
 
 def _references(config: Config, assets: Assets, vqvae) -> dict[str, list[float]]:
-    """Reference → σ²⋆ of each scale in units of the anchor. Every reference and partition that the space names must be
-    possible, at both ends of its option's range, and wide enough for the discrepancies, before the first trial is started."""
+    """Check all references and partitions of the space before the first trial.
+
+    Each must be possible, at both ends of the range of its option, and wide enough for the discrepancies.
+
+    Returns:
+        reference → σ²⋆ of each scale, in units of the anchor.
+
+    Raises:
+        ConfigError: one of them is not.
+    """
     codes = prepare_codes(vqvae.codebook_VC.detach().double().cpu())
     for name in ("loss.partition", "loss.condition_on"):
         for choice in _choices(config, name):
             loss_constants(config.with_values({name: choice}), assets, vqvae)
     for dispersion in _choices(config, "loss.dispersion"):
-        chosen = {"loss.dispersion": dispersion}
-        for reference in _choices(config, "loss.reference", **chosen):
+        values = {"loss.dispersion": dispersion}
+        for reference in _choices(config, "loss.reference", **values):
             _check_reference(
-                config, assets, vqvae, anchor_of(dispersion, codes), {**chosen, "loss.reference": reference}
+                config, assets, vqvae, anchor_of(dispersion, codes), {**values, "loss.reference": reference}
             )
     anchor = anchor_of(config.loss.dispersion, codes)
     return {
@@ -174,21 +187,21 @@ def _check_reference(config: Config, assets: Assets, vqvae, anchor: float, value
             try:
                 check_reference(variance_K, vqvae.scales, anchor, discrepancy)
             except ConfigError as error:
-                asked = ", ".join(
+                setting = ", ".join(
                     f"{name} {value}" for name, value in [*values.items(), *([(option, end)] if option else [])]
                 )
                 raise ConfigError(
-                    f"{discrepancy!r} with {asked}: {error.message}", where=error.where, nearest=error.nearest
+                    f"{discrepancy!r} with {setting}: {error.message}", where=error.where, nearest=error.nearest
                 ) from None
 
 
 def _choices(config: Config, name: str, **values: Any) -> list[Any]:
-    """What the space may set ``name`` to beside these values, of a range its ends; else the configuration's own value."""
+    """The values of ``name`` in the space given ``values`` (both ends of a range), else the configuration's."""
     entry = config.space.get(name)
     if entry is None:
         return [config.get(name)]
-    told = entry.model_copy(update={"when": {other: wanted for other, wanted in entry.when.items() if other in values}})
-    return entry.edges() if told.active(values) else [config.get(name)]
+    when = {other: condition for other, condition in entry.when.items() if other in values}
+    return entry.edges() if entry.model_copy(update={"when": when}).active(values) else [config.get(name)]
 
 
 def _log(recorder: MetricsLog, text: str) -> None:

@@ -388,7 +388,7 @@ class CheckpointScorer:
 
 
 def gradient_shares_at(config: Config, assets: Assets, var, vqvae, device) -> dict[str, float]:
-    """`gradient_shares` of the configuration's terms at the predictions of ``var``, on held-out images of all classes."""
+    """`gradient_shares` of the configuration at the predictions of ``var``, on held-out images of all classes."""
     held_out = TokenCache.open(assets.tokens["validation"])
     rows_B = spread_rows(held_out.labels_N, SHARE_IMAGES).numpy()
     tokens_BL = torch.as_tensor(held_out.tokens_NL[rows_B].astype("int64"), device=device)
