@@ -227,7 +227,7 @@ def test_imagenet_folders_without_a_baseline(ask, tmp_path):
     number = row["auroc_ood/imagenet-o"]
     assert 0 <= number.value <= 1 and "imagenet-o" in number.protocol.conditions
     (tmp_path / "c" / "snow" / "4" / "1" / "one.png").unlink()
-    with pytest.raises(ConfigError, match="snow/4: holds no image of class '1'"):
+    with pytest.raises(ConfigError, match="snow/4: no images of class '1'"):
         ask("table3", imagenet_c=str(tmp_path / "c"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="empty: holds no folder CLASS"):
@@ -269,7 +269,7 @@ def test_damaged_checkpoints_and_bad_options(ask, trials, cli, tmp_path):
     (tmp_path / "a-file").touch()
     with pytest.raises(ConfigError, match="--out: .*a-file cannot be written: .*a-file is not a directory"):
         ask("table2", out=str(tmp_path / "a-file"))
-    with pytest.raises(ConfigError, match="'tpu' is no device"):
+    with pytest.raises(ConfigError, match="'tpu' is not a device"):
         ask("table2", device="tpu")
     wrong = cli("evaluate", trials["ours"], "--tables", "table4")
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
