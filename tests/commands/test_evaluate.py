@@ -191,6 +191,19 @@ def test_a_given_cfg_scale_is_scored_once(ask):
     assert "CFG 0.5, as given" in tables["table2"].notes[0] and "baseline" not in tables["table2"].rows
 
 
+def test_no_cfg_scale_without_label_dropout(ask, trials, tmp_path):
+    def edit(tree):
+        return {
+            **tree,
+            "study": {**tree["study"], "confirm_axes": ["temperature"]},
+            "model": {**tree["model"], "label_dropout": 0},
+            "inference": {**tree["inference"], "search": "joint", "cfg_scale": 0},
+        }
+
+    with pytest.raises(ConfigError, match="label_dropout 0 trains no unconditional predictions"):
+        ask("table2", checkpoint=changed(trials, tmp_path, edit_config=edit), cfg_scale=2.0)
+
+
 def test_axes_of_the_space_come_from_the_study(trials, root, tmp_path):
     """A checkpoint does not hold the space; the configuration of its study does."""
     study = StudyDirectory(tmp_path, "small")

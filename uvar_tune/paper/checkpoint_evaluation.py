@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from uvar_tune import seeds
-from uvar_tune.config.messages import complaint
+from uvar_tune.config.messages import config_error
 from uvar_tune.config.schema import Config, LossConfig
 from uvar_tune.config.space import searched_inference_entries
 from uvar_tune.config.space_entry import SpaceEntry
@@ -248,4 +248,4 @@ def _evaluation_config(config: Config, tokenizer: str, samples: int, cfg_scale: 
     try:
         return tree.with_values(values)
     except ValidationError as error:
-        raise complaint(error, "evaluate") from None
+        raise config_error(error, "the settings of this evaluation") from None
