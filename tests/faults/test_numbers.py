@@ -38,7 +38,7 @@ def expected(params: dict) -> str:
 
 def overcommits() -> bool:
     """Whether this system promises any amount of memory: then none is refused, and the machine itself would run out."""
-    return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1"
+    return Path("/proc/sys/vm/overcommit_memory").read_text(encoding="utf-8").strip() == "1"
 
 
 @pytest.mark.skipif(overcommits(), reason="this system promises any amount of memory (vm.overcommit_memory is 1)")

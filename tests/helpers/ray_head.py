@@ -96,7 +96,9 @@ class Cluster:
     def wait(self) -> None:
         deadline = time.monotonic() + 120
         while self.ray("job", "list", "--address", self.address).returncode:
-            assert time.monotonic() < deadline and self.head.poll() is None, Path(self.log.name).read_text()
+            assert time.monotonic() < deadline and self.head.poll() is None, Path(self.log.name).read_text(
+                encoding="utf-8"
+            )
             time.sleep(1)
 
     def close(self) -> None:

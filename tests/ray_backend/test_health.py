@@ -60,7 +60,7 @@ def test_it_ends_with_one_line_when_the_head_is_gone(listener):
 def test_it_ends_also_where_nobody_takes_the_line(listener):
     """Standard error on a full disk, which may be what took Ray down."""
     address = "{}:{}".format(*listener.getsockname())
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         process = subprocess.Popen(
             [sys.executable, "-c", WAITS, address, "0"],
             env=environment(),

@@ -25,7 +25,7 @@ class Dashboard:
     def __init__(self, storage: str, log: Path):
         self._port, self._log = free_port(), log
         program = Path(sys.executable).parent / "optuna-dashboard"
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 [program, storage, "--host", "127.0.0.1", "--port", str(self._port)],
                 stdout=output,

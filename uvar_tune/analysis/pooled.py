@@ -104,8 +104,8 @@ def _check(studies: Sequence[tuple[Config, StudyResults]]) -> None:
         study = config.study
         if study.sampler != "grid":
             raise ConfigError(
-                f"study {study.name!r} draws new training seeds for each trial (sampler {study.sampler!r}), so its trials "
-                "are not paired; only studies with sampler 'grid' can be pooled",
+                f"study {study.name!r} draws new training seeds for each trial (sampler {study.sampler!r}), so its "
+                "trials are not paired; only studies with sampler 'grid' can be pooled",
                 where="--study",
             )
         if study.seed in seeds:

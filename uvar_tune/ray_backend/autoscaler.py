@@ -24,7 +24,8 @@ _MIRRORED = re.compile(r"node_[0-9a-f]+")  # how Ray's monitor names the nodes o
 def autoscaled(patience_sec: float) -> bool:
     """Whether an autoscaler stands behind this cluster: it reports to the head, of node types that somebody has named.
 
-    Every head has a monitor that reports alike; where it may start no nodes it makes up a type for each node that it finds.
+    Every head has a monitor that reports alike; where it may start no nodes it makes up a type for each node that it
+    finds.
 
     Args:
         patience_sec: how long a first report is waited for, of a head that has just been started.

@@ -1,4 +1,6 @@
-"""Nodes that are lost in mid-study: Ray waits for others without end and without a word; here it is said, and has an end."""
+"""Nodes that are lost in mid-study: Ray waits for others without end and without a word; here it is said, and has an
+end.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class CapacityMonitor:
     """While it lasts, says when the cluster no longer holds one trial, and when it does again.
 
     Args:
-        give_up: told, with the reason, after `run.wait_resources_sec` without room for a trial; by default this process ends.
+        give_up: told, with the reason, after `run.wait_resources_sec` without room for a trial; by default this process
+            ends.
     """
 
     def __init__(self, config: Config, give_up: Callable[[InfrastructureError], None] = leave):

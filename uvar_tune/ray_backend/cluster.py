@@ -149,8 +149,8 @@ def describe() -> str:
 def capacity(config: Config) -> int:
     """How many trials run at once: as many as the nodes hold, `run.max_concurrent` at most.
 
-    With an autoscaler behind the cluster it is `run.max_concurrent` where that is given: what waits makes the cluster grow.
-    Where no trial fits yet, one that does is waited for.
+    With an autoscaler behind the cluster it is `run.max_concurrent` where that is given: what waits makes the cluster
+    grow. Where no trial fits yet, one that does is waited for.
 
     Raises:
         ConfigError: the cluster cannot hold one.

@@ -21,9 +21,9 @@ _TWICE_SEC = 1.0  # one stop may come twice, to the process and to its group
 class GracefulShutdown:
     """While it lasts, SIGINT and SIGTERM are noted in ``asked`` and end what runs.
 
-    Inside `running_tune` and `running` the workers are told to save and end, with which the call returns; what is left of
-    them after some seconds is ended. Outside, KeyboardInterrupt is raised where the program stands. Enter it after `ray.init`,
-    which installs a SIGTERM handler of its own.
+    Inside `running_tune` and `running` the workers are told to save and end, with which the call returns; what is left
+    of them after some seconds is ended. Outside, KeyboardInterrupt is raised where the program stands. Enter it after
+    `ray.init`, which installs a SIGTERM handler of its own.
     """
 
     def __init__(self):

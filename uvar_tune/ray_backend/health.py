@@ -1,4 +1,6 @@
-"""Whether Ray still lives where the driver holds on to it: without it a driver would wait for answers that never come."""
+"""Whether Ray still lives where the driver holds on to it: without it a driver would wait for answers that never
+come.
+"""
 
 from __future__ import annotations
 
@@ -68,9 +70,9 @@ def answering(address: str, patience_sec: float) -> None:
 class RayHealthMonitor:
     """While it lasts, ends this process with one clear line when nobody has listened at one of the places for too long.
 
-    Ray itself ends a driver some time after it lost the head, and never one that lost the raylet of its own node, both without
-    a word, and nothing that the main thread waits for comes back before. What the study knows lies on disk at any moment, so
-    there is nothing to save.
+    Ray itself ends a driver some time after it lost the head, and never one that lost the raylet of its own node, both
+    without a word, and nothing that the main thread waits for comes back before. What the study knows lies on disk at
+    any moment, so there is nothing to save.
     """
 
     def __init__(self, *places: Place):

@@ -12,10 +12,11 @@ from uvar_tune.errors import ConfigError
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """While it lasts, a Ray that is started here takes the loopback address for the node's, and its processes listen there only.
+    """While it lasts, a Ray that is started here takes the loopback address for the node's, and its processes listen
+    there only.
 
-    Ray has this for systems whose firewall asks about each program that listens elsewhere. It reads the variable when it is
-    imported, so that this process, which has imported it, is told besides; Ray's own processes read the variable.
+    Ray has this for systems whose firewall asks about each program that listens elsewhere. It reads the variable when
+    it is imported, so that this process, which has imported it, is told besides; Ray's own processes read the variable.
     """
     from ray._private import ray_constants
 
@@ -33,7 +34,9 @@ def on_loopback() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port for the dashboard of an own Ray. Where to look first follows the process, so that two that start at once differ."""
+    """A port for the dashboard of an own Ray. Where to look first follows the process, so that two that start at once
+    differ.
+    """
     first = 8265 + os.getpid() % 500
     for port in range(first, first + 500):
         with socket.socket() as probe:

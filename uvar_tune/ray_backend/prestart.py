@@ -1,7 +1,8 @@
 """Processes for the next trial, started and with their imports done while the present ones work.
 
-A trial takes about six processes of Ray, one after the other, and most of the seconds before its first step are their starts
-and imports. Ray keeps a process that has been started ahead of need for the first actor with the same runtime environment.
+A trial takes about six processes of Ray, one after the other, and most of the seconds before its first step are their
+starts and imports. Ray keeps a process that has been started ahead of need for the first actor with the same runtime
+environment.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class _Wanted(NamedTuple):
 class WorkerPrestarter:
     """While it lasts, has Ray start, for each process that a trial took, another on the same node for a later one.
 
-    It asks each node's raylet by a call that Ray's own clients have and its Python interface has not. Where that fails, trials
-    start as slowly as without it, and nothing else changes.
+    It asks each node's raylet by a call that Ray's own clients have and its Python interface has not. Where that fails,
+    trials start as slowly as without it, and nothing else changes.
     """
 
     def __init__(self):

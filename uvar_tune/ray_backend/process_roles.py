@@ -1,7 +1,8 @@
-"""What each process of Ray does before its first task: the imports that it will need, so that one started ahead has them.
+"""What each process of Ray does before its first task: the imports that it will need, so that one started ahead has
+them.
 
-Ray calls `setup` by name in every process of a job; it decides by the environment what this one is for. A wrong guess costs
-an import too many or one later, no more.
+Ray calls `setup` by name in every process of a job; it decides by the environment what this one is for. A wrong guess
+costs an import too many or one later, no more.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ def task_runtime_env() -> dict[str, Any]:
 
 
 def worker_runtime_env(cpus: float) -> dict[str, Any]:
-    """The runtime environment of a Train worker: libraries that are there before Ray tells it its CPUs know their threads."""
+    """The runtime environment of a Train worker: libraries that are there before Ray tells it its CPUs know their
+    threads.
+    """
     return {"env_vars": {KIND: WORKER, "OMP_NUM_THREADS": str(max(1, int(cpus)))}}
 
 
 def setup() -> None:
-    """Import for a worker of Train what an attempt uses; for its controller, and for what drives a trial, Train with torch, where
-    they were announced (`announce`): by their environment they are no others than their helpers.
+    """Import for a worker of Train what an attempt uses; for its controller, and for what drives a trial, Train with
+    torch, where they were announced (`announce`): by their environment they are no others than their helpers.
 
     Nothing of it may look for GPUs: which of them are this process's own is told later.
     """
@@ -57,7 +60,9 @@ def setup() -> None:
 
 
 def announce(kind: str, node: str | None = None) -> None:
-    """Of the processes with such an environment that a node (by default this one) starts for the job, the next is of this kind."""
+    """Of the processes with such an environment that a node (by default this one) starts for the job, the next is of
+    this kind.
+    """
     with contextlib.suppress(RuntimeError, OSError, ray.exceptions.RayError):  # without it, it imports later
         _internal_kv_put(_key(kind, node), b"1")
 

@@ -1,4 +1,6 @@
-"""Ray Tune's view of our search: it asks for attempts and hears how they stand and ended (thin adapters, no state of their own)."""
+"""Ray Tune's view of our search: it asks for attempts and hears how they stand and ended (thin adapters, no state of
+their own).
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ class RungStopper(_Stateless, FIFOScheduler):
 
 
 class Silent(_Stateless, TrialProgressCallback):
-    """In the place of Tune's own lines on each trial, which it prints at any verbosity: the study tells of its trials itself."""
+    """In the place of Tune's own lines on each trial, which it prints at any verbosity: the study tells of its trials
+    itself.
+    """
 
     def log_result(self, *_, **__) -> None: ...
 

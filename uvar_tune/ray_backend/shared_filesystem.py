@@ -59,7 +59,9 @@ def _ask(node: str, probe: Path) -> ray.ObjectRef:
 
 
 def _answer(node: str, reference: ray.ObjectRef, probe: Path) -> Any:
-    """What the node read. The raylet that places the task hears of a new node a moment after the head, and refuses till then."""
+    """What the node read. The raylet that places the task hears of a new node a moment after the head, and refuses till
+    then.
+    """
     deadline = time.monotonic() + _KNOWN_SEC
     while True:
         try:
@@ -73,4 +75,4 @@ def _answer(node: str, reference: ray.ObjectRef, probe: Path) -> Any:
 
 @ray.remote(num_cpus=0, runtime_env=task_runtime_env())
 def _read_probe(path: str) -> str | None:
-    return Path(path).read_text() if Path(path).exists() else None
+    return Path(path).read_text(encoding="utf-8") if Path(path).exists() else None

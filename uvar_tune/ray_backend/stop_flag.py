@@ -21,8 +21,9 @@ def set_stop_flag(key: str) -> None:
 
 
 class StopFlagListener:
-    """While it lasts, listens for the word beside the work, which so never waits for a head that does not answer. Called, it
-    says whether the word was given."""
+    """While it lasts, listens for the word beside the work, which so never waits for a head that does not answer.
+    Called, it says whether the word was given.
+    """
 
     def __init__(self):
         self._given, self._over = threading.Event(), threading.Event()

@@ -99,8 +99,9 @@ def fit(spec: WorkerGroupSpec, loop=None, *, callbacks=()) -> None:
 
 
 class _Trainer(TorchTrainer):
-    """Without the process that Train starts in each run for data sets of Ray Data: there are none, workers read a token cache.
-    And without a handler of its own for Ctrl-C, in the place of ours."""
+    """Without the process that Train starts in each run for data sets of Ray Data: there are none, workers read a token
+    cache. And without a handler of its own for Ctrl-C, in the place of ours.
+    """
 
     def _register_sigint_handler(self, controller) -> None: ...
 

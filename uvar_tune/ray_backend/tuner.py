@@ -1,4 +1,6 @@
-"""Running work through Tune: trials of the search or replicates of a phase, each told to storage, MLflow and the user."""
+"""Running work through Tune: trials of the search or replicates of a phase, each told to storage, MLflow and the
+user.
+"""
 
 from __future__ import annotations
 

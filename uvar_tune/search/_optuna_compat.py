@@ -1,6 +1,7 @@
 """Everything that is used of Optuna beyond its documented interface, each with a fallback.
 
-`tests/search/test_optuna_compat.py` fails if an Optuna release changes one of these; `pyproject.toml` bounds the release.
+`tests/search/test_optuna_compat.py` fails if an Optuna release changes one of these; `pyproject.toml` bounds the
+release.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from uvar_tune.config.schema import Config
 
 @dataclass(frozen=True)
 class Spent:
+    """Hours that attempts took."""
+
     gpu_hours: float
     wall_hours: float
 

@@ -1,9 +1,9 @@
 """Which searched parameters decide the objective: PED-ANOVA and fANOVA, both as Optuna computes them.
 
-They answer different questions. PED-ANOVA (Watanabe et al. 2023): which parameter separates the best trials from the others.
-fANOVA (Hutter et al. 2014): whose main effect explains the variance over the whole space, as a random forest sees it. Both
-work on the scale on which a parameter was searched: what was searched on a log scale enters as its logarithm, because the
-forest averages evenly over the range that it is given.
+They answer different questions. PED-ANOVA (Watanabe et al. 2023): which parameter separates the best trials from the
+others. fANOVA (Hutter et al. 2014): whose main effect explains the variance over the whole space, as a random forest
+sees it. Both work on the scale on which a parameter was searched: what was searched on a log scale enters as its
+logarithm, because the forest averages evenly over the range that it is given.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def importances(trials: Iterable[FrozenTrial], direction: str) -> dict[str, dict
         direction: of the objective, minimize or maximize.
 
     Returns:
-        None in place of an evaluator's answer where fewer than `MIN_TRIALS` count or their values do not differ enough to
-        tell best from others; None in place of a share where the parameter is searched in some trials only and the
+        None in place of an evaluator's answer where fewer than `MIN_TRIALS` count or their values do not differ enough
+        to tell best from others; None in place of a share where the parameter is searched in some trials only and the
         evaluator (fANOVA) needs it in all.
     """
     counted = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.distributions]

@@ -69,7 +69,7 @@ def _check_name(config: Config, name: str, known: Sequence[str], where: str) -> 
 
 
 def directions(config: Config) -> list[str]:
-    """minimize or maximize, for each objective of the study."""
+    """Minimize or maximize, for each objective of the study."""
     return [metric(name).direction for name in config.study.metrics]
 
 

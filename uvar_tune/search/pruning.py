@@ -1,8 +1,9 @@
 """Early stopping: what a trial scores at its rungs, and Optuna's pruner, which decides from the storage alone.
 
 A rung is a number of training images at which the study's own objective is scored at a smaller sample count. With one
-objective the rung values are the trial's intermediate values. Optuna keeps none for several objectives: there the values
-of `study.rung_metric` lie in a study of their own, `NAME/rungs`, with the same trial numbers, in the same storage.
+objective the rung values are the trial's intermediate values. Optuna keeps none for several objectives: there the
+values of `study.rung_metric` lie in a study of their own, `NAME/rungs`, with the same trial numbers, in the same
+storage.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def rung_values(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, float]]:
 
 
 def rung_correlation(rungs: Mapping[int, Mapping[int, float]], final: Mapping[int, float]) -> list[dict[str, Any]]:
-    """Does a short run rank the trials as a long one does? Rank correlation of each rung with each later one and the end.
+    """Does a short run rank the trials as a long one does? Rank correlation of each rung with each later one and the
+    end.
 
     Only trials with both values count, so trials that were stopped are missing from what came later: where the pruner
     worked, the correlation is that of the survivors.

@@ -1,13 +1,14 @@
 """Samplers by name. Each proposal is drawn with a seed of its own (study seed, trial number): what is proposed depends
 on the finished trials alone, not on how often the driver was restarted.
 
-The baseline has no parameters. Optuna intersects the parameters of all trials to find what it can model jointly, and with
-the baseline among them finds nothing: `gp` and `nsga2` would draw at random for ever. Samplers see the other trials only.
-`gp` and `nsga2` look at completed trials alone, so to them a trial that ended early counts as no better than the worst; and
-they model what all trials have, so a parameter with a condition is drawn at random (`tpe` models each group of its own).
+The baseline has no parameters. Optuna intersects the parameters of all trials to find what it can model jointly, and
+with the baseline among them finds nothing: `gp` and `nsga2` would draw at random for ever. Samplers see the other
+trials only. `gp` and `nsga2` look at completed trials alone, so to them a trial that ended early counts as no better
+than the worst; and they model what all trials have, so a parameter with a condition is drawn at random (`tpe` models
+each group of its own).
 
-`grid` is no `GridSampler` of Optuna's: that one numbers its points by trial, counts the baseline among them, and stops a study that
-is asked and told with an error.
+`grid` is no `GridSampler` of Optuna's: that one numbers its points by trial, counts the baseline among them, and stops
+a study that is asked and told with an error.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from uvar_tune.config.space_entry import SpaceEntry
 
 
 def make_sampler(config: Config, number: int, space: dict[str, SpaceEntry]) -> optuna.samplers.BaseSampler:
-    """The sampler that proposes trial ``number``: a scrambled Sobol point at the start, then `study.sampler`; of a grid, its
-    points in order."""
+    """The sampler that proposes trial ``number``: a scrambled Sobol point at the start, then `study.sampler`; of a
+    grid, its points in order.
+    """
     study = config.study
     seed = seeds.derive(study.seed, "explore", number, "proposal") % 2**32
     if study.sampler == "random" or number == 0 or not space:
@@ -67,7 +69,9 @@ def _scaled(entry: SpaceEntry, u: float):
 
 
 class _OtherTrials(optuna.Study):
-    """A study without its baseline; ``scored`` shows trials that ended early as completed with the worst values seen."""
+    """A study without its baseline; ``scored`` shows trials that ended early as completed with the worst values
+    seen.
+    """
 
     def __init__(self, study: optuna.Study, scored: bool):
         self.__dict__.update(study.__dict__)

@@ -1,7 +1,8 @@
-"""The Optuna storage of a study: opening it, waiting for a database that does not answer, and which directory a study has.
+"""The Optuna storage of a study: opening it, waiting for a database that does not answer, and which directory a study
+has.
 
-A storage is a journal file (``journal:PATH``) or any database URL that Optuna takes. Messages name the kind of a storage
-and the server's host, never credentials.
+A storage is a journal file (``journal:PATH``) or any database URL that Optuna takes. Messages name the kind of a
+storage and the server's host, never credentials.
 """
 
 from __future__ import annotations
@@ -174,7 +175,8 @@ def _complete_bytes(path: str) -> int:
 
 
 class RetryingStorage(optuna.storages.RDBStorage):
-    """Optuna's database storage with retries: a call is repeated while the database is locked, restarting or unreachable.
+    """Optuna's database storage with retries: a call is repeated while the database is locked, restarting or
+    unreachable.
 
     A lost answer may belong to a call that was carried out, so calls must be repeatable: a state that was set before is
     accepted if it is the same, and a trial that was created twice is found by its number.

@@ -4,13 +4,14 @@ One truth: states, parameters, values, profile, outcome and attempts of every tr
 here and by the driver alone. A trial keeps its number over all its attempts; a trial that a dead driver left RUNNING is
 handed out again, with the same parameters, before any new one.
 
-Outcomes: COMPLETE with a value · PRUNED with `outcome` stopped (at a rung), diverged, out_of_memory or infeasible, so that
+Outcomes: COMPLETE with a value · PRUNED with `outcome` stopped (at a rung), diverged, out_of_memory or infeasible, so
+    that
 the sampler stays away · crash and preemption: the same trial again, FAIL after `run.max_attempts`, PRUNED as
 out_of_memory where each of them ended because its node was low on memory.
 
-A search draws new training seeds for each trial, so that it does not settle on what one of them happens to favour. A grid learns
-nothing from one trial for the next: all its trials have the same training seeds, so that they are paired, the baseline among
-them, and the same grid under another `study.seed` is another replicate.
+A search draws new training seeds for each trial, so that it does not settle on what one of them happens to favour. A
+grid learns nothing from one trial for the next: all its trials have the same training seeds, so that they are paired,
+the baseline among them, and the same grid under another `study.seed` is another replicate.
 """
 
 from __future__ import annotations
@@ -230,7 +231,8 @@ class Search:
 
     def _begin(self, number: int | None) -> Proposal:
         """Start an attempt at trial ``number`` (None: a new one). A trial whose driver died within the proposal is
-        proposed again: its seed is its own, so it gets the same values."""
+        proposed again: its seed is its own, so it gets the same values.
+        """
         attributes = {} if number is None else self.storage.get_trial_user_attrs(self._trial_id(number))
         if "values" in attributes:
             self._quiet_sampler()

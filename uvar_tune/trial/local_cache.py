@@ -1,4 +1,6 @@
-"""Memory-mapped caches on a node's own disk: a shared file system serves them once a node, not once a step (`run.scratch`)."""
+"""Memory-mapped caches on a node's own disk: a shared file system serves them once a node, not once a step
+(`run.scratch`).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from uvar_tune.specs import Assets
 def copy_to_local_disk(assets: Assets, scratch: str | None) -> Assets:
     """``assets`` with token caches below ``scratch``, copied there by the first worker of the node that comes.
 
-    Caches are named by the hash of what they were made from, so a copy that is there is the right one. Without ``scratch``
-    everything is read where it lies.
+    Caches are named by the hash of what they were made from, so a copy that is there is the right one. Without
+    ``scratch`` everything is read where it lies.
     """
     if scratch is None:
         return assets

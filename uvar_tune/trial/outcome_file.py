@@ -62,7 +62,9 @@ def _outcome(content: dict[str, Any]) -> TrialOutcome | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content; {} if the file is missing, damaged or unreadable: the attempt then resumes from its last checkpoint."""
+    """The content; {} if the file is missing, damaged or unreadable: the attempt then resumes from its last
+    checkpoint.
+    """
     try:
         if not path.is_file() or path.stat().st_size > _MAX_BYTES:
             return {}

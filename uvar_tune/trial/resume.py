@@ -84,8 +84,9 @@ def _newest_checkpoint(trial_directory: str) -> Checkpoint:
 
 
 def chosen(choose: Callable[[], Path | None], recorder, device: torch.device) -> Path | None:
-    """The checkpoint that rank 0, who has the recorder, chooses, on every rank: until rank 0 is the only one that writes there,
-    a worker of an earlier attempt may still add another."""
+    """The checkpoint that rank 0, who has the recorder, chooses, on every rank: until rank 0 is the only one that
+    writes there, a worker of an earlier attempt may still add another.
+    """
     told = [choose() if recorder is not None else None]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(told, src=0, device=device)
@@ -124,7 +125,8 @@ def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
 
 
 def _read(path: Path, var, asked: dict[str, Any]) -> Checkpoint:
-    """A checkpoint that ``var`` can go on from, or one of other settings than those ``asked``, which is the user's to settle.
+    """A checkpoint that ``var`` can go on from, or one of other settings than those ``asked``, which is the user's to
+    settle.
 
     Raises:
         ConfigError: it is damaged, or not what its own settings make.

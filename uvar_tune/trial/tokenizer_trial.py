@@ -1,7 +1,7 @@
 """The training of a tokenizer on one rank: continue from the last valid checkpoint, train, judge on held-out images.
 
-Knows no Ray: rank, world size, device and the DDP wrapping are arguments. Rank 0 writes the run's directory: metrics.jsonl,
-checkpoints/<images>/, samples/reconstructions-<images>.png, and the tokenizer itself.
+Knows no Ray: rank, world size, device and the DDP wrapping are arguments. Rank 0 writes the run's directory:
+metrics.jsonl, checkpoints/<images>/, samples/reconstructions-<images>.png, and the tokenizer itself.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def _note(event, config: Config, directory: Path, vqvae, held_out: ImageSet, rec
 
 
 def _resume(checkpoints: Path, vqvae, recorder: MetricsLog | None, device: torch.device) -> dict[str, Any] | None:
-    """Bring ``vqvae`` to the newest checkpoint that it can be brought to; its training state, None where there is none."""
+    """Bring ``vqvae`` to the newest checkpoint that it can be brought to; its training state, None where there is
+    none.
+    """
 
     def check(path: Path, *, training_state: bool) -> None:
         check_tokenizer(path, training_state=training_state)

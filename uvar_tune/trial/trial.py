@@ -328,6 +328,7 @@ def checkpoint_images(config: Config) -> int:
 
 
 def write_config(directory: Path, config: Config) -> None:
+    """Write `config.yaml` of a trial, without space and provenance."""
     directory.mkdir(parents=True, exist_ok=True)
     tree = config.tree(exclude=("space", "final", "verdict", "provenance"))
     (directory / "config.yaml").write_text(dump_yaml(tree), encoding="utf-8")
