@@ -25,7 +25,15 @@ from uvar_tune.io.uri import redact_url
 
 # Settings that may differ when a study is resumed, by section (None: all of them): how much to run, where, how fast.
 MUTABLE_SETTINGS = {
-    "study": ("trials", "question", "max_gpu_hours", "max_wall_time", "noise_replicates", "confirm_replicates"),
+    "study": (
+        "trials",
+        "question",
+        "max_gpu_hours",
+        "max_wall_time",
+        "noise_replicates",
+        "confirm_replicates",
+        "queue",
+    ),
     "run": None,
     "final": None,
     "verdict": None,

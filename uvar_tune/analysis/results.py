@@ -18,9 +18,18 @@ from uvar_tune.errors import ConfigError
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["BASELINE", "OF_LAMBDA_1", "Replicate", "StudyResults", "TrialResult", "require_same_protocol"]
+__all__ = [
+    "BASELINE",
+    "OF_LAMBDA_1",
+    "QUEUED",
+    "SEARCH",
+    "Replicate",
+    "StudyResults",
+    "TrialResult",
+    "require_same_protocol",
+]
 
-BASELINE = "baseline"
+BASELINE, SEARCH, QUEUED = "baseline", "search", "queued"  # kinds of trials
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class TrialResult:
 
     Attributes:
         number: of the Optuna trial.
-        kind: baseline or search.
+        kind: baseline, search (proposed by the sampler) or queued (by the user).
         state: Optuna's: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
         outcome: complete, stopped, diverged, out_of_memory, infeasible or crashed; None while it runs.
         params: dotted name → the value that ran; a parameter of the inference search (the CFG scale) at its selected

@@ -120,6 +120,10 @@ class StudyConfig(Section):
     """GPU hours after which no further trial starts."""
     max_wall_time: PositiveFloat | None = None
     """Hours with running trials after which no further trial starts."""
+    queue: tuple[dict[str, Any], ...] = ()
+    """Parameters of trials to run before the sampler's; parameters that they leave out are sampled."""
+    warm_start: str | None = None
+    """A study below the same root, or STORAGE_URL#NAME, whose completed trials inform the sampler."""
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -555,7 +559,7 @@ class Config(Section):
         return Config.model_validate(tree)
 
     def tree(self, *, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Plain lists, numbers and strings for YAML and JSON, without user and password of `run.storage`.
+        """Plain lists, numbers and strings for YAML and JSON, without credentials of storage URLs.
 
         Args:
             exclude: sections to leave out.
@@ -563,6 +567,8 @@ class Config(Section):
         tree = self.model_dump(mode="json", exclude=set(exclude))
         if self.run.storage and "run" in tree:
             tree["run"]["storage"] = redact_url(self.run.storage)
+        if self.study.warm_start and "study" in tree:
+            tree["study"]["warm_start"] = redact_url(self.study.warm_start)
         return tree
 
 

@@ -6,14 +6,12 @@ release.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-_LOG = logging.getLogger(__name__)
 # Where Optuna keeps the parameters of `Study.enqueue_trial`, in the system attributes of a trial.
 FIXED_PARAMETERS = "fixed_params"
 # Methods of `RDBStorage` that reach the database without going through a method of `BaseStorage`.
@@ -74,3 +72,21 @@ class StudyView(optuna.Study):
 
     def _states(self, states: Sequence[TrialState] | None) -> Sequence[TrialState] | None:
         return states if states is None else (*states, *self._hidden_states)
+
+
+def create_marked_trial(study: optuna.Study, storage, attributes: dict[str, Any]) -> optuna.Trial:
+    """`Study.ask`, except that queued trials stay queued and the new trial has user attributes from its first moment.
+
+    So a trial that a dying driver left without parameters can be told from a trial of another program.
+    """
+    template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+    trial_id = storage.create_new_trial(storage.get_study_id_from_name(study.study_name), template_trial=template)
+    clear_trial_cache(study)
+    return reopen_trial(study, trial_id)
+
+
+def clear_trial_cache(study: optuna.Study) -> None:
+    """Have samplers read the trials again, as `Study.ask` and `Study.tell` do; without the attribute there is no cache."""
+    thread_local = getattr(study, "_thread_local", None)
+    if thread_local is not None:
+        thread_local.cached_all_trials = None
