@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.log_lines import captured_log
+from tests.helpers.search_cases import scored
 from uvar_tune.commands.dry_run import preview_study
 from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import LossConfig
@@ -135,12 +136,14 @@ def begun(config, tmp_path, *, finished: int, seconds=(3000.0, 4200.0)) -> Study
         number = search.ask().number
         search.complete(
             number,
-            5.0 - index,
-            {
-                "scores": {"fid": 5.0 - index},
-                "seconds": seconds[index % 2],
-                "inference_parameters": {"inference.cfg_scale": 2.0},
-            },
+            scored(
+                5.0 - index,
+                {
+                    "scores": {"fid": 5.0 - index},
+                    "seconds": seconds[index % 2],
+                    "inference_parameters": {"inference.cfg_scale": 2.0},
+                },
+            ),
         )
         files.trial(number).mkdir(parents=True)
         (files.trial(number) / "weights").write_bytes(bytes(30 * MIB))

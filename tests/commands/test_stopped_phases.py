@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.search_cases import NARROW, details, run_to_end, study_config
+from tests.helpers.search_cases import NARROW, details, run_to_end, scored, study_config
 from uvar_tune.commands.callbacks import NotifyingRunner
 from uvar_tune.commands.phases import Phases
 from uvar_tune.errors import ConfigError
@@ -32,7 +32,7 @@ class SimulatedRunner:
         count = 0
         while not self.signals.asked.is_set() and (proposal := work.ask()) is not None:
             value = 5 + abs(proposal.values.get(RATE, 1e-3) - 5e-3)
-            work.complete(proposal.number, value, {**details(fid=value), "protocol": {"samples": 1}})
+            work.complete(proposal.number, scored(value, {**details(fid=value), "protocol": {"samples": 1}}))
             self.ran.append((work.phase, proposal.number))
             count += 1
             if work.phase == "baseline" and count == self._until:

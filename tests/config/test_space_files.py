@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.search_cases import details
+from tests.helpers.search_cases import details, scored
 from uvar_tune.config.loading import read_config
 from uvar_tune.config.schema import REFERENCES, ModelConfig
 from uvar_tune.config.space import searched_entries
@@ -27,7 +27,7 @@ def proposals_of(config, journal, trials):
     while (proposal := search.ask()) is not None:
         proposals.append(proposal)
         scores = dict.fromkeys(named_scores(config), 1.0 + proposal.number)
-        search.complete(proposal.number, 1.0 + proposal.number, details(**scores))
+        search.complete(proposal.number, scored(1.0 + proposal.number, details(**scores)))
     return proposals
 
 

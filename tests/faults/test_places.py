@@ -121,7 +121,7 @@ def test_one_storage_and_another_directory(begin, cli, space, root, tmp_path, po
     wait_until(lambda: images_seen(directory, 0) > 0, first)
     second = cli("sweep", path, f"run.root={tmp_path / 'second'}", **shared)
     assert second.returncode == 2, second.stdout + second.stderr
-    assert second.stderr.startswith("error: run.root: the storage knows a study 'elsewhere' whose files lie in ")
+    assert second.stderr.startswith("error: run.root: the storage has a study 'elsewhere' whose files are in ")
     assert str(directory) in second.stderr and len(second.stderr.splitlines()) == 1
 
 

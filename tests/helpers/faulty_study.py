@@ -66,7 +66,7 @@ def alone(root: Path, name: str, images: int = TRAINING["images"], **study) -> l
     found = []
     while (proposal := work.ask()) is not None:
         outcome = attempt(hands.spec(proposal))
-        work.complete(proposal.number, outcome.value, outcome.attributes())
+        work.complete(proposal.number, outcome)
         found.append(outcome.value)
     return found
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import Config
-from uvar_tune.search.study import Proposal, Search
+from uvar_tune.search.study import Search
+from uvar_tune.specs import OutcomeKind, Proposal, TrialOutcome
 
 SPACE = {
     "loss.lambda_1": {"role": "scientific", "type": "float", "low": 0.01, "high": 6, "log": True, "baseline": 0},
@@ -53,6 +54,16 @@ def details(**scores: float) -> dict:
     return {"scores": scores, "seconds": 60.0, "inference_parameters": {"inference.cfg_scale": 2.0}}
 
 
+def scored(value: float, fields: dict | None = None) -> TrialOutcome:
+    """The outcome of an attempt that finished with this value and these further fields."""
+    return TrialOutcome(kind=OutcomeKind.COMPLETE, value=value, **(fields or {}))
+
+
+def ended(kind: str, fields: dict | None = None) -> TrialOutcome:
+    """The outcome of an attempt that ended without a score."""
+    return TrialOutcome(kind=OutcomeKind(kind), **(fields or {}))
+
+
 def bowl(proposal: Proposal) -> float:
     """A score that is best at λ1 = 0.3, the baseline among the bad."""
     return 5 + abs(proposal.values["loss.lambda_1"] - 0.3)
@@ -63,5 +74,5 @@ def run_to_end(search: Search, value: Callable[[Proposal], float] = bowl) -> lis
     asked = []
     while (proposal := search.ask()) is not None:
         asked.append(proposal)
-        search.complete(proposal.number, value(proposal), details(fid=value(proposal)))
+        search.complete(proposal.number, scored(value(proposal), details(fid=value(proposal))))
     return asked

@@ -7,6 +7,7 @@ import subprocess
 from unittest import mock
 
 from tests.helpers.mlflow_store import record
+from tests.helpers.search_cases import ended, scored
 from uvar_tune.cli.main import main
 from uvar_tune.commands.summary import log_summary
 from uvar_tune.config.schema import Config
@@ -89,7 +90,7 @@ def _run(files, work, phase, proposal, tracker):
     metrics_log = record(directory, range(10), proposal.attempt)
     if number in (1, 2):
         outcome = {1: "stopped", 2: "diverged"}[number]
-        work.prune(number, outcome, {"provenance": {"commit": "abc"}})
+        work.prune(number, ended(outcome), {"commit": "abc"})
         tracker.finish_trial(key, "KILLED" if outcome == "stopped" else "FAILED")
         return
     metrics_log.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=2.0)
@@ -98,14 +99,16 @@ def _run(files, work, phase, proposal, tracker):
     protocol, ran = {"samples": 1000, "reference": "4677e795", "divisor": ""}, {"loss.lambda_1": 0.25}
     work.complete(
         number,
-        2.0,
-        {
-            "scores": scores,
-            "inference_parameters": params,
-            "protocol": protocol,
-            "effective_parameters": ran,
-            "provenance": {"commit": "abc"},
-        },
+        scored(
+            2.0,
+            {
+                "scores": scores,
+                "inference_parameters": params,
+                "protocol": protocol,
+                "effective_parameters": ran,
+            },
+        ),
+        {"commit": "abc"},
     )
     tracker.finish_trial(
         key, "FINISHED", scores, {**params, **effective_parameters(ran), **score_parameters(protocol, proposal.seeds)}

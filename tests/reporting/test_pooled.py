@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.helpers.search_cases import ended, scored
 from uvar_tune.analysis.pooled import mean_with_half_width, pool
 from uvar_tune.config.loading import validate
 from uvar_tune.errors import ConfigError
@@ -42,7 +43,7 @@ def grid(root, seed, *, trials=5, lost=(), protocol=None, name=None, **changes):
     for _ in range(trials):
         proposal = search.ask()
         if proposal.number in lost:
-            search.prune(proposal.number, "diverged", {})
+            search.prune(proposal.number, ended("diverged"))
             continue
         effect = EFFECT[proposal.values["loss.reference"]] if proposal.number else 0.0
         fid = 5 + seed + effect + 0.01 * rng.standard_normal()
@@ -50,13 +51,15 @@ def grid(root, seed, *, trials=5, lost=(), protocol=None, name=None, **changes):
         scores = {"fid": fid, "entropy": 2.0 + effect, "ece_token": 0.01 * (1 + seed), "grad_share/second_order": 0.05}
         search.complete(
             proposal.number,
-            fid,
-            {
-                "scores": scores,
-                "effective_parameters": weight,
-                "protocol": protocol or {"samples": 1000},
-                "inference_parameters": {"inference.cfg_scale": 0.5},
-            },
+            scored(
+                fid,
+                {
+                    "scores": scores,
+                    "effective_parameters": weight,
+                    "protocol": protocol or {"samples": 1000},
+                    "inference_parameters": {"inference.cfg_scale": 0.5},
+                },
+            ),
         )
     return config, load_results(config, files, search)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.postgresql_server import free_port
-from tests.helpers.search_cases import NARROW, details, study_config
+from tests.helpers.search_cases import NARROW, details, ended, scored, study_config
 from uvar_tune.search.study import Search
 
 pytestmark = pytest.mark.server
@@ -73,9 +73,9 @@ def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
             dashboard.shows(lambda trials, before=number: [t["state"] for t in trials[before:]] == [STATES["RUNNING"]])
             search.report(number, 8000, 9.0 - number)
             if number == 2:
-                search.prune(2, "diverged", {"message": "the loss is nan"})
+                search.prune(2, ended("diverged", {"message": "the loss is nan"}))
             else:
-                search.complete(number, 5.0 - number, details(fid=5.0 - number))
+                search.complete(number, scored(5.0 - number, details(fid=5.0 - number)))
             value = 9.0 - number if number == 2 else 5.0 - number  # of what ended early its last rung's
             told.append(
                 (

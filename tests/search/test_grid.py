@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tests.helpers.search_cases import details, run_to_end, study_config
+from tests.helpers.search_cases import details, run_to_end, scored, study_config
 from uvar_tune.config.loading import validate
 from uvar_tune.errors import ConfigError
 from uvar_tune.search.study import Search
@@ -54,7 +54,7 @@ def test_a_grid_that_is_interrupted_and_extended_leaves_nothing_out(journal):
             assert met([proposal]) == [EVERY[2]]
             continue
         if proposal is not None:
-            search.complete(proposal.number, 5.0, details(fid=5.0))
+            search.complete(proposal.number, scored(5.0, details(fid=5.0)))
             asked.append(proposal)
     assert met(asked) == EVERY and [p.attempt for p in asked[:5]] == [1, 1, 1, 2, 1]
 
@@ -76,10 +76,10 @@ def test_a_search_below_a_grid_ends_with_its_own_last_combination(journal):
     config = config.model_copy(
         update={"space": {name: config.space[name] for name in ("model.depth", "inference.cfg_scale")}}
     )
-    search = Search(config, journal, under="baseline")
+    search = Search(config, journal, sub_study="baseline")
     asked = run_to_end(search, lambda proposal: 5.0)
     assert [proposal.values["model.depth"] for proposal in asked[1:]] == DEPTHS
-    assert search.done() and Search(config, journal, under="baseline").done()
+    assert search.done() and Search(config, journal, sub_study="baseline").done()
 
 
 RANGE = {"role": "scientific", "type": "float", "low": 0.01, "high": 0.3, "log": True}

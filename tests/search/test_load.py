@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.search_cases import NARROW, Clock, study_config
+from tests.helpers.search_cases import NARROW, Clock, scored, study_config
 from uvar_tune.analysis.confirmation import SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING, confirm_arms, verdicts
 from uvar_tune.analysis.results import BASELINE
 from uvar_tune.analysis.sequential import SequentialDesign
@@ -43,7 +43,7 @@ def searched(files: StudyDirectory, **study):
             "cpu_sec": {"training": 60.0, "evaluation": 20.0},
             "inference_parameters": {"inference.cfg_scale": 2.0},
         }
-        search.complete(number, fid, details)
+        search.complete(number, scored(fid, details))
         clock.now += 1000  # nobody works
     return config, search
 
@@ -104,9 +104,9 @@ def test_time_is_divided_among_work_start_up_earlier_attempts_and_idle_places(fi
     assert search.ask().number == first.number
     clock.now += 50
     done = {"scores": {"fid": 5.0}, "seconds": 50.0, "start_up_seconds": 8.0}
-    search.complete(first.number, 5.0, done)
+    search.complete(first.number, scored(5.0, done))
     clock.now += 20
-    search.complete(second.number, 4.0, {**done, "start_up_seconds": 5.0})
+    search.complete(second.number, scored(4.0, {**done, "start_up_seconds": 5.0}))
     search.ask()  # still at work: counts nowhere
     results = load_results(config, files, search)
     assert results.trials[0].wall_sec == {"start-up": 8.0, "work": 42.0, "earlier": 30.0}
@@ -127,8 +127,7 @@ def confirm(config, files, results, rounds: int, effects: dict[str, float]) -> R
         params = {"inference.cfg_scale": 1.0 + replicate, "inference.temperature": 0.9}
         work.complete(
             proposal.number,
-            value,
-            {"scores": {"fid": value}, "inference_parameters": params, "protocol": {"samples": 1000}},
+            scored(value, {"scores": {"fid": value}, "inference_parameters": params, "protocol": {"samples": 1000}}),
         )
     work.ask()
     return work
@@ -159,7 +158,7 @@ def test_a_best_of_one_term_has_no_2x2(files):
     config = study_config(space=space, trials=3)
     search = Search(config, files.storage_url(config))
     for fid in (5.0, 4.0, 3.0):
-        search.complete(search.ask().number, fid, {"scores": {"fid": fid}})
+        search.complete(search.ask().number, scored(fid, {"scores": {"fid": fid}}))
     arms = confirm_arms(config, load_results(config, files, search), {})
     assert list(arms) == [BASELINE, SMOOTHING, "trial 2", "trial 1"]
     assert len({tuple(sorted(values.items())) for values in arms.values()}) == 4
@@ -170,7 +169,7 @@ def test_the_2x2_stays_with_the_trial_that_it_was_made_from(files):
     confirm(config, files, load_results(config, files, search), 4, EFFECTS)
     longer = study_config(space=NARROW, trials=len(SCORES) + 1, confirm_top=1)
     search = Search(longer, files.storage_url(longer))
-    search.complete(search.ask().number, 1.0, {"scores": {"fid": 1.0}})
+    search.complete(search.ask().number, scored(1.0, {"scores": {"fid": 1.0}}))
     results = load_results(longer, files, search)
     assert results.best.number == len(SCORES) and results.verdict(results.best) is None
     assert results.factorial["both"] == "trial 2"
@@ -181,7 +180,7 @@ def test_a_protocol_that_changed_midway_is_refused_with_its_trial(files):
     search = Search(config, files.storage_url(config))
     assert stored_protocol(search.storage, "study") == {} == stored_protocol(search.storage, "other")
     for samples in (1000, 1000, 500):
-        search.complete(search.ask().number, 5.0, {"scores": {"fid": 5.0}, "protocol": {"samples": samples}})
+        search.complete(search.ask().number, scored(5.0, {"scores": {"fid": 5.0}, "protocol": {"samples": samples}}))
     assert stored_protocol(search.storage, "study") == {"samples": 1000}
     with pytest.raises(ConfigError, match="study 'study', trial 2: protocol.samples is 500, and 1000 in trial 0"):
         load_results(config, files, search)
@@ -195,7 +194,7 @@ def test_a_protocol_that_changed_between_replicates_gives_no_verdict(files):
     work = Replicates(config, files.storage_url(config), "confirm", arms, 4)
     for number in range(4 * len(arms)):
         protocol = {"metric_version": "1" if number < 2 * len(arms) else "2"}
-        work.complete(work.ask().number, 5.0 + number % 3, {"scores": {"fid": 5.0}, "protocol": protocol})
+        work.complete(work.ask().number, scored(5.0 + number % 3, {"scores": {"fid": 5.0}, "protocol": protocol}))
     said = "arm 'baseline', replicate 2: protocol.metric_version is '2', and '1' in replicate 0 of 'baseline'"
     with pytest.raises(ConfigError, match=said):
         verdicts(config, work.replicates(), {}, SequentialDesign(4))
@@ -213,7 +212,7 @@ def test_a_confirmation_under_way_is_no_error(files):
     arms = confirm_arms(config, results, {})
     work = Replicates(config, files.storage_url(config), "confirm", arms, 4)
     work.ask(), work.ask()
-    work.complete(0, 5.0, {"scores": {"fid": 5.0}, "protocol": {}})
+    work.complete(0, scored(5.0, {"scores": {"fid": 5.0}, "protocol": {}}))
     found = load_results(config, files, search)
     assert found.confirmed[BASELINE]["values"] == {0: 5.0} and found.verdicts == {}
     assert set(found.untested) == {SMOOTHING}

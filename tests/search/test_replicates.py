@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.search_cases import details, study_config
+from tests.helpers.search_cases import details, scored, study_config
 from uvar_tune.analysis.confirmation import stopped_arms
 from uvar_tune.errors import ConfigError
 from uvar_tune.search.replicates import Replicates, confirmation_design, load_replicates
@@ -17,7 +17,7 @@ def finish(work: Replicates, limit: int = 100) -> list:
     """Tell each proposal a score; the proposals."""
     found = []
     while len(found) < limit and (proposal := work.ask()) is not None:
-        work.complete(proposal.number, 1.0 + proposal.number, details(fid=1.0))
+        work.complete(proposal.number, scored(1.0 + proposal.number, details(fid=1.0)))
         found.append(proposal)
     return found
 
@@ -32,7 +32,7 @@ def begin(journal):
 
 def test_the_same_arms_go_on_also_with_more_replicates(begin):
     begun = begin(FIRST, 2)
-    assert begun.left() == 4 and len(finish(begun, limit=3)) == 3 and begun.left() == 1
+    assert begun.remaining() == 4 and len(finish(begun, limit=3)) == 3 and begun.remaining() == 1
     again = begin(dict(reversed(FIRST.items())), 3)  # the order in which they were begun stays
     assert [cell.arm for cell in again.replicates()] == ["baseline", "trial 3", "baseline"]
     assert again.phase == "confirm" and [proposal.number for proposal in finish(again)] == [3, 4, 5]

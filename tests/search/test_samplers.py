@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from tests.helpers.search_cases import NARROW, SPACE, bowl, details, run_to_end, study_config
+from tests.helpers.search_cases import NARROW, SPACE, bowl, details, ended, run_to_end, scored, study_config
 from uvar_tune.config.space import searched_entries
 from uvar_tune.search.samplers import sobol_point
 from uvar_tune.search.study import Search
@@ -56,9 +56,9 @@ def test_tpe_stays_out_of_a_half_that_diverges(journal, seed):
     asked = []
     while (proposal := search.ask()) is not None:
         if proposal.number and halves_of([proposal]):
-            search.prune(proposal.number, "diverged", {})
+            search.prune(proposal.number, ended("diverged"))
         else:
-            search.complete(proposal.number, 5 + abs(proposal.values["loss.lambda_2"] - 0.1), details())
+            search.complete(proposal.number, scored(5 + abs(proposal.values["loss.lambda_2"] - 0.1), details()))
         asked.append(proposal)
     assert 2 <= halves_of(asked[1:9]) <= 6  # the start looked there
     assert halves_of(asked[-20:]) <= 4
@@ -82,9 +82,9 @@ def test_gp_counts_a_trial_that_ended_early_as_bad(journal):
     while (proposal := search.ask()) is not None:
         asked.append(proposal)
         if proposal.number and halves_of([proposal]):
-            search.prune(proposal.number, "diverged", {})
+            search.prune(proposal.number, ended("diverged"))
         else:
-            search.complete(proposal.number, 5.0 + 0.1 * proposal.number % 0.3, details())
+            search.complete(proposal.number, scored(5.0 + 0.1 * proposal.number % 0.3, details()))
     assert halves_of(asked[-6:]) <= 2
 
 
@@ -101,10 +101,10 @@ def test_several_objectives_and_a_conditional_space(journal, sampler):
     search = Search(config, journal)
     while (proposal := search.ask()) is not None:
         if proposal.number == 5:
-            search.prune(5, "out_of_memory", {})
+            search.prune(5, ended("out_of_memory"))
             continue
         score = bowl(proposal)
-        search.complete(proposal.number, score, details(nll_token=proposal.number / 5, **{"is": 10 - score}))
+        search.complete(proposal.number, scored(score, details(nll_token=proposal.number / 5, **{"is": 10 - score})))
     assert search.done()
     stored = search.study.get_trials(deepcopy=False)
     assert all(len(trial.values) == 2 for trial in stored if trial.number != 5)

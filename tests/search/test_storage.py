@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.helpers.search_cases import details, run_to_end, study_config
+from tests.helpers.search_cases import details, run_to_end, scored, study_config
 from uvar_tune.errors import ConfigError
 from uvar_tune.search.storage import open_storage
 from uvar_tune.search.study import Search
@@ -42,7 +42,7 @@ def test_a_last_line_that_was_half_written_costs_that_line_only(journal, left):
     search = Search(study_config(trials=5), journal)
     for _ in range(3):
         search.ask()
-    search.complete(1, 3.0, details(fid=3.0))
+    search.complete(1, scored(3.0, details(fid=3.0)))
     path = journal.removeprefix("journal:")
     with open(path, "rb+") as file:
         file.truncate(file.seek(0, 2) - left)

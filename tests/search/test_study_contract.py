@@ -7,11 +7,13 @@ import math
 import pytest
 from optuna.trial import TrialState
 
-from tests.helpers.search_cases import SPACE, Clock, bowl, details, run_to_end, study_config
+from tests.helpers.search_cases import SPACE, Clock, bowl, details, ended, run_to_end, scored, study_config
 from uvar_tune.config.loading import validate
+from uvar_tune.config.space import searched_entries
 from uvar_tune.errors import ConfigError
+from uvar_tune.search._optuna_compat import create_marked_trial
 from uvar_tune.search.pruning import rung_values
-from uvar_tune.search.study import Search, searched_entries
+from uvar_tune.search.study import Search
 from uvar_tune.specs import CrashReason, crash
 
 LOST, LOST_AGAIN = crash("OSError", "worker lost"), crash("OSError", "worker lost again")
@@ -51,17 +53,17 @@ class TestContract:
     def test_a_trial_of_a_dead_driver_is_handed_out_again_first(self, storage_url, name):
         first = self.opened(storage_url, name, trials=4)
         before = [first.ask() for _ in range(3)]
-        first.complete(1, 7.0, details(fid=7.0))
+        first.complete(1, scored(7.0, details(fid=7.0)))
         second = self.opened(storage_url, name, trials=4)
-        assert second.unfinished() == [0, 2] and not second.done() and second.left() == 3
+        assert second.unfinished() == [0, 2] and not second.done() and second.remaining() == 3
         again = [second.ask() for _ in range(3)]
-        assert second.left() == 0
+        assert second.remaining() == 0
         assert [proposal.number for proposal in again] == [0, 2, 3]
         for old, new in ((before[0], again[0]), (before[2], again[1])):
             assert (new.values, new.seeds, new.kind, new.attempt) == (old.values, old.seeds, old.kind, 2)
         assert second.ask() is None and not second.done()
         for proposal in again:
-            second.complete(proposal.number, 1.0, details(fid=1.0))
+            second.complete(proposal.number, scored(1.0, details(fid=1.0)))
         assert second.done() and self.states(second) == ["COMPLETE"] * 4
 
     def test_a_proposal_that_was_interrupted_is_made_again_with_the_same_values(self, storage_url, name, journal):
@@ -69,7 +71,9 @@ class TestContract:
         expected = [whole.ask() for _ in range(3)]
         torn = self.opened(storage_url, name, trials=3)
         torn.ask()
-        torn.study.ask()  # the driver died with the trial made and nothing proposed
+        create_marked_trial(
+            torn.study, torn.storage, {"kind": "search"}
+        )  # the driver died before the proposal was made
         resumed = self.opened(storage_url, name, trials=3)
         assert [resumed.ask().values for _ in range(3)] == [proposal.values for proposal in expected]
 
@@ -83,9 +87,9 @@ class TestContract:
         search = self.opened(storage_url, name, trials=4, run={"max_attempts": 2})
         for _ in range(4):
             search.ask()
-        search.complete(0, 4.0, details(fid=4.0))
-        search.prune(1, "diverged", {"message": "the loss is nan"})
-        search.prune(2, "out_of_memory", {})
+        search.complete(0, scored(4.0, details(fid=4.0)))
+        search.prune(1, ended("diverged", {"message": "the loss is nan"}))
+        search.prune(2, ended("out_of_memory"))
         assert search.crashed(3, LOST) and self.states(search)[3] == "RUNNING"
         assert search.ask().attempt == 2
         assert not search.crashed(3, LOST_AGAIN)
@@ -119,8 +123,8 @@ class TestContract:
     def test_nan_and_infinity_are_no_scores(self, storage_url, name, value):
         search = self.opened(storage_url, f"{name}-{value}", trials=1)
         search.ask()
-        with pytest.raises(ValueError, match="is not a score"):
-            search.complete(0, value, details(fid=value))
+        with pytest.raises(ValueError, match="not"):
+            search.complete(0, scored(value, details(fid=value)))
         assert self.states(search) == ["RUNNING"] and search.unfinished() == [0]
 
     def test_attempts_that_ended_by_themselves_do_not_count_as_crashes(self, storage_url, name):
@@ -160,12 +164,14 @@ class TestContract:
             value = bowl(proposal)
             if proposal.number == 4:
                 with pytest.raises(ValueError, match="lack ece_token"):
-                    search.complete(4, value, details(fid=value, **{"is": 3.0}))
-                with pytest.raises(ValueError, match="is not a score"):
-                    search.complete(4, value, details(fid=value, ece_token=math.nan, **{"is": 3.0}))
-                search.prune(4, "diverged", {})
+                    search.complete(4, scored(value, details(fid=value, **{"is": 3.0})))
+                with pytest.raises(ValueError, match="not"):
+                    search.complete(4, scored(value, details(fid=value, ece_token=math.nan, **{"is": 3.0})))
+                search.prune(4, ended("diverged"))
             else:
-                search.complete(proposal.number, value, details(fid=value, ece_token=0.1, **{"is": proposal.number}))
+                search.complete(
+                    proposal.number, scored(value, details(fid=value, ece_token=0.1, **{"is": proposal.number}))
+                )
         stored = search.study.get_trials(deepcopy=False)
         assert stored[3].values == [stored[3].user_attrs["scores"]["fid"], 3.0, 0.1] and stored[4].values is None
         assert search.done()
@@ -178,11 +184,11 @@ class TestContract:
         assert not search.report(1, 8000, 1.0)
         assert not search.report(0, 8000, 9.0)  # the worst of the two, but the baseline
         assert search.report(2, 8000, 5.0) and search.report(2, 8000, 0.0)  # told again, nothing changes
-        search.prune(2, "stopped", {})
+        search.prune(2, ended("stopped"))
         assert search.report(3, 8000, 6.0)
         with pytest.raises(ValueError, match="no rung"):
             search.report(1, 8001, 1.0)
-        with pytest.raises(ValueError, match="is not a score"):
+        with pytest.raises(ValueError, match="not"):
             search.report(1, 16000, math.nan)
 
         resumed = self.opened(storage_url, name, **study)  # the driver died before it could tell that 3 was stopped
@@ -201,7 +207,7 @@ class TestContract:
         for number in range(5):
             search.ask()
             assert not search.report(number, 8000, 4.0 + number)  # no median of fewer than five
-            search.complete(number, 10.0, details(fid=10.0, **{"is": 4.0 + number}))
+            search.complete(number, scored(10.0, details(fid=10.0, **{"is": 4.0 + number})))
         search.ask()
         assert not search.report(5, 8000, 9.0)
         search.study.tell(5, [9.0, 9.0])  # the driver died before it told `NAME/rungs` the same
@@ -209,7 +215,7 @@ class TestContract:
         for _ in range(2):
             search.ask()
         assert search.report(6, 8000, 6.3) and not search.report(7, 8000, 6.7)  # maximised; the median of 4 … 9 is 6.5
-        search.prune(6, "stopped", {})
+        search.prune(6, ended("stopped"))
         assert search.unfinished() == [7]
         stored = search.study.get_trials(deepcopy=False)
         assert rung_values(stored) == {
@@ -221,14 +227,14 @@ class TestContract:
         bounds = {"nll_token": {"max_above_baseline": 0.05}, "seconds": {"max": 59.0}}
         search = self.opened(storage_url, name, trials=3, constraints=bounds)
         search.ask()
-        assert search.ask() is None and search.halted() is None  # the baseline first: the others are bounded by it
-        search.complete(0, 5.0, details(fid=5.0, nll_token=2.0))
+        assert search.ask() is None and search.stop_reason() is None  # the baseline first: the others are bounded by it
+        search.complete(0, scored(5.0, details(fid=5.0, nll_token=2.0)))
         search.ask()
         with pytest.raises(ValueError, match="lack nll_token"):
-            search.complete(1, 4.0, details(fid=4.0))
+            search.complete(1, scored(4.0, details(fid=4.0)))
         search = self.opened(storage_url, name, trials=3, constraints=bounds)
         search.ask()
-        search.complete(1, 4.0, details(fid=4.0, nll_token=2.125))
+        search.complete(1, scored(4.0, details(fid=4.0, nll_token=2.125)))
         assert search.study.get_trials(deepcopy=False)[1].constraints == pytest.approx(
             {"nll_token max_above_baseline": 0.075, "seconds max": 1.0}
         )
@@ -236,11 +242,11 @@ class TestContract:
     def test_without_the_baseline_s_score_nothing_relative_goes_on(self, storage_url, name):
         search = self.opened(storage_url, name, trials=3, space={}, terms={"lambda_unit": "share"})
         search.ask()
-        search.prune(0, "diverged", {})
-        assert search.ask() is None and "the baseline has no score" in search.halted()
+        search.prune(0, ended("diverged"))
+        assert search.ask() is None and "the baseline has no score" in search.stop_reason()
         assert (
             "the baseline has no score"
-            in self.opened(storage_url, name, trials=3, space={}, terms={"lambda_unit": "share"}).halted()
+            in self.opened(storage_url, name, trials=3, space={}, terms={"lambda_unit": "share"}).stop_reason()
         )
 
     def test_a_budget_ends_the_asking_and_a_larger_one_continues(self, storage_url, name):
@@ -257,18 +263,18 @@ class TestContract:
         assert search.ask().number == 1 and search.spent().gpu_hours == pytest.approx(4.0)
         clock.now += 1800  # two trials at once
         assert search.spent().gpu_hours == pytest.approx(6.0) and search.spent().wall_hours == pytest.approx(2.5)
-        assert search.ask() is None and "study.max_gpu_hours 5" in search.halted()
-        search.complete(0, 3.0, details(fid=3.0))
+        assert search.ask() is None and "study.max_gpu_hours 5" in search.stop_reason()
+        search.complete(0, scored(3.0, details(fid=3.0)))
 
         seen = {1: clock.now + 1800}
         larger = Search(
             study_config(name, run=run, **{**limits, "max_gpu_hours": 9.0}),
             storage_url,
             clock=Clock(clock.now + 1e6),
-            last_seen=seen.get,
+            last_active=seen.get,
         )
         assert larger.spent().gpu_hours == pytest.approx(7.0)  # trial 1 ran on until it was last seen
-        assert (larger.ask().number, larger.ask().number, larger.halted()) == (1, 2, None)
+        assert (larger.ask().number, larger.ask().number, larger.stop_reason()) == (1, 2, None)
 
 
 def test_profiled_and_fixed_parameters_are_not_sampled():

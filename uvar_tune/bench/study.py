@@ -29,8 +29,10 @@ import optuna
 from uvar_tune.config.loading import validate
 from uvar_tune.config.schema import Config
 from uvar_tune.search import study as search_module
+from uvar_tune.search.attempts import RunningTrials
 from uvar_tune.search.budget import Ledger
 from uvar_tune.search.study import Search
+from uvar_tune.specs import OutcomeKind, TrialOutcome
 
 TRIALS = {"journal": 1000, "sqlite": 150}  # a database needs minutes where a journal needs seconds
 IN_FLIGHT, WINDOW = 50, 50
@@ -106,19 +108,23 @@ def _config(sampler: str, trials: int) -> Config:
     )
 
 
-def _details(value: float, draw: random.Random) -> dict:
-    """Attributes of the size of a real trial's: scores, inference points, provenance."""
+PROVENANCE = {"commit": "0" * 40, "versions": {f"package_{i}": "1.2.3" for i in range(12)}}
+
+
+def _outcome(kind: OutcomeKind, value: float, draw: random.Random) -> TrialOutcome:
+    """As large as a real trial's: scores at six inference points."""
     scores = {f"score_{i}": draw.random() for i in range(20)}
-    profile = [{"cfg_scale": i, "seeds": "selection", **dict(list(scores.items())[:6])} for i in range(6)]
-    return {
-        "scores": {"fid": value, **scores},
-        "inference_points": profile,
-        "inference_parameters": {"inference.cfg_scale": 2.0},
-        "seconds": 60.0,
-        "images": 32_000,
-        "cpu_sec": {"training": 50.0, "evaluation": 9.0},
-        "provenance": {"commit": "0" * 40, "versions": {f"package_{i}": "1.2.3" for i in range(12)}},
-    }
+    points = [{"cfg_scale": i, "seeds": "selection", **dict(list(scores.items())[:6])} for i in range(6)]
+    return TrialOutcome(
+        kind=kind,
+        value=value,
+        scores={"fid": value, **scores},
+        inference_points=points,
+        inference_parameters={"inference.cfg_scale": 2.0},
+        seconds=60.0,
+        images=32_000,
+        cpu_sec={"training": 50.0, "evaluation": 9.0},
+    )
 
 
 def _weight(thing: Any, seen: set[int]) -> int:
@@ -127,7 +133,7 @@ def _weight(thing: Any, seen: set[int]) -> int:
         id(thing) in seen
         or callable(thing)
         or type(thing).__module__.split(".")[0] in ("optuna", "uvar_tune")
-        and not (dataclasses.is_dataclass(thing) or isinstance(thing, (Search, Ledger)))
+        and not (dataclasses.is_dataclass(thing) or isinstance(thing, (Search, RunningTrials, Ledger)))
     ):
         return 0
     seen.add(id(thing))
@@ -154,7 +160,7 @@ def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], d
     search = Search(_config(sampler, trials + IN_FLIGHT), url)
     account.watch(search.study._storage, "storage", _STORAGE)  # for a database, Optuna's cache around it
     account.watch(search.study.pruner, "pruner", ("prune",))
-    search_module.make_sampler = lambda *args: account.watch(make(*args), "sampler", _SAMPLER)
+    search_module.make_sampler = lambda *args, **kwargs: account.watch(make(*args, **kwargs), "sampler", _SAMPLER)
     in_flight, costs, before = deque(), [], dict(account.spent)
     try:
         while len(costs) < trials:
@@ -167,9 +173,9 @@ def _run(url: str, sampler: str, trials: int) -> tuple[list[dict[str, float]], d
             value = draw.random() + abs(ended.values["loss.lambda_1"] - 1)
             with account.of("own"):
                 if any(search.report(ended.number, rung, value * 2) for rung in search.config.study.rungs):
-                    search.prune(ended.number, "stopped", _details(value, draw))
+                    search.prune(ended.number, _outcome(OutcomeKind.STOPPED, value, draw), PROVENANCE)
                 else:
-                    search.complete(ended.number, value, _details(value, draw))
+                    search.complete(ended.number, _outcome(OutcomeKind.COMPLETE, value, draw), PROVENANCE)
             costs.append({party: account.spent[party] - before[party] for party in before})
             before = dict(account.spent)
             if len(costs) == trials // 2:

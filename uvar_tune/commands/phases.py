@@ -48,7 +48,7 @@ class SearchWork:
 
     def __init__(self, search: Search, phase: str = "trial", folder: str = "trials"):
         self.search, self.phase, self.folder = search, phase, folder
-        self.ask, self.report, self.left = search.ask, search.report, search.left
+        self.ask, self.report, self.remaining = search.ask, search.report, search.remaining
         self.complete, self.prune, self.crashed = search.complete, search.prune, search.crashed
 
     def configuration(self, proposal) -> Config:
@@ -82,13 +82,15 @@ class Phases:
     def search(self, trials: int | None = None) -> Search:
         """The search, with ``trials`` instead of `study.trials` if given."""
         config = self.config if trials is None else self.config.with_values({"study.trials": trials})
-        return Search(config, self._url, last_seen=lambda number: last_time(self.files.trial(number) / "metrics.jsonl"))
+        return Search(
+            config, self._url, last_active=lambda number: last_time(self.files.trial(number) / "metrics.jsonl")
+        )
 
     def pending(self, names: tuple[str, ...]) -> bool:
         """Whether any of these phases may have work left. Phases other than the search always may."""
         if set(names) <= {SEARCH, "explore", "refine"}:
             search = self._search_of(names[-1])
-            return not (search.done() or search.halted())
+            return not (search.done() or search.stop_reason())
         return True
 
     def check(self, names: tuple[str, ...]) -> None:
@@ -208,7 +210,7 @@ class Phases:
         space = {name: entry for name, entry in self.config.space.items() if entry.role in ("nuisance", "inference")}
         config = self.config.model_copy(update={"space": space})
         config = config.with_values({**PLAIN, "study.pruner": "none", "study.rungs": ()})
-        search = Search(config, self._url, under="baseline")
+        search = Search(config, self._url, sub_study="baseline")
         work = SearchWork(search, "baseline", "baseline")
         runner.run(work, concurrent)
         scored = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]

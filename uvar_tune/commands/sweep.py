@@ -63,14 +63,14 @@ def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCal
         phases = _create_or_resume(session)
         phases.check(names)
         if not phases.pending(names):
-            reason = phases.search().halted()
+            reason = phases.search().stop_reason()
             logger.info(reason or "all trials have finished; nothing to run (a larger --trials extends the study)")
             return summarize(config, files)
     else:
         check_first_phase(names, files.name, lambda: False)
     check_images(config)
     phases = _train(session, names, callbacks)
-    if reason := phases.search().halted():
+    if reason := phases.search().stop_reason():
         logger.info(reason)
     outcome = summarize(config, files, session.tracker, cpu_sec=session.cpu_meter.seconds)
     session.status = "FINISHED" if outcome.succeeded else "FAILED"

@@ -130,7 +130,7 @@ class TrialCallbacks:
         )
 
     def started(self, proposal: Proposal) -> None:
-        self._runner.warm.began(self._work.left())
+        self._runner.warm.began(self._work.remaining())
         directory, config = self._directory(proposal), self._work.configuration(proposal)
         write_config(directory, config)
         key = self._work.key(proposal.number)
@@ -153,9 +153,8 @@ class TrialCallbacks:
         self._runner.follower.forget(name)
         if outcome.kind is OutcomeKind.CRASHED:
             return self._crashed(name, proposal, outcome)
-        details = {**outcome.attributes(), "provenance": self._runner.origin}
         if outcome.kind is OutcomeKind.COMPLETE:
-            self._work.complete(proposal.number, outcome.value, details)
+            self._work.complete(proposal.number, outcome, self._runner.origin)
             logger.info(
                 f"{name}: {self._config.study.metric} {outcome.value:.4g} "
                 f"at CFG {outcome.inference_parameters['inference.cfg_scale']:.3g} ({outcome.seconds:.0f} s, "
@@ -168,7 +167,7 @@ class TrialCallbacks:
             }
             self._finish(proposal, "FINISHED", metrics=outcome.scores, params=parameters)
         else:
-            self._work.prune(proposal.number, outcome.kind.value, details)
+            self._work.prune(proposal.number, outcome, self._runner.origin)
             logger.info(f"{name}: {outcome.kind.value.replace('_', ' ')} ({outcome.message})")
             self._finish(proposal, "KILLED" if outcome.kind is OutcomeKind.STOPPED else "FAILED")
 

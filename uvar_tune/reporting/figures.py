@@ -169,7 +169,7 @@ def _highlighted(results: StudyResults) -> list[tuple[TrialResult, str, str]]:
     """(trial, colour, name) of the baseline and the best trial, in drawing order."""
     best, baseline = results.best, results.baseline
     found = [(baseline, BASELINE, f"baseline (trial {baseline.number})")] if baseline and baseline is not best else []
-    name = "best" if best.kind == "search" else "best, the baseline"
+    name = "best" if best.kind != "baseline" else "best, the baseline"
     return [*found, (best, BEST, f"{name} (trial {best.number})")]
 
 

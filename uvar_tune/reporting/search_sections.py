@@ -32,7 +32,7 @@ def pareto_front(results: StudyResults) -> str:
 
 def importance_caption(results: StudyResults) -> str:
     """Caption of the importance chart."""
-    counted = sum(trial.kind == "search" for trial in results.ranked())
+    counted = sum(trial.kind != "baseline" for trial in results.ranked())
     unanswered = [name for name, shares in results.importances.items() if not shares]
     none = f" {', '.join(unanswered)} has no answer here." if unanswered else ""
     return (

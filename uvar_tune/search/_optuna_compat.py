@@ -79,6 +79,7 @@ def create_marked_trial(study: optuna.Study, storage, attributes: dict[str, Any]
 
     So a trial that a dying driver left without parameters can be told from a trial of another program.
     """
+    storage = getattr(study, "_storage", storage)  # Optuna's cache around a database, which must see the new trial
     template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
     trial_id = storage.create_new_trial(storage.get_study_id_from_name(study.study_name), template_trial=template)
     clear_trial_cache(study)
