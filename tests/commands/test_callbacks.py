@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.helpers.search_cases import details, study_config
+from tests.helpers.search_cases import details, ended, scored, study_config
 from uvar_tune.commands.callbacks import CallbackList, NotifyingRunner
 from uvar_tune.commands.phases import SearchWork
 from uvar_tune.search.study import Search
@@ -34,11 +34,11 @@ class Runner:
         self.concurrent = concurrent
         number = work.ask().number
         work.report(number, 6400, 3.0)
-        work.complete(number, 2.0, details(fid=2.0))
-        work.prune(work.ask().number, "diverged", details())
+        work.complete(number, scored(2.0, details(fid=2.0)))
+        work.prune(work.ask().number, ended("diverged", details()))
         number = work.ask().number
         assert work.crashed(number, crash("OSError", "worker lost"))
-        assert work.ask().number == number and work.left() >= 0 and work.key(number) == number
+        assert work.ask().number == number and work.remaining() >= 0 and work.key(number) == number
 
 
 def test_attempts_reach_every_callback_in_order(journal):

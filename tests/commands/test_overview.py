@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.helpers.search_cases import details, study_config
+from tests.helpers.search_cases import details, scored, study_config
 from uvar_tune.cli.main import main
 from uvar_tune.search.storage import verify_directory_owner
 from uvar_tune.search.study import Search
@@ -28,7 +28,7 @@ def root(tmp_path_factory):
             proposal = search.ask()
             write_config(files.trial(number), config.with_values(proposal.values))
             if number < ended:
-                search.complete(number, 5.0 - number, details(fid=5.0 - number))
+                search.complete(number, scored(5.0 - number, details(fid=5.0 - number)))
     (root / "done" / "trials" / "00001" / "checkpoints" / "64").mkdir(parents=True)
     final = StudyDirectory(root, "done-final")
     final.create()

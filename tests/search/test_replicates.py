@@ -94,17 +94,17 @@ def test_sequential_arms_stop_one_by_one(sequential):
         index = work.storage.get_trial_user_attrs(work._trial_id(first.number))["replicate"]
         runs.append((first.kind, index))
         value = score(first.kind, index)
-        work.complete(first.number, value, details(fid=value))
+        work.complete(first.number, scored(value, details(fid=value)))
     pairs = {arm: sorted(index for name, index in runs if name == arm) for arm in work.arms}
     assert all(indices == list(range(len(indices))) for indices in pairs.values())  # each once, without a gap
     assert len(pairs["good"]) < 12 and len(pairs["bad"]) < 12 and len(pairs["same"]) < 12
     assert len(pairs["baseline"]) == max(len(pairs[arm]) for arm in ("good", "same", "bad"))
-    assert work.done() and work.left() == 0 and work.ask() is None
+    assert work.done() and work.remaining() == 0 and work.ask() is None
 
 
 def test_maximum_of_pairs_is_fixed_once_begun(sequential, journal):
     work = sequential()
-    work.complete(work.ask().number, 1.0, details(fid=1.0))
+    work.complete(work.ask().number, scored(1.0, details(fid=1.0)))
     with pytest.raises(ConfigError, match="20 replicates, but the maximum .* was fixed at 12"):
         sequential(20)
     design = confirmation_design(work.storage, study_config())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from uvar_tune.commands.checks import is_config_error
@@ -74,13 +74,13 @@ class _NotifyingWork:
         self._callbacks.on_rung(number, images, value)
         return stops
 
-    def complete(self, number: int, value: float, details: dict[str, Any]) -> None:
-        self._work.complete(number, value, details)
-        self._callbacks.on_trial_end(number, self._work.phase, OutcomeKind.COMPLETE, value)
+    def complete(self, number: int, outcome: TrialOutcome, provenance: Mapping[str, Any] | None = None) -> None:
+        self._work.complete(number, outcome, provenance)
+        self._callbacks.on_trial_end(number, self._work.phase, OutcomeKind.COMPLETE, outcome.value)
 
-    def prune(self, number: int, outcome: str, details: dict[str, Any]) -> None:
-        self._work.prune(number, outcome, details)
-        self._callbacks.on_trial_end(number, self._work.phase, OutcomeKind(outcome), None)
+    def prune(self, number: int, outcome: TrialOutcome, provenance: Mapping[str, Any] | None = None) -> None:
+        self._work.prune(number, outcome, provenance)
+        self._callbacks.on_trial_end(number, self._work.phase, outcome.kind, None)
 
     def crashed(self, number: int, outcome: TrialOutcome) -> bool:
         if is_config_error(outcome):  # another attempt would meet the same input
