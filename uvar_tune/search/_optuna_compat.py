@@ -87,7 +87,9 @@ def create_marked_trial(study: optuna.Study, storage, attributes: dict[str, Any]
 
 
 def clear_trial_cache(study: optuna.Study) -> None:
-    """Have samplers read the trials again, as `Study.ask` and `Study.tell` do; without the attribute there is no cache."""
+    """Have samplers read the trials again, as `Study.ask` and `Study.tell` do; without the attribute there is no
+    cache.
+    """
     thread_local = getattr(study, "_thread_local", None)
     if thread_local is not None:
         thread_local.cached_all_trials = None

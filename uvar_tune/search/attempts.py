@@ -1,7 +1,7 @@
 """Attempts at the trials of a search: which ones run, what all of them cost, and how a dead driver left them.
 
-An attempt is one start of a trial, stored as ``{"started": s, "ended": s, "reason": …, "message": …}`` (seconds since the
-epoch). It has no end while it runs, and a reason only if it crashed.
+An attempt is one start of a trial, stored as ``{"started": s, "ended": s, "reason": …, "message": …}`` (seconds since
+the epoch). It has no end while it runs, and a reason only if it crashed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Early stopping: the scores of trials at their rungs, and Optuna's pruner, which decides from the storage alone.
 
-A rung is a number of training images at which the rung metric is scored on fewer samples. With one study metric the rung
-scores are the trial's intermediate values. Optuna keeps none for several metrics; there the scores of `study.rung_metric`
-are stored in a shadow study `NAME/rungs` with the same trial numbers.
+A rung is a number of training images at which the rung metric is scored on fewer samples. With one study metric the
+rung scores are the trial's intermediate values. Optuna keeps none for several metrics; there the scores of
+`study.rung_metric` are stored in a shadow study `NAME/rungs` with the same trial numbers.
 """
 
 from __future__ import annotations
@@ -102,18 +102,19 @@ def rung_values(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, float]]:
 
 
 def rung_correlation(rungs: Mapping[int, Mapping[int, float]], final: Mapping[int, float]) -> list[dict[str, Any]]:
-    """Rank correlation of each rung with each later one and the end: whether a short run ranks the trials as a long one.
+    """Rank correlation of each rung with each later one and the end: whether a short run ranks the trials as a long
+    one.
 
-    Only trials with both values count. Trials that were stopped have no later value, so with a pruner the correlation is
-    that of the surviving trials.
+    Only trials with both values count. Trials that were stopped have no later value, so with a pruner the correlation
+    is that of the surviving trials.
 
     Args:
         rungs: trial number → {images: score}.
         final: trial number → final score.
 
     Returns:
-        Rows {rung, later (images, or "end"), trials, spearman, kendall}; the two are None with fewer than three trials or
-        without variation.
+        Rows {rung, later (images, or "end"), trials, spearman, kendall}; the two are None with fewer than three trials
+        or without variation.
     """
     lengths = sorted({images for values in rungs.values() for images in values})
     sides = {

@@ -1,7 +1,7 @@
 """Queued trials: configurations that somebody wants to be run next, in whole or in part.
 
-They come from `study.queue` of a space file, from `queue_trial`, or from Optuna's own `Study.enqueue_trial` (also through
-optuna-dashboard). They run before the sampler's proposals; parameters that they leave out are sampled.
+They come from `study.queue` of a space file, from `queue_trial`, or from Optuna's own `Study.enqueue_trial` (also
+through optuna-dashboard). They run before the sampler's proposals; parameters that they leave out are sampled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def check_queued(config: Config, values: Mapping[str, Any], where: str) -> dict[
         where: names the trial in messages.
 
     Raises:
-        ConfigError: an unknown parameter, a value outside its range, or a parameter whose condition these values do not meet.
+        ConfigError: an unknown parameter, a value outside its range, or a parameter whose condition these values do not
+            meet.
     """
     entries = searched_entries(config)
     checked = {}

@@ -1,17 +1,19 @@
 """Samplers by name.
 
-Every proposal is drawn with a seed of its own (study seed, trial number), so it depends on the finished trials alone and not
-on how often the driver was restarted.
+Every proposal is drawn with a seed of its own (study seed, trial number), so it depends on the finished trials alone
+and not on how often the driver was restarted.
 
 The baseline has no parameters. Optuna models the intersection of the parameters of all trials, which the baseline would
-leave empty: `gp` and `nsga2` would draw at random for ever. So samplers see the trials without the baseline. `gp` and `nsga2`
-read completed trials only, so a trial that ended early is shown to them with the worst values so far; and they model the
-parameters that all trials have, so a conditional parameter is drawn at random (`tpe` models each group of parameters).
+leave empty: `gp` and `nsga2` would draw at random for ever. So samplers see the trials without the baseline. `gp` and
+`nsga2` read completed trials only, so a trial that ended early is shown to them with the worst values so far; and they
+model the parameters that all trials have, so a conditional parameter is drawn at random (`tpe` models each group of
+parameters).
 
-Finished trials of other programs, and those of `study.warm_start`, are shown as far as their parameters are in the space.
+Finished trials of other programs, and those of `study.warm_start`, are shown as far as their parameters are in the
+space.
 
-`grid` is not Optuna's `GridSampler`, which numbers its points by trial, counts the baseline among them, and raises at the
-end of a study that is driven by ask and tell.
+`grid` is not Optuna's `GridSampler`, which numbers its points by trial, counts the baseline among them, and raises at
+the end of a study that is driven by ask and tell.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ def make_sampler(
         config: of the study.
         number: of the trial, which seeds the sampler.
         space: the searched parameters.
-        index: position of the trial among the sampled ones, the baseline being 0: up to `study.startup_trials` a point of
-            the scrambled Sobol sequence, then `study.sampler`; of a grid, its points in order. None for a queued trial,
-            whose missing parameters take no point.
+        index: position of the trial among the sampled ones, the baseline being 0: up to `study.startup_trials` a point
+            of the scrambled Sobol sequence, then `study.sampler`; of a grid, its points in order. None for a queued
+            trial, whose missing parameters take no point.
         prior: finished trials of another study, in the form of `prior_trials`.
     """
     study = config.study

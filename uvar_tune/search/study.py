@@ -1,19 +1,21 @@
 """The search: proposes trials, and records their rung scores and outcomes.
 
-States, parameters, scores and attempts of every trial are in the Optuna storage, written here and by the driver alone. A
-trial keeps its number over all its attempts; a trial that a dead driver left RUNNING is proposed again, with the same
+States, parameters, scores and attempts of every trial are in the Optuna storage, written here and by the driver alone.
+A trial keeps its number over all its attempts; a trial that a dead driver left RUNNING is proposed again, with the same
 parameters, before any new one.
 
-Outcomes: COMPLETE with a score · PRUNED with `outcome` stopped (at a rung), diverged, out_of_memory or infeasible, so that
-the sampler avoids it · crash and preemption: the same trial again, then FAIL after `run.max_attempts` crashes, or PRUNED as
-out_of_memory if every crash was a node low on memory.
+Outcomes: COMPLETE with a score · PRUNED with `outcome` stopped (at a rung), diverged, out_of_memory or infeasible, so
+    that
+the sampler avoids it · crash and preemption: the same trial again, then FAIL after `run.max_attempts` crashes, or
+PRUNED as out_of_memory if every crash was a node low on memory.
 
-Training seeds differ from trial to trial, so that the search does not fit one of them. A grid learns nothing from one trial
-for the next: all its trials have the same training seeds, so they are paired with the baseline and with each other, and the
-same grid under another `study.seed` is a replicate.
+Training seeds differ from trial to trial, so that the search does not fit one of them. A grid learns nothing from one
+trial for the next: all its trials have the same training seeds, so they are paired with the baseline and with each
+other, and the same grid under another `study.seed` is a replicate.
 
-Trials of the study that other programs made: queued ones (`Study.enqueue_trial`, optuna-dashboard) are run first; finished
-ones inform the sampler; running ones are left to their program. None of these but the queued ones is ranked or counted.
+Trials of the study that other programs made: queued ones (`Study.enqueue_trial`, optuna-dashboard) are run first;
+finished ones inform the sampler; running ones are left to their program. None of these but the queued ones is ranked or
+counted.
 """
 
 from __future__ import annotations
@@ -59,14 +61,15 @@ _LOG = logging.getLogger(__name__)
 class Search:
     """A study's trials on a persistent Optuna storage.
 
-    Not thread-safe. One driver has it and is the only writer, so its counters, read from the storage at the start, stay true.
+    Not thread-safe. One driver has it and is the only writer, so its counters, read from the storage at the start, stay
+    true.
 
     Args:
         config: of the study.
         storage_url: ``journal:PATH`` or an Optuna storage URL.
         clock: seconds since the epoch, for the start and end of attempts.
-        last_active: trial number → when the attempt of a dead driver was last active (the time of its last log record), for
-            the budgets. Without it such an attempt costs nothing.
+        last_active: trial number → when the attempt of a dead driver was last active (the time of its last log record),
+            for the budgets. Without it such an attempt costs nothing.
         sub_study: a search of its own next to the study's, in the Optuna study `NAME/SUB_STUDY`.
     """
 
@@ -99,8 +102,8 @@ class Search:
         """The next attempt: an interrupted trial, else a queued one, else a new one.
 
         Returns:
-            None if all have been proposed, if a budget is used up, or while the baseline still runs and the other trials
-            need its scores; `stop_reason` tells whether this is final.
+            None if all have been proposed, if a budget is used up, or while the baseline still runs and the other
+            trials need its scores; `stop_reason` tells whether this is final.
         """
         self._prepare()
         while self._interrupted:
@@ -333,7 +336,9 @@ class Search:
         return make_sampler(self.config, number, self._entries, index=index, prior=self._prior)
 
     def _index(self, number: int) -> int:
-        """The position of a trial among the sampled ones, which queued trials and those of other programs do not shift."""
+        """The position of a trial among the sampled ones, which queued trials and those of other programs do not
+        shift.
+        """
         trials = self.study.get_trials(deepcopy=False)[:number]
         return sum(is_own(trial) and trial.user_attrs["kind"] != QUEUED for trial in trials)
 

@@ -1,7 +1,7 @@
 """Warm start: the completed trials of another study as prior information for the sampler.
 
-They are copied once, at the first proposal, into the Optuna study `NAME/warm_start`. So proposals do not change if the other
-study goes on or disappears. They are never run, ranked or counted.
+They are copied once, at the first proposal, into the Optuna study `NAME/warm_start`. So proposals do not change if the
+other study goes on or disappears. They are never run, ranked or counted.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def source_trials(config: Config) -> list[FrozenTrial]:
     """The completed trials of the study that `study.warm_start` names, its baseline excepted.
 
     Raises:
-        ConfigError: there is no such study; it has other metrics or units; it searches parameters that this study does not;
-            or none of its trials is in this study's space.
+        ConfigError: there is no such study; it has other metrics or units; it searches parameters that this study does
+            not; or none of its trials is in this study's space.
     """
     url, name = _locate(config)
     if not study_exists(url, name):
