@@ -79,10 +79,12 @@ def named_scores(config: Config) -> set[str]:
 
 
 def violations(config: Config, told: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float]:
-    """How far each constraint is overstepped, at most 0 where it holds, in the unit of its score.
+    """The excess over each constraint in the unit of its score; at most 0 if it holds.
 
     Args:
-        told, baseline: score or cost → value, of the trial and of the baseline.
+        config: of the study.
+        told: score or cost → value, of the trial.
+        baseline: the same of the baseline.
 
     Raises:
         KeyError: a score that a constraint names is missing.

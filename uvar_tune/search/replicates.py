@@ -257,8 +257,8 @@ def _check_max_pairs(storage, study: str, plan: Mapping[str, Any]) -> None:
     fixed, requested = stored.get("max_pairs"), plan.get("max_pairs")
     if None not in (fixed, requested) and fixed != requested:
         raise ConfigError(
-            f"{requested} replicates, but the maximum of {study!r} was fixed at {fixed} before its first pair was looked "
-            "at: a test with another maximum would not keep its error rate",
+            f"{requested} replicates, but the maximum of {study!r} was fixed at {fixed} before its first look: "
+            "a test with another maximum would not keep its error rate",
             where="study.confirm_replicates",
             nearest=str(fixed),
         )

@@ -277,7 +277,8 @@ def open_study(storage, name: str, directions: list[str], space: dict[str, Any])
     stored = [direction.name.lower() for direction in study.directions]
     if stored != directions:
         raise ConfigError(
-            f"the stored study {name!r} is to {', '.join(stored)} its metrics, this one is to {', '.join(directions)} them",
+            f"the stored study {name!r} is to {', '.join(stored)} its metrics, this one is to "
+            f"{', '.join(directions)} them",
             where="study.metric",
         )
     attributes = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
@@ -381,8 +382,8 @@ def require_existing_study(url: str, study: str, directory: Path) -> bool:
         return True
     if is_study_directory(directory) and any(directory.glob("trials/*")):
         raise ConfigError(
-            f"{redact_url(url.removeprefix('journal:'))} does not hold study {study!r}, whose trials are in {directory}: "
-            "give the storage with which it was started (UVAR_STORAGE), or restore it",
+            f"{redact_url(url.removeprefix('journal:'))} does not hold study {study!r}, whose trials are in "
+            f"{directory}: give the storage with which it was started (UVAR_STORAGE), or restore it",
             where=_WHERE,
         )
     return False

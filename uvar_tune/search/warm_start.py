@@ -52,7 +52,8 @@ def source_trials(config: Config) -> list[FrozenTrial]:
     stored = [way.name.lower() for way in source.get_study_directions(source.get_study_id_from_name(name))]
     if stored != directions(config):
         raise ConfigError(
-            f"study {name!r} is to {', '.join(stored)} its metrics, this one is to {', '.join(directions(config))} them",
+            f"study {name!r} is to {', '.join(stored)} its metrics, this one is to "
+            f"{', '.join(directions(config))} them",
             where=_WHERE,
         )
     space = searched_entries(config)
