@@ -156,7 +156,7 @@ def test_hours_and_bytes_follow_from_finished_trials(tmp_path, at_once, hours):
     config = study(tmp_path, run={"root": str(tmp_path), "cpus_per_worker": 0.01, "max_concurrent": at_once})
     begun(config, tmp_path, finished=2)
     text = said(config)
-    assert f"trials at once: {at_once}; a trial asks for 1 worker with 0.01 CPUs" in text
+    assert f"trials at once: {at_once}; a trial requests 1 worker with 0.01 CPUs" in text
     assert (
         f"expected, from 2 finished trials: 60.0 minutes and 30.0 MiB a trial, {hours:.2f} hours and {90 * MIB / GIB:.2f} GiB "
         "for the 3 that are left"

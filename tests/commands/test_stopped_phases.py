@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,7 @@ from tests.helpers.search_cases import NARROW, details, run_to_end, scored, stud
 from uvar_tune.commands.callbacks import NotifyingRunner
 from uvar_tune.commands.phases import Phases
 from uvar_tune.errors import ConfigError
-from uvar_tune.ray_backend.searcher import StudySearcher
+from uvar_tune.ray_backend.tuner import StudySearcher
 from uvar_tune.specs import StudyCallbacks, crash
 from uvar_tune.study_dir import StudyDirectory
 
@@ -26,17 +25,17 @@ class SimulatedRunner:
     """Training simulated: each trial gets a score; a signal comes after some trials of the baseline's tuning."""
 
     def __init__(self, until: int | None):
-        self.signals, self.ran, self._until = SimpleNamespace(asked=threading.Event()), [], until
+        self.stop, self.ran, self._until = SimpleNamespace(stop_requested=False), [], until
 
     def run(self, work, concurrent):
         count = 0
-        while not self.signals.asked.is_set() and (proposal := work.ask()) is not None:
+        while not self.stop.stop_requested and (proposal := work.ask()) is not None:
             value = 5 + abs(proposal.values.get(RATE, 1e-3) - 5e-3)
             work.complete(proposal.number, scored(value, {**details(fid=value), "protocol": {"samples": 1}}))
             self.ran.append((work.phase, proposal.number))
             count += 1
             if work.phase == "baseline" and count == self._until:
-                self.signals.asked.set()
+                self.stop.stop_requested = True
 
 
 @pytest.mark.parametrize("until", [1, 2, 3])
@@ -86,8 +85,6 @@ def test_a_config_error_of_a_trial_ends_the_study(tmp_path):
 
 
 def test_nothing_begins_after_a_signal():
-    asked = threading.Event()
     work = SimpleNamespace(ask=lambda: pytest.fail("it was asked"))
-    searcher = StudySearcher(work, 2, dict, print, print, lambda proposal: None, asked.is_set)
-    asked.set()
+    searcher = StudySearcher(work, 2, callbacks=None, stop_requested=lambda: True)
     assert searcher.suggest("a") == searcher.FINISHED

@@ -14,7 +14,7 @@ from tests.helpers.commands import environment
 GROUP = """
 import json, sys
 from uvar_tune.config.schema import Config
-from uvar_tune.ray_backend.cluster import cluster
+from uvar_tune.ray_backend.cluster import ray_cluster
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.ray_backend.trainer import run_worker_group
 from uvar_tune.specs import WorkerGroupSpec
@@ -33,7 +33,7 @@ def loop(parameters):
 
 config = Config.model_validate({"run": {"cpus_per_worker": 0.5}})
 spec = WorkerGroupSpec(config=config, directory=sys.argv[1], seeds={}, run_name="group", ray_directory=sys.argv[1])
-with cluster():
+with ray_cluster():
     print(json.dumps(run_worker_group(spec, GracefulShutdown(), loop).to_dict()))
 """
 NEEDED = 6 * 2**30

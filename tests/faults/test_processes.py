@@ -162,7 +162,7 @@ def test_more_nodes_are_lost_than_a_trial_can_do_without(begin, nodes, root, cli
     )
     text, _ = process.communicate(timeout=240)
     assert process.returncode == 1, text
-    needs = "a trial asks for 2 workers with 1 CPUs and 0 GPUs each, a worker on one node; the cluster has 1 node, 1 CPUs, 0 GPUs"
+    needs = "a trial requests 2 workers with 1 CPUs and 0 GPUs each, a worker on one node; the cluster has 1 node, 1 CPUs, 0 GPUs"
     assert text.count(f"waiting for nodes, 20 s at most: {needs}") == 1, text
     assert text.rstrip().splitlines()[-1] == (
         f"error: {needs}, and no more came in 20 s (run.wait_resources_sec). The same command continues"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from uvar_tune.errors import ConfigError
-from uvar_tune.ray_backend.cluster import cluster
+from uvar_tune.ray_backend.cluster import ray_cluster
 from uvar_tune.ray_backend.trainer import crash_outcome
 from uvar_tune.specs import CrashReason, OutcomeKind, TrialOutcome, crash
 from uvar_tune.trial.assets import _facts
@@ -74,7 +74,7 @@ def test_a_tokenizer_whose_facts_were_not_written_is_trained_again(tmp_path):
 def test_a_client_of_ray_is_told_to_submit(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://headnode:10001")
     with (
-        pytest.raises(ConfigError, match="'ray://headnode:10001' is a client's address.*ray job submit"),
-        cluster(),
+        pytest.raises(ConfigError, match="'ray://headnode:10001' is the address of a Ray client.*ray job submit"),
+        ray_cluster(),
     ):
         pass

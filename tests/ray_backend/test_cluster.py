@@ -14,7 +14,7 @@ from ray.util import get_node_ip_address
 from tests.helpers.commands import environment
 from tests.helpers.ray_head import BIN, Cluster, free_ports
 from uvar_tune.config.loading import validate
-from uvar_tune.ray_backend.cluster import asked, fitting
+from uvar_tune.ray_backend.capacity import count_fitting_trials, describe_request
 
 HEAD = "f" * 51 + "00000"  # the provider for tests knows the head by this id
 HEAD_TYPE = "ray.head.default"  # and by this type
@@ -38,13 +38,16 @@ HEAD_TYPE = "ray.head.default"  # and by this type
 )
 def test_as_many_trials_as_the_nodes_hold(nodes, run, trials):
     config = validate({"run": run, "training": {"batch_size": 96, "images": 32064}}, "test")
-    assert fitting(config, nodes) == trials
+    assert count_fitting_trials(config.run, nodes) == trials
 
 
 def test_what_a_trial_takes_in_words():
-    assert asked(validate({}, "test")) == "a trial asks for 1 worker with 1 CPUs and 0 GPUs, a worker on one node"
-    assert "2 workers with 1.5 CPUs and 1 GPUs each" in asked(
-        validate({"run": {"workers": 2, "cpus_per_worker": 1.5, "gpus_per_worker": 1}}, "test")
+    assert (
+        describe_request(validate({}, "test").run)
+        == "a trial requests 1 worker with 1 CPUs and 0 GPUs, a worker on one node"
+    )
+    assert "2 workers with 1.5 CPUs and 1 GPUs each" in describe_request(
+        validate({"run": {"workers": 2, "cpus_per_worker": 1.5, "gpus_per_worker": 1}}, "test").run
     )
 
 
@@ -57,7 +60,7 @@ def test_a_fixed_cluster_that_is_too_small_is_not_waited_for(ray_cluster, space)
     told = refused.stdout + refused.stderr
     assert refused.returncode and "exit code 2" in told and "waiting for the autoscaler" not in told
     assert (
-        "a trial asks for 1 worker with 64 CPUs and 0 GPUs, a worker on one node; the cluster has 1 node, 2 CPUs, 0 GPUs"
+        "a trial requests 1 worker with 64 CPUs and 0 GPUs, a worker on one node; the cluster has 1 node, 2 CPUs, 0 GPUs"
         in told
     )
 

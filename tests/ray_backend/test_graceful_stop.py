@@ -19,7 +19,7 @@ STUDY = {"trials": 1, "rungs": [RUNG], "rung_samples": 32, "pruner": "median"}
 @pytest.fixture
 def signals(log_lines):
     made = GracefulShutdown()  # not entered: no Ray runs here
-    before = signal.signal(signal.SIGTERM, made._stop)
+    before = signal.signal(signal.SIGTERM, made._on_signal)
     yield made, log_lines
     signal.signal(signal.SIGTERM, before)
 
@@ -33,7 +33,7 @@ def test_what_runs_is_asked_and_one_stop_that_comes_twice_is_one(signals):
         signal.raise_signal(signal.SIGTERM)
         return "saved"
 
-    assert made.running(run) == "saved" and made.asked.is_set()
+    assert made.run_blocking(run) == "saved" and made.stop_requested
     assert len(said) == 1 and "saves a checkpoint" in said[0]
 
 
@@ -47,7 +47,7 @@ def test_a_second_stop_does_not_wait(signals):
         pytest.fail("it went on")
 
     with pytest.raises(KeyboardInterrupt):
-        made.running(run)
+        made.run_blocking(run)
 
 
 def test_where_nothing_runs_the_program_ends_at_once(signals):

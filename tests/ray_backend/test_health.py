@@ -11,12 +11,12 @@ import threading
 import pytest
 
 from tests.helpers.commands import environment, free_port
-from uvar_tune.ray_backend.health import Place, answering
+from uvar_tune.ray_backend.health import Endpoint, wait_for_port
 
 WAITS = """
 import sys, time
-from uvar_tune.ray_backend.health import RayHealthMonitor, Place
-with RayHealthMonitor(Place("Ray's head", sys.argv[1], float(sys.argv[2]))):
+from uvar_tune.ray_backend.health import Endpoint, RayHealthMonitor, abort_process
+with RayHealthMonitor(Endpoint("Ray's head", sys.argv[1], float(sys.argv[2])), report=abort_process):
     print("watching", flush=True)
     sys.stdin.read()
 print("left in order", flush=True)
@@ -78,16 +78,16 @@ def test_it_ends_also_where_nobody_takes_the_line(listener):
 
 def test_a_process_without_a_free_socket_learns_nothing(listener):
     """Which is no reason to end a study."""
-    place = Place("Ray's head", "{}:{}".format(*listener.getsockname()), 0)
+    place = Endpoint("Ray's head", "{}:{}".format(*listener.getsockname()), 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert place.listens()
+    assert place.is_reachable()
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        assert place.listens()
+        assert place.is_reachable()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     listener.close()
-    assert not place.listens()
+    assert not place.is_reachable()
 
 
 def test_a_head_that_comes_back_in_time_goes_unnoticed(listener):
@@ -104,7 +104,7 @@ def test_a_head_that_comes_late_is_waited_for():
         late.bind(("127.0.0.1", 0))
         begun = threading.Timer(1.5, late.listen)
         begun.start()
-        answering("{}:{}".format(*late.getsockname()), 30)
+        wait_for_port("{}:{}".format(*late.getsockname()), 30)
         assert begun.finished.is_set()
 
 
@@ -118,8 +118,8 @@ def test_a_head_that_comes_late_is_waited_for():
 )
 def test_an_address_at_which_no_head_listens_is_told_from_one(address, error, said):
     with pytest.raises(error, match=said):
-        answering(address.format(port=free_port()), 0)
+        wait_for_port(address.format(port=free_port()), 0)
 
 
 def test_where_to_find_a_head_is_left_to_ray():
-    answering("auto", 0)
+    wait_for_port("auto", 0)

@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from tests.helpers.commands import environment
-from uvar_tune.ray_backend.process_roles import KIND, TASK, WORKER
+from uvar_tune.ray_backend.prestart import ROLE_VARIABLE, TASK, WORKER
 
 pytestmark = pytest.mark.faults
 STUDY = """
 import json, os, sys, time
 import psutil, ray
-from uvar_tune.ray_backend.cluster import cluster
+from uvar_tune.ray_backend.cluster import ray_cluster
 from uvar_tune.ray_backend.prestart import WorkerPrestarter
 
 
@@ -49,7 +49,7 @@ def idle():
 def begin(trials, left):
     # the actors of trials that begin together, and the processes that wait when they work
     for trial in range(trials):
-        warm.began(left + trials - 1 - trial)
+        warm.on_trial_start(left + trials - 1 - trial)
     actors = [actor.remote() for _ in range(trials) for actor in KINDS]
     pids = {ray.get(actor.process.remote())[0] for actor in actors}
     return actors, pids, idle()
@@ -63,7 +63,7 @@ def more_than(before, count, wait_sec):
     return idle() - before
 
 
-with cluster(), WorkerPrestarter() as warm:
+with ray_cluster(), WorkerPrestarter() as warm:
     first, _, before = begin(1, 0)
     none = more_than(before, 1, 12)
     both, pids, before = begin(2, 1)
@@ -96,12 +96,12 @@ def test_the_next_actor_takes_a_process_that_waits(tmp_path):
 @pytest.mark.parametrize(
     "kind, has, lacks",
     [
-        ({KIND: TASK}, ["ray"], ["ray.train", "torch"]),
-        ({KIND: WORKER}, ["torch._dynamo", "uvar_tune.trial.trial"], []),
+        ({ROLE_VARIABLE: TASK}, ["ray"], ["ray.train", "torch"]),
+        ({ROLE_VARIABLE: WORKER}, ["torch._dynamo", "uvar_tune.trial.trial"], []),
     ],
 )
 def test_a_process_imports_what_its_kind_needs(kind, has, lacks):
-    asked = "from uvar_tune.ray_backend.process_roles import setup; setup(); import json, sys; print(json.dumps([*sys.modules]))"
+    asked = "from uvar_tune.ray_backend.prestart import worker_setup_hook; worker_setup_hook(); import json, sys; print(json.dumps([*sys.modules]))"
     done = subprocess.run(
         [sys.executable, "-c", asked], env=environment(**kind), capture_output=True, text=True, timeout=120
     )
@@ -121,13 +121,17 @@ for name in ("is_available", "device_count", "_lazy_init", "_device_count_nvml")
     spied(torch.cuda, name)
 if hasattr(torch._C, "_cuda_getDeviceCount"):
     spied(torch._C, "_cuda_getDeviceCount")
-from uvar_tune.ray_backend.process_roles import setup
-setup()
+from uvar_tune.ray_backend.prestart import worker_setup_hook
+worker_setup_hook()
 print(looked)
 torch.cuda.is_available()
 print(looked[:1])
 """
     done = subprocess.run(
-        [sys.executable, "-c", asked], env=environment(**{KIND: WORKER}), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", asked],
+        env=environment(**{ROLE_VARIABLE: WORKER}),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.stdout.splitlines() == ["[]", "['is_available']"], done.stderr

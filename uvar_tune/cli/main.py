@@ -22,6 +22,7 @@ from uvar_tune.cli import doctor, evaluate, sample, study, train
 from uvar_tune.cli.options import echo
 from uvar_tune.cli.usage import Command, usage
 from uvar_tune.errors import BAD_INPUT, FAILED, INTERRUPTED, ConfigError, OutOfMemory, StepFailed, UvarError
+from uvar_tune.ray_backend import health
 from uvar_tune.tracking import mlflow_client
 
 PROGRAM = "uvar-tune"
@@ -130,6 +131,7 @@ def _run(arguments: list[str]) -> int | None:
         os.environ.setdefault(name, value)
     for name in mlflow_client.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    health.set_abort(health.abort_process)
     try:
         with log_to_stream("stderr" if arguments[0] == "bench" else "stdout"):
             return app(arguments, standalone_mode=False, prog_name=PROGRAM)

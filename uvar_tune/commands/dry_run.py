@@ -113,37 +113,37 @@ def _check_machine(config: Config) -> tuple[int, str]:
     Raises:
         ConfigError: not even one trial fits and no autoscaler could add nodes, or an input cannot be used.
     """
-    from uvar_tune.ray_backend.autoscaler import autoscaled
-    from uvar_tune.ray_backend.cluster import (
-        asked,
-        cluster,
-        describe,
-        fitting,
+    from uvar_tune.ray_backend.autoscaler import has_autoscaler
+    from uvar_tune.ray_backend.capacity import (
+        count_fitting_trials,
+        describe_cluster,
+        describe_request,
+        local_resources,
         node_resources,
-        run_as_task,
-        this_machine,
     )
+    from uvar_tune.ray_backend.cluster import ray_cluster, run_as_task
     from uvar_tune.trial.preflight import check_inputs
 
     run, grows = config.run, False
     if os.environ.get("RAY_ADDRESS"):
-        with cluster():
-            fits, resources, grows = fitting(config, node_resources()), f"the cluster has {describe()}", autoscaled()
+        with ray_cluster():
+            fits, grows = count_fitting_trials(run, node_resources()), has_autoscaler()
+            resources = f"the cluster has {describe_cluster()}"
             if fits >= 1:
                 run_as_task(config, check_inputs, config)
     else:
-        nodes = this_machine()
-        fits = fitting(config, nodes)
+        nodes = local_resources()
+        fits = count_fitting_trials(run, nodes)
         resources = f"this machine has {nodes[0]['CPU']:g} CPUs, {nodes[0]['GPU']:g} GPUs"
         if fits >= 1:
             check_inputs(config)
     if fits < 1 and not grows:
-        raise ConfigError(f"{asked(config)}; {resources}", where="run.workers")
+        raise ConfigError(f"{describe_request(run)}; {resources}", where="run.workers")
     concurrent = run.max_concurrent if grows and run.max_concurrent else min(fits, run.max_concurrent or fits)
     request = (
         f"; the autoscaler would be asked for more nodes; the first trial waits {run.wait_resources_sec:g} s at most"
     )
-    return max(1, concurrent), f"{asked(config)}; {resources}{request * grows}"
+    return max(1, concurrent), f"{describe_request(run)}; {resources}{request * grows}"
 
 
 def _estimate(config: Config, trials: int, results: StudyResults | None, concurrent: int) -> str:

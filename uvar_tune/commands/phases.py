@@ -173,13 +173,13 @@ class Phases:
 
     def _confirm(self, runner: TuneRunner, concurrent: int) -> None:
         results, tuned = load_results(self.config, self.files), self._tuned_baseline(runner, concurrent)
-        if runner.signals.asked.is_set():
+        if runner.stop.stop_requested:
             return  # the search of the baseline's parameters is incomplete
         work = self.confirm(confirm_arms(self.config, results, tuned))
         if work.phase != "confirm":
             logger.info(f"  the arms have changed: they are confirmed on fresh seeds, as {work.phase}")
         runner.run(work, concurrent)
-        if not runner.signals.asked.is_set():
+        if not runner.stop.stop_requested:
             self._decide(work, results)
 
     def confirm(self, arms: dict[str, dict[str, Any]]) -> Replicates:

@@ -90,13 +90,12 @@ class RunSession:
         Raises:
             ConfigError: no cluster answers, it can never hold one trial, or a node does not share `run.root`.
         """
-        from uvar_tune.ray_backend.cluster import capacity, cluster
+        from uvar_tune.ray_backend.capacity import max_concurrent_trials
+        from uvar_tune.ray_backend.cluster import check_shared_filesystem, ray_cluster
         from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
-        from uvar_tune.ray_backend.shared_filesystem import check_shared_filesystem
 
-        self.shutdown = GracefulShutdown()
-        with self.cpu_meter, cluster(), self.shutdown:
-            self.concurrent_trials = capacity(self.config)
+        with self.cpu_meter, ray_cluster() as self._lost_ray, GracefulShutdown(self._lost_ray) as self.shutdown:
+            self.concurrent_trials = max_concurrent_trials(self.config)
             with self._capacity_monitor():
                 check_shared_filesystem(self.files.root)
             yield
@@ -137,6 +136,6 @@ class RunSession:
             return run_worker_group(spec, self.shutdown, loop)
 
     def _capacity_monitor(self):
-        from uvar_tune.ray_backend.capacity_monitor import CapacityMonitor
+        from uvar_tune.ray_backend.capacity import CapacityMonitor
 
-        return CapacityMonitor(self.config)
+        return CapacityMonitor(self.config.run, self._lost_ray.report)

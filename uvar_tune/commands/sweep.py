@@ -113,7 +113,7 @@ def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallback
         runner = NotifyingRunner(runner, callbacks or StudyCallbacks())
         for name in names:
             phases.run(name, runner, session.concurrent_trials)
-            if session.shutdown.asked.is_set():
+            if session.shutdown.stop_requested:
                 raise KeyboardInterrupt
     return phases
 

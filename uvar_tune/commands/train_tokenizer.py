@@ -133,7 +133,7 @@ def _path(files: StudyDirectory) -> Path:
 
 
 def _train(session: RunSession, seeds: dict[str, int]) -> TrialOutcome:
-    from uvar_tune.ray_backend.worker import work_on_tokenizer
+    from uvar_tune.ray_backend import trainer
     from uvar_tune.trial.tokenizer_trial import check_run
 
     config, files = session.config, session.files
@@ -162,7 +162,7 @@ def _train(session: RunSession, seeds: dict[str, int]) -> TrialOutcome:
             ray_directory=str(files.directory / "ray"),
             worker_retries=config.run.max_attempts - 1,
         )
-        outcome = session.run_worker_group(spec, "tokenizer", config.tokenizer.images, work_on_tokenizer)
+        outcome = session.run_worker_group(spec, "tokenizer", config.tokenizer.images, trainer.train_tokenizer)
     session.status = "FINISHED" if outcome.kind is OutcomeKind.COMPLETE else "FAILED"
     metrics = {f"held_out/{key}": value for key, value in outcome.scores.items()}
     session.tracker.finish_trial(0, status=session.status, metrics=metrics)

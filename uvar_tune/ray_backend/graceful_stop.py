@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM and `ray job stop` end a study in order: the first signal asks, a second one does not wait."""
+"""Ctrl-C, SIGTERM and `ray job stop`: the first signal has workers save a checkpoint, a second one does not wait.
+
+The stop flag is a key in the store of Ray's head. The driver sets it; every worker polls it.
+"""
 
 from __future__ import annotations
 
@@ -11,86 +14,144 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
+
+from uvar_tune.ray_backend import _private
+from uvar_tune.ray_backend.health import LostRay
+
 logger = logging.getLogger(__name__)
 
-_SAVING_SEC = 12.0  # for workers to save where they are and end by themselves
-_CLOSING_SEC = 18.0  # Tune gives what has not ended 10 s more; MLflow and Ray need the rest
-_TWICE_SEC = 1.0  # one stop may come twice, to the process and to its group
+_SAVE_TIMEOUT_SEC = 12.0  # for workers to save a checkpoint and end
+_CLOSE_SEC = 18.0  # Tune grants 10 s more to what has not ended; MLflow and Ray need the rest
+_DUPLICATE_SEC = 1.0  # a stop may arrive twice, for the process and for its group
+_FLAG_POLL_SEC = 0.5
 
 
-class GracefulShutdown:
-    """While it lasts, SIGINT and SIGTERM are noted in ``asked`` and end what runs.
+def stop_flag_key() -> str:
+    """The key of this job's stop flag. Requires a running Ray."""
+    return f"uvar_tune/stop/{ray.get_runtime_context().get_job_id()}"
 
-    Inside `running_tune` and `running` the workers are told to save and end, with which the call returns; what is left
-    of them after some seconds is ended. Outside, KeyboardInterrupt is raised where the program stands. Enter it after
-    `ray.init`, which installs a SIGTERM handler of its own.
+
+def set_stop_flag(key: str) -> None:
+    """Have every worker of a job stop, including those that are only starting."""
+    _private.kv_put(key, b"1")
+
+
+class StopFlagListener:
+    """Polls the stop flag from a background thread so that training never blocks on an unresponsive head node.
+
+    Calling the object returns whether a stop was requested.
     """
 
     def __init__(self):
-        self.asked = threading.Event()
-        self._over = threading.Event()
-        self._end: Callable[[], None] | None = None  # how what runs is ended, while something does
-        self._first = 0.0
+        self._requested, self._closed = threading.Event(), threading.Event()
 
-    def __enter__(self) -> GracefulShutdown:
-        from uvar_tune.ray_backend.stop_flag import stop_key
-
-        self._key = stop_key()
-        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def __enter__(self) -> StopFlagListener:
+        self._key = stop_flag_key()
+        # not joined: it may wait for the head
+        threading.Thread(target=self._listen, name="stop-flag", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        self._closed.set()
+
+    def __call__(self) -> bool:
+        return self._requested.is_set()
+
+    def _listen(self) -> None:
+        while not self._closed.wait(_FLAG_POLL_SEC):
+            try:
+                flag = _private.kv_get(self._key)
+            except (OSError, RuntimeError, ray.exceptions.RayError):  # a head that is away, a Ray that is ending
+                continue
+            if flag:
+                return self._requested.set()
+
+
+class GracefulShutdown:
+    """Context manager in which SIGINT and SIGTERM request a stop.
+
+    Inside `run_tune` and `run_blocking` the workers save a checkpoint and end, then the call returns; workers that take
+    too long are ended. Elsewhere KeyboardInterrupt is raised. Enter it after `ray.init`, which installs a SIGTERM
+    handler of its own. Outside the main thread, where Python allows no handlers, signals are left alone.
+
+    Args:
+        lost: if Ray is lost, nothing can be saved and KeyboardInterrupt is raised at once.
+    """
+
+    def __init__(self, lost: LostRay | None = None):
+        self._lost = lost or LostRay()
+        self._requested, self._returned = threading.Event(), threading.Event()
+        self._end: Callable[[], None] | None = None  # ends the running call
+        self._first_signal = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> GracefulShutdown:
+        self._key = stop_flag_key()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {
+                number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def running_tune(self, run: Callable[[], Any]) -> Any:
-        """The result of ``run()``, which a signal ends early."""
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a stop was requested."""
+        return self._requested.is_set()
+
+    def run_tune(self, fit: Callable[[], Any]) -> Any:
+        """The result of Tune's ``fit``, which a signal ends early."""
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        signal.signal(signal.SIGUSR1, lambda *_: None)  # until Tune has its own: by default it would end the program
-        return self._until_over(run, self.end)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, lambda *_: None)  # until Tune has its own: the default ends the process
+        return self._run(fit, self.end_tune)
 
-    def running(self, run: Callable[[], Any]) -> Any:
-        """The result of ``run()``; KeyboardInterrupt where a signal came and it did not end in time."""
-        return self._until_over(run, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    def run_blocking(self, function: Callable[[], Any]) -> Any:
+        """The result of ``function``.
 
-    def _until_over(self, run: Callable[[], Any], end: Callable[[], None]) -> Any:
-        self._over.clear()
-        self._end = end
-        try:
-            return run()
-        finally:
-            self._end = None
-            self._over.set()
+        Raises:
+            KeyboardInterrupt: a stop was requested and the function did not return in time.
+        """
+        return self._run(function, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
-    def end(self) -> None:
-        """Have Tune return, without a signal from outside."""
-        self.asked.set()
+    def end_tune(self) -> None:
+        """Have Tune return, as if a stop had been requested."""
+        self._requested.set()
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    def _stop(self, number: int, _frame) -> None:
-        again, end = self.asked.is_set(), self._end
-        if again and time.monotonic() - self._first < _TWICE_SEC:
+    def _run(self, function: Callable[[], Any], end: Callable[[], None]) -> Any:
+        self._returned.clear()
+        self._end = end
+        try:
+            return function()
+        finally:
+            self._end = None
+            self._returned.set()
+
+    def _on_signal(self, number: int, _frame) -> None:
+        repeated, end = self.stop_requested, self._end
+        if repeated and time.monotonic() - self._first_signal < _DUPLICATE_SEC:
             return
-        self.asked.set()
-        if end is None or again:
+        self._requested.set()
+        if end is None or repeated or self._lost.error is not None:
             raise KeyboardInterrupt
-        self._first = time.monotonic()
-        logger.info("stopping: what is being trained saves a checkpoint (a second time ends it at once)")
-        for work in (
-            self._tell,
-            lambda: self._ask(end),
-        ):  # not in the handler, which may have broken in on a call of Ray's
+        self._first_signal = time.monotonic()
+        logger.info("stopping: what is being trained saves a checkpoint (a second signal ends it at once)")
+        # not in the handler, which may have interrupted a call of Ray
+        for work in (self._request_stop, lambda: self._end_after_timeout(end)):
             threading.Thread(target=work, name="stopping", daemon=True).start()
 
-    def _tell(self) -> None:
-        from uvar_tune.ray_backend.stop_flag import set_stop_flag
-
-        with contextlib.suppress(Exception):  # a head that is away: then what runs is ended, and nothing saved
+    def _request_stop(self) -> None:
+        with contextlib.suppress(Exception):  # the head is away: the workers are ended and save nothing
             set_stop_flag(self._key)
 
-    def _ask(self, end: Callable[[], None]) -> None:
+    def _end_after_timeout(self, end: Callable[[], None]) -> None:
         job_sec = float(
             os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or 0
         )  # after which `ray job stop` kills this process
-        if not self._over.wait(max(_SAVING_SEC, job_sec - _CLOSING_SEC)):
+        if not self._returned.wait(max(_SAVE_TIMEOUT_SEC, job_sec - _CLOSE_SEC)):
             end()

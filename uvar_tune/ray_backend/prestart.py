@@ -1,15 +1,16 @@
-"""Processes for the next trial, started and with their imports done while the present ones work.
+"""Processes for the next trial, started and with their modules imported while the present trials run.
 
-A trial takes about six processes of Ray, one after the other, and most of the seconds before its first step are their
-starts and imports. Ray keeps a process that has been started ahead of need for the first actor with the same runtime
-environment.
+A trial takes about six processes of Ray, one after the other, and most of the time before its first step is their start
+and their imports. Ray keeps a prestarted process for the first actor with the same runtime environment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
+import os
 import threading
 import time
 from collections import Counter
@@ -17,135 +18,189 @@ from typing import Any, NamedTuple
 
 import ray
 
-from uvar_tune.ray_backend.process_roles import CONTROLLER, DRIVER, OTHER, announce
+from uvar_tune.ray_backend import _private
 
-_EVERY_SEC = 1.0
-_STARTING_SEC = 60.0  # after a trial began, its processes are looked for
-_KINDS, _LAST = {"TrainController": CONTROLLER, "ImplicitFunc": DRIVER}, "RayTrainWorker"  # classes; the last to come
-_QUIET_SEC = (
-    6.0  # after the last: nobody waits any more for the cores that imports will take; shorter trials are over by then
-)
-_MOST_SEC = 20.0  # whatever comes
-_KEPT_SEC = 3600
+logger = logging.getLogger(__name__)
+
+ROLE_VARIABLE = "UVAR_PROCESS"
+WORKER, TASK = "worker", "task"  # a Train worker; a task of ours
+CONTROLLER, DRIVER, OTHER = "controller", "driver", "other"  # roles that the environment does not tell: announced
+_ROLES = {_private.CONTROLLER_CLASS: CONTROLLER, _private.TRIAL_DRIVER_CLASS: DRIVER}
+_MODULES = {
+    WORKER: ("uvar_tune.ray_backend.trainer", "uvar_tune.trial.trial", "torch._dynamo"),  # torch.optim imports the last
+    CONTROLLER: ("ray.tune", "ray.train.torch"),
+    DRIVER: ("uvar_tune.ray_backend.trainer",),
+    OTHER: (),
+}
+_CONTROLLER_HELPER_MODULES = ("ray.train",)
+_POLL_SEC = 1.0
+_START_SEC = 60.0  # after the start of a trial, in which its processes are looked for
+# After the last process of a trial nobody waits for the cores that imports will take; shorter trials have ended by
+# then.
+_QUIET_SEC = 6.0
+_MAX_WAIT_SEC = 20.0
+_KEEP_ALIVE_SEC = 3600
 
 
-class _Wanted(NamedTuple):
-    """A process to be started: of which kind, on which node, with which runtime environment (as Ray writes it)."""
+def task_runtime_env() -> dict[str, Any]:
+    """The runtime environment of our own tasks: they import when Ray has assigned their CPUs."""
+    return {"env_vars": {ROLE_VARIABLE: TASK}}
 
-    kind: str
+
+def worker_runtime_env(cpus: float) -> dict[str, Any]:
+    """The runtime environment of a Train worker. Libraries are imported before Ray assigns CPUs: their threads are
+    set.
+    """
+    return {"env_vars": {ROLE_VARIABLE: WORKER, "OMP_NUM_THREADS": str(max(1, int(cpus)))}}
+
+
+def worker_setup_hook() -> None:
+    """Import the modules that this process will need. Ray calls it by name in every process of a job.
+
+    The environment tells Train workers and our own tasks. Train controllers and trial drivers have the environment of
+    their helper actors, so they are announced through the store of the head (`announce`). A wrong guess costs one
+    import too many, or a later one. No module may initialise CUDA: the GPUs of the process are assigned later.
+    """
+    role = os.environ.get(ROLE_VARIABLE)
+    if role == TASK:
+        return
+    if role == WORKER:
+        modules = _MODULES[WORKER]
+    elif _private.CONTROLLER_VARIABLE in os.environ:
+        modules = _MODULES[CONTROLLER] if _claim(CONTROLLER) else _CONTROLLER_HELPER_MODULES
+    else:
+        modules = _MODULES[DRIVER] if _claim(DRIVER) else ()
+    for module in modules:
+        importlib.import_module(module)
+
+
+def announce(role: str, node: str | None = None) -> None:
+    """Announce the role of the next process that a node starts for this job.
+
+    Args:
+        role: CONTROLLER or DRIVER.
+        node: its id; by default, the node of this process.
+    """
+    with contextlib.suppress(RuntimeError, OSError, ray.exceptions.RayError):  # the process then imports later
+        _private.kv_put(_key(role, node), b"1")
+
+
+def _claim(role: str) -> bool:
+    """Whether this process takes the announced role; then no other does."""
+    try:
+        return _private.kv_delete(_key(role))
+    except (RuntimeError, OSError, ray.exceptions.RayError):
+        return False
+
+
+def _key(role: str, node: str | None = None) -> str:
+    context = ray.get_runtime_context()
+    return f"uvar_tune/{role}/{context.get_job_id()}/{node or context.get_node_id()}"
+
+
+class ProcessRequest(NamedTuple):
+    """A process to be started.
+
+    Args:
+        role: of the process.
+        node: id of the node.
+        runtime_env: serialised by Ray.
+    """
+
+    role: str
     node: str
-    environment: str
+    runtime_env: str
 
 
 class WorkerPrestarter:
-    """While it lasts, has Ray start, for each process that a trial took, another on the same node for a later one.
+    """Context manager that prestarts, for every process that a trial uses, one more on the same node for the next
+    trial.
 
-    It asks each node's raylet by a call that Ray's own clients have and its Python interface has not. Where that fails,
-    trials start as slowly as without it, and nothing else changes.
+    Uses the raylet's `PrestartWorkers` RPC, which has no public Python API. If the RPC fails, trials start without
+    prestarted processes.
     """
 
     def __init__(self):
-        self._over = threading.Event()
-        self._until = self._newest = self._oldest = 0.0
-        self._left = self._ready = 0  # trials to come; for how many of these the processes have been started
-        self._last = False
+        self._closed = threading.Event()
+        self._poll_until = self._newest = self._oldest = 0.0
+        self._remaining = self._ready = 0  # trials to come, and how many of them have prestarted processes
+        self._complete = False
         self._seen: set[str] = set()
-        self._taken: dict[str, _Wanted] = {}  # by actor: what trials have taken and nobody has replaced yet
-        self._wanted: list[_Wanted] = []  # what is to be started, in this order
+        self._in_use: dict[str, ProcessRequest] = {}  # by actor; used by trials and not yet replaced
+        self._requests: list[ProcessRequest] = []  # to be started, in this order
 
     def __enter__(self) -> WorkerPrestarter:
         self._job = ray.get_runtime_context().get_job_id()
-        threading.Thread(
-            target=self._watch, name="warm", daemon=True
-        ).start()  # not joined: a lost head does not answer
+        # not joined: a lost head does not answer
+        threading.Thread(target=self._watch, name="prestart", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._over.set()
+        self._closed.set()
 
-    def began(self, left: int) -> None:
-        """A trial begins, after which ``left`` are still to come."""
-        self._left, self._ready = left, max(0, self._ready - 1)
-        self._until = time.monotonic() + _STARTING_SEC
+    def on_trial_start(self, remaining: int) -> None:
+        """A trial starts; ``remaining`` trials follow."""
+        self._remaining, self._ready = remaining, max(0, self._ready - 1)
+        self._poll_until = time.monotonic() + _START_SEC
 
     def _watch(self) -> None:
-        while not self._over.wait(_EVERY_SEC):
-            if not (self._taken or self._wanted or time.monotonic() < self._until):
+        while not self._closed.wait(_POLL_SEC):
+            if not (self._in_use or self._requests or time.monotonic() < self._poll_until):
                 continue
             try:
-                self._look()
-                self._start_some()
-            except (
-                Exception
-            ) as error:  # of a Ray that has no such call, or that is about to end: it is a matter of speed alone
-                return logging.getLogger(__name__).info("no processes are started ahead of need: %s", error)
+                self._poll()
+                self._start_pending()
+            except Exception as error:  # Ray lacks the RPC or is ending: only speed is lost
+                return logger.debug("no processes are prestarted: %s", error)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
+        """Note the new actors of trials; once they are all there, request one more process for each."""
         from ray.util.state import list_actors
 
         now = time.monotonic()
-        living = list_actors(
-            filters=[("job_id", "=", self._job), ("state", "=", "ALIVE")], detail=True, limit=10000, timeout=30
-        )
-        fresh = [actor for actor in living if actor.actor_id not in self._seen]
-        self._seen |= {actor.actor_id for actor in fresh}
-        if fresh:
-            self._newest, self._oldest = now, self._oldest if self._taken else now
-            for actor in fresh:
-                if not actor.class_name.startswith("_"):  # of these a cluster has one
-                    kind = _KINDS.get(actor.class_name, OTHER)
-                    self._taken[actor.actor_id] = _Wanted(kind, actor.node_id, actor.serialized_runtime_env)
-            self._last = self._last or any(actor.class_name == _LAST for actor in fresh)
-        if (self._last and now - self._newest >= _QUIET_SEC) or now - self._oldest >= _MOST_SEC:
-            alive = {actor.actor_id for actor in living}
-            taken = [wanted for actor, wanted in self._taken.items() if actor in alive]
-            self._taken, self._last = {}, False
-            trials = sum(wanted.kind == CONTROLLER for wanted in taken)
-            followed = min(trials, self._left - self._ready)
-            if followed > 0:
-                self._ready += followed
-                kept = [
-                    wanted
-                    for wanted, count in Counter(taken).items()
-                    for _ in range(math.ceil(count * followed / trials))
-                ]
-                self._wanted += sorted(
-                    kept
-                )  # controllers, drivers, others: an actor gets the oldest process that suits it
+        filters = [("job_id", "=", self._job), ("state", "=", "ALIVE")]
+        alive = list_actors(filters=filters, detail=True, limit=10000, timeout=30)
+        new = [actor for actor in alive if actor.actor_id not in self._seen]
+        self._seen |= {actor.actor_id for actor in new}
+        if new:
+            self._newest, self._oldest = now, self._oldest if self._in_use else now
+            for actor in new:
+                if not actor.class_name.startswith("_"):  # of those a cluster has one
+                    role = _ROLES.get(actor.class_name, OTHER)
+                    self._in_use[actor.actor_id] = ProcessRequest(role, actor.node_id, actor.serialized_runtime_env)
+            self._complete = self._complete or any(actor.class_name == _private.WORKER_CLASS for actor in new)
+        if (self._complete and now - self._newest >= _QUIET_SEC) or now - self._oldest >= _MAX_WAIT_SEC:
+            self._request_next({actor.actor_id for actor in alive})
 
-    def _start_some(self) -> None:
-        """As many as a node starts at once, one for each of its CPUs; it forgets what it is asked for beyond these."""
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]} if self._wanted else {}
-        for name in {wanted.node for wanted in self._wanted}:
-            here = [wanted for wanted in self._wanted if wanted.node == name]
-            if node := nodes.get(name):
-                same = [wanted for wanted in here if wanted.kind == here[0].kind]
-                here = same[: max(1, int(node["Resources"].get("CPU", 0)))]
-                for wanted in here:
-                    self._start(node, wanted)
-            for wanted in here:
-                self._wanted.remove(wanted)
+    def _request_next(self, alive: set[str]) -> None:
+        """Request the processes of as many trials as still follow."""
+        in_use = [request for actor, request in self._in_use.items() if actor in alive]
+        self._in_use, self._complete = {}, False
+        trials = sum(request.role == CONTROLLER for request in in_use)
+        following = min(trials, self._remaining - self._ready)
+        if following <= 0:
+            return
+        self._ready += following
+        requests = [
+            request for request, count in Counter(in_use).items() for _ in range(math.ceil(count * following / trials))
+        ]
+        self._requests += sorted(requests)  # controllers, drivers, others: an actor gets the oldest process that fits
 
-    def _start(self, node: dict[str, Any], wanted: _Wanted) -> None:
-        if wanted.kind != OTHER:
-            announce(wanted.kind, wanted.node)
-        _prestart(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", self._job, wanted.environment)
+    def _start_pending(self) -> None:
+        """Start one process per CPU of each node: a raylet drops what exceeds that."""
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]} if self._requests else {}
+        for node_id in {request.node for request in self._requests}:
+            requests = [request for request in self._requests if request.node == node_id]
+            if node := nodes.get(node_id):
+                same_role = [request for request in requests if request.role == requests[0].role]
+                requests = same_role[: max(1, int(node["Resources"].get("CPU", 0)))]
+                for request in requests:
+                    self._start(node, request)
+            for request in requests:
+                self._requests.remove(request)
 
-
-def _prestart(raylet: str, job: str, environment: str) -> None:
-    """Have a raylet start a process for a job, with a runtime environment as Ray itself writes it."""
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated.common_pb2 import PYTHON
-    from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
-    from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
-    from ray.core.generated.runtime_environment_pb2 import RuntimeEnvInfo
-
-    request = PrestartWorkersRequest(
-        language=PYTHON,
-        job_id=bytes.fromhex(job),
-        num_workers=1,
-        keep_alive_duration_secs=_KEPT_SEC,
-        runtime_env_info=RuntimeEnvInfo(serialized_runtime_env=environment),
-    )
-    with contextlib.closing(init_grpc_channel(raylet)) as channel:
-        NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=30)
+    def _start(self, node: dict[str, Any], request: ProcessRequest) -> None:
+        if request.role != OTHER:
+            announce(request.role, request.node)
+        raylet = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        _private.prestart_worker(raylet, self._job, request.runtime_env, _KEEP_ALIVE_SEC)
