@@ -51,7 +51,8 @@ def wait_for_trial(run: RunConfig, request: str, describe_cluster: Callable[[], 
     try:
         while (remaining := deadline - time.monotonic()) > 0:
             logger.info(
-                f"waiting for the autoscaler, {remaining:.0f} s at most: {request}; the cluster has {describe_cluster()}"
+                f"waiting for the autoscaler, {remaining:.0f} s at most: {request}; "
+                f"the cluster has {describe_cluster()}"
             )
             if group.wait(math.ceil(min(remaining, _LOG_INTERVAL_SEC))):
                 return

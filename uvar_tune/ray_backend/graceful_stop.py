@@ -56,6 +56,7 @@ class StopFlagListener:
         self._closed.set()
 
     def __call__(self) -> bool:
+        """Whether a stop was requested."""
         return self._requested.is_set()
 
     def _listen(self) -> None:
