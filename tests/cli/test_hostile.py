@@ -385,6 +385,8 @@ def test_free_text_settings_are_these():
         "data.classes",
         "evaluation.extractor",
         "run.storage",
+        "study.queue",
+        "study.warm_start",
     }
     free_text = {"study.question"}
     sections = {

@@ -94,7 +94,7 @@ class PostgresqlStore(MLflowStore):
 
     def __init__(self, root: Path, database: str, server=None):
         super().__init__(root)
-        self.database, self.uri = database, server.uri if server else database
+        self.database, self.server, self.uri = database, server, server.uri if server else database
 
     def query(self, sql: str, *arguments) -> list[tuple]:
         import psycopg
