@@ -152,7 +152,7 @@ def evaluate(
         ConfigError: an unknown table, or something named that cannot be used or compared.
     """
     from uvar_tune.commands.evaluate import Request, run_evaluation
-    from uvar_tune.paper.suites import TABLES
+    from uvar_tune.paper.measurements import TABLES
 
     names = [tables] if isinstance(tables, str) else list(tables)
     for name in names:

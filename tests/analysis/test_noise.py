@@ -63,7 +63,7 @@ def test_mean_squares_of_a_table_worked_by_hand():
     assert noise.mean == 4.5
 
 
-def test_a_component_estimated_below_zero_is_told_as_zero():
+def test_negative_component_is_reported_as_zero():
     noise = variance_components([[0.0, 3.0, 0.0], [3.0, 0.0, 3.0], [0.0, 3.0, 0.0]])
     assert noise.shared.raw < 0 and noise.shared.value == noise.shared.sd == noise.shared.low == 0.0
 

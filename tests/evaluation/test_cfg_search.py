@@ -182,7 +182,7 @@ def test_interrupted_search_equals_uninterrupted(axes):
     assert whole.ask() is None
 
 
-def test_tell_takes_the_pending_point_only():
+def test_only_the_pending_point_is_accepted():
     points = InferencePointSearch([CFG_SCALE])
     with pytest.raises(ValueError, match="is not the pending point"):
         points.tell({"cfg_scale": 1.5, "seeds": "selection"}, 1.0)

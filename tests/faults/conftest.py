@@ -1,4 +1,4 @@
-"""The same study, left alone once and begun anew for each fault; what each fault cost stands in a table at the end."""
+"""The same study, once undisturbed and once per fault; a table at the end shows what each fault cost."""
 
 from __future__ import annotations
 

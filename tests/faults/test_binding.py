@@ -1,4 +1,4 @@
-"""What a study starts, Ray with all its processes, or tells people to start, is heard on this machine alone.
+"""What a study starts, Ray with all its processes, or prints a command for, listens on this machine only.
 
 But for the socket at which the ranks of a trial find each other, which is PyTorch's, and listens everywhere while a trial runs.
 """
@@ -52,8 +52,8 @@ def test_servers_are_heard_on_this_machine_alone(cli, space, root):
     assert {"gcs_server", "raylet"} <= {program for program, *_ in sockets}
     assert {program for program, *_ in strangers(sockets)} <= {"ray::RayTrainWorker"}
     assert {address for _, address, port in sockets if port in DASHBOARD} == {"127.0.0.1"}
-    for told in ("MLflow UI:", "Optuna dashboard:"):
-        [command] = [line.removeprefix(told) for line in text.splitlines() if line.startswith(told)]
+    for prefix in ("MLflow UI:", "Optuna dashboard:"):
+        [command] = [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]
         port = free_port()
         server = subprocess.Popen(
             [*shlex.split(command), "--port", str(port)],
@@ -67,6 +67,6 @@ def test_servers_are_heard_on_this_machine_alone(cli, space, root):
             wait_until(
                 lambda server=server, port=port: port in {number for *_, number in listening(server.pid)}, server
             )
-            assert strangers(listening(server.pid)) == [], told
+            assert strangers(listening(server.pid)) == [], prefix
         finally:
             end_session(server)

@@ -38,7 +38,7 @@ def where_they_stand(place: Path) -> list[str]:
 
 
 def test_passwords_stand_nowhere(cli, space, tmp_path, postgresql, ray):
-    """MLflow away at first (its trouble is told), then there; the storage on PostgreSQL; every door that reads the study."""
+    """MLflow away at first (the failure is logged), then available; the storage on PostgreSQL; every command that reads the study."""
     root, server = tmp_path / "runs", MLflow(tmp_path)
     storage = new_database(postgresql, "secret_study").replace("uvar@", "uvar:hunter2-storage@")
     path = space(

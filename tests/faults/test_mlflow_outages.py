@@ -41,7 +41,7 @@ def left_alone(root):
 
 @pytest.fixture
 def study(root, cli, space, tmp_path):
-    """Starts the study under a name, told to a server; (process, its directory, the server)."""
+    """Starts the study under a name, logged to a server; (process, its directory, the server)."""
     server, begun = MLflow(tmp_path), []
 
     def start(name: str):
@@ -102,7 +102,7 @@ def within(directory: Path, began: float, ended: float) -> list[int]:
 
 
 def ended(process, cli, root: Path, server) -> str:
-    """What the sweep said; what it left is sent by the door that it names, where the study was over before the server was back."""
+    """What the sweep said; pending data is sent by the command that it names if the study ended before the server was back."""
     text, _ = process.communicate(timeout=600)
     assert process.returncode == 0, text
     if "They are kept" in text:

@@ -62,11 +62,11 @@ def check(directory: Path) -> None:
         if kind == FINE:
             assert trial.state.name == "COMPLETE"
             continue
-        told, place = trial.user_attrs["message"], directory / "trials" / f"{trial.number:05d}"
-        assert trial.state.name == "PRUNED" and kind in told
+        message, place = trial.user_attrs["message"], directory / "trials" / f"{trial.number:05d}"
+        assert trial.state.name == "PRUNED" and kind in message
         assert trial.user_attrs["outcome"] == ("out_of_memory" if kind == NO_MEMORY else "diverged")
         if kind != NO_MEMORY:  # where memory runs out before the first step there is no batch
-            assert f"its batch: trials/{place.name}/failed_step" in told
+            assert f"its batch: trials/{place.name}/failed_step" in message
             logits, tokens = again(place)
             loss = functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
             assert bool(torch.isfinite(loss)) == (kind == STEEP)  # there the loss is a number and its gradient is none

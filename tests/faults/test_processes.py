@@ -1,4 +1,4 @@
-"""`kill -9` of what stands around the training: controller, driver of a trial, head, node; a job that is stopped."""
+"""`kill -9` of the processes around the training: controller, driver of a trial, head, node; a job that is stopped."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def wait_until(condition, process: subprocess.Popen | None = None, timeout: floa
 def values(
     root: Path, name: str, trials: int = 2, url: str | None = None, images: int = TRAINING["images"]
 ) -> list[float]:
-    """The value of each trial, and that each stands there once and complete (in its journal file, or at ``url``)."""
+    """The value of each trial, each stored once and complete (in its journal file, or at ``url``)."""
     import optuna
 
     storage = url or optuna.storages.JournalStorage(
@@ -62,10 +62,10 @@ def values(
 
 def alone(root: Path, name: str, images: int = TRAINING["images"], **study) -> list[float]:
     """The values of the study's trials, attempted in this process one after the other: no Ray, no server, no disturbance."""
-    work, hands = in_this_process(root, {**STUDY, **study, "name": name}, {"images": images}, RUN)
+    work, callbacks = in_this_process(root, {**STUDY, **study, "name": name}, {"images": images}, RUN)
     found = []
     while (proposal := work.ask()) is not None:
-        outcome = attempt(hands.spec(proposal))
+        outcome = attempt(callbacks.spec(proposal))
         work.complete(proposal.number, outcome)
         found.append(outcome.value)
     return found
@@ -113,7 +113,7 @@ def interruption(directory: Path, number: int, began: float) -> tuple[int, float
 
 
 def crashes(text: str) -> list[str]:
-    """The attempts that the sweep told to have crashed, in order; what a reason says does not count."""
+    """The attempts that the sweep reported as crashed, in order, without their reasons."""
     return re.findall(r"(attempt \d+) crashed: ", text)
 
 

@@ -41,7 +41,7 @@ def study_config(name: str = "study", *, space=None, terms=None, run=None, **stu
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test advances."""
 
     def __init__(self, now: float = 1e9):
         self.now = now
@@ -70,7 +70,7 @@ def bowl(proposal: Proposal) -> float:
 
 
 def run_to_end(search: Search, value: Callable[[Proposal], float] = bowl) -> list[Proposal]:
-    """One trial at a time, each told its score; all proposals."""
+    """Run one trial after the other with its score; all proposals."""
     asked = []
     while (proposal := search.ask()) is not None:
         asked.append(proposal)

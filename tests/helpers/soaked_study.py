@@ -49,7 +49,7 @@ class SoakedStudy:
 
     def __init__(self, cli: CommandLine, root: Path, folder: Path, name: str, trials: int = 2, **run):
         self.name, self.trials, self.directory = name, trials, root / name
-        self._root, self._doors, self._mark = root, cli, uuid.uuid4().hex
+        self._root, self._cli, self._mark = root, cli, uuid.uuid4().hex
         self._space, self._output = folder / f"{name}.yaml", folder / f"{name}.log"
         study = {**TINY["study"], "name": name, "trials": trials, "startup_trials": trials}
         self._space.write_text(
@@ -77,11 +77,11 @@ class SoakedStudy:
         with self._output.open("a") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "uvar_tune.sweep", self._space],
-                cwd=self._doors.cwd,
+                cwd=self._cli.cwd,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=environment(**self._doors.changes, **{_MARK: self._mark}),
+                env=environment(**self._cli.changes, **{_MARK: self._mark}),
             )
 
     def finish(self, sweep: subprocess.Popen | None = None) -> None:
@@ -112,7 +112,7 @@ class SoakedStudy:
         return sorted(found, key=lambda process: process.pid)
 
     def kill(self, victim: psutil.Process) -> None:
-        """kill -9; where each unfinished trial stands is noted first (it can only get further)."""
+        """kill -9; the progress of each unfinished trial is noted first (it can only get further)."""
         self._moments += [moment for number in range(self.trials) if (moment := self._stand(number))]
         victim.kill()
 
@@ -139,8 +139,8 @@ class SoakedStudy:
         assert len(crashes) <= most_crashes, crashes
         for moment in self._moments:
             self._check_continued(moment)
-        if "uvar-tune sync" in self.text:  # a machine so busy that MLflow did not catch up: the way that was told
-            synced = self._doors("sync", "--study", self.name, "--root", self._root)
+        if "uvar-tune sync" in self.text:  # a machine so busy that MLflow did not catch up: as the message says
+            synced = self._cli("sync", "--study", self.name, "--root", self._root)
             assert synced.returncode == 0, synced.stdout + synced.stderr
         for number in range(self.trials):
             recorded = {

@@ -1,4 +1,4 @@
-"""Of what several ranks raised, and of files that a power failure left empty, what a trial is told."""
+"""The cause of a crash: errors of several ranks, and files that a power failure left empty."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_tokenizer_whose_facts_were_not_written_is_trained_again(tmp_path):
     assert _facts(tmp_path) == {"codes_in_use": 64}
 
 
-def test_a_client_of_ray_is_told_to_submit(monkeypatch):
+def test_ray_client_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://headnode:10001")
     with (
         pytest.raises(ConfigError, match="'ray://headnode:10001' is the address of a Ray client.*ray job submit"),

@@ -1,4 +1,4 @@
-"""What a cluster holds: told from its nodes, refused where it is too small, waited for where it can grow."""
+"""Capacity of a cluster: counted from its nodes, refused if too small, waited for if it can grow."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_a_fixed_cluster_that_is_too_small_is_not_waited_for(ray_cluster, space)
     """Two CPUs, and a trial of 64. The time to wait is only for autoscalers."""
     path = space(study={"name": "large"}, run={"cpus_per_worker": 64, "wait_resources_sec": 5000})
     refused = ray_cluster.submit("python", "-m", "uvar_tune.sweep", str(path))
-    told = refused.stdout + refused.stderr
-    assert refused.returncode and "exit code 2" in told and "waiting for the autoscaler" not in told
+    output = refused.stdout + refused.stderr
+    assert refused.returncode and "exit code 2" in output and "waiting for the autoscaler" not in output
     assert (
         "a trial requests 1 worker with 64 CPUs and 0 GPUs, a worker on one node; the cluster has 1 node, 2 CPUs, 0 GPUs"
-        in told
+        in output
     )
 
 

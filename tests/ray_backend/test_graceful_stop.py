@@ -55,21 +55,21 @@ def test_where_nothing_runs_the_program_ends_at_once(signals):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_rung_whose_score_was_not_told_is_scored_when_the_trial_goes_on(root):
-    """Asked to end in the very step of a rung, it saves and is gone; the rung is told first of all the next time, once, and the
+def test_unreported_rung_is_scored_on_resume(root):
+    """Asked to end in the very step of a rung, it saves and is gone; the rung is reported first of all the next time, once, and the
     trial ends with the value of one that was left alone."""
-    told: dict[str, list] = {"left": [], "asked": []}
-    work, hands = in_this_process(root, {**STUDY, "name": "left"}, {}, {})
-    left = attempt(hands.spec(work.ask()), report=told["left"].append)
-    work, hands = in_this_process(root, {**STUDY, "name": "asked"}, {}, {})
-    spec, steps = hands.spec(work.ask()), iter(range(1, 100))
-    asked = attempt(spec, report=told["asked"].append, stop=lambda: next(steps) >= RUNG // 64)
-    assert (asked.kind, asked.images) == (OutcomeKind.INTERRUPTED, RUNG) and not told["asked"]
+    reports: dict[str, list] = {"left": [], "asked": []}
+    work, callbacks = in_this_process(root, {**STUDY, "name": "left"}, {}, {})
+    left = attempt(callbacks.spec(work.ask()), report=reports["left"].append)
+    work, callbacks = in_this_process(root, {**STUDY, "name": "asked"}, {}, {})
+    spec, steps = callbacks.spec(work.ask()), iter(range(1, 100))
+    asked = attempt(spec, report=reports["asked"].append, stop=lambda: next(steps) >= RUNG // 64)
+    assert (asked.kind, asked.images) == (OutcomeKind.INTERRUPTED, RUNG) and not reports["asked"]
     assert [record["text"] for record in records(root / "asked") if record["kind"] == "log"] == [
         f"saved at {RUNG} images"
     ]
-    again = attempt(replace(spec, attempt=2), report=told["asked"].append)
-    assert told["asked"] == told["left"] and [rung["images"] for rung in told["left"]] == [RUNG]
+    again = attempt(replace(spec, attempt=2), report=reports["asked"].append)
+    assert reports["asked"] == reports["left"] and [rung["images"] for rung in reports["left"]] == [RUNG]
     assert (again.kind, again.value) == (OutcomeKind.COMPLETE, left.value)
     story = [record for record in records(root / "asked") if record["kind"] == "metrics"]
     assert [record["images"] for record in story if "rung/fid" in record["values"]] == [RUNG]

@@ -29,10 +29,10 @@ def listener():
         yield server
 
 
-def watching(listener: socket.socket, patience_sec: float) -> subprocess.Popen:
+def watching(listener: socket.socket, timeout_sec: float) -> subprocess.Popen:
     address = "{}:{}".format(*listener.getsockname())
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITS, address, str(patience_sec)],
+        [sys.executable, "-c", WAITS, address, str(timeout_sec)],
         env=environment(),
         text=True,
         stdin=subprocess.PIPE,
@@ -116,7 +116,7 @@ def test_a_head_that_comes_late_is_waited_for():
         ("127.0.0.1:head", ValueError, "head"),
     ],
 )
-def test_an_address_at_which_no_head_listens_is_told_from_one(address, error, said):
+def test_address_without_a_head_is_recognised(address, error, said):
     with pytest.raises(error, match=said):
         wait_for_port(address.format(port=free_port()), 0)
 

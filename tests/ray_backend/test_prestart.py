@@ -49,7 +49,7 @@ def idle():
 def begin(trials, left):
     # the actors of trials that begin together, and the processes that wait when they work
     for trial in range(trials):
-        warm.on_trial_start(left + trials - 1 - trial)
+        prestarter.on_trial_start(left + trials - 1 - trial)
     actors = [actor.remote() for _ in range(trials) for actor in KINDS]
     pids = {ray.get(actor.process.remote())[0] for actor in actors}
     return actors, pids, idle()
@@ -63,7 +63,7 @@ def more_than(before, count, wait_sec):
     return idle() - before
 
 
-with ray_cluster(), WorkerPrestarter() as warm:
+with ray_cluster(), WorkerPrestarter() as prestarter:
     first, _, before = begin(1, 0)
     none = more_than(before, 1, 12)
     both, pids, before = begin(2, 1)
@@ -109,7 +109,7 @@ def test_a_process_imports_what_its_kind_needs(kind, has, lacks):
     assert set(has) <= set(loaded) and not set(lacks) & set(loaded)
 
 
-def test_no_process_looks_for_gpus_before_ray_has_told_it_which(tmp_path):
+def test_no_process_looks_for_gpus_too_early(tmp_path):
     """The first look fixes for good which GPUs a process has; a worker that is started ahead belongs to no trial yet."""
     asked = """
 import torch

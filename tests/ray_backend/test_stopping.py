@@ -39,7 +39,7 @@ while True:
 def stopped_study(request, ray_cluster, root, tmp_path_factory):
     """(how many are to stop, printed text, directory, looks at the cluster meanwhile): all but the baseline learn nothing.
 
-    Nothing says where its files belong, so that they lie in the default place, below the home directory.
+    Nothing says where its files belong, so that they are in the default place, below the home directory.
     """
     stops, name = request.param, f"stopped-{request.param}"
     space = {
@@ -88,10 +88,10 @@ def stopped_study(request, ray_cluster, root, tmp_path_factory):
 
 def test_stops_in_a_row(stopped_study):
     stops, text, directory, _ = stopped_study
-    told = [int(number) for number in re.findall(rf"trial (\d+): stopped \(after {RUNG:,} images", text)]
-    assert told == list(range(1, stops + 1))
+    stopped = [int(number) for number in re.findall(rf"trial (\d+): stopped \(after {RUNG:,} images", text)]
+    assert stopped == list(range(1, stops + 1))
     assert "trial 0: fid" in text and "1 complete" in text
-    for number in told:
+    for number in stopped:
         lines = (directory / "trials" / f"{number:05d}" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         rungs = [record for record in records if record["kind"] == "metrics" and "rung/fid" in record["values"]]
@@ -169,5 +169,5 @@ def processes(ray_cluster) -> list[str]:
 
 def listed(ray_cluster, what: str) -> list[dict]:
     """What Ray's State API knows of them, ended ones included."""
-    told = ray_cluster.ray("list", what, "--address", ray_cluster.address, "--format", "json", "--limit", "1000")
-    return json.loads(told.stdout)
+    listing = ray_cluster.ray("list", what, "--address", ray_cluster.address, "--format", "json", "--limit", "1000")
+    return json.loads(listing.stdout)

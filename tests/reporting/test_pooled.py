@@ -82,7 +82,7 @@ def test_each_study_is_one_pair_of_every_arm(four):
     assert not pooled.untested
 
 
-def test_three_pairs_are_told_and_judge_nothing(four):
+def test_three_pairs_give_no_verdict(four):
     pooled = pool(four[:3])
     assert {one.verdict for one in pooled.verdicts.values()} == {"not distinguishable"}
     assert "3 pairs: a verdict needs at least 4" in pooled_table(pooled).caption

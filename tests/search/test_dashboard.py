@@ -67,7 +67,7 @@ def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
     url, shown = (f"journal:{path}", str(path)) if kind == "journal" else (f"sqlite:///{path}", f"sqlite:///{path}")
     search = Search(study_config(space=NARROW, trials=4, pruner="successive_halving", rungs=[8000, 16000]), url)
     with Dashboard(shown, tmp_path / "dashboard.log") as dashboard:
-        told: list[tuple] = []
+        recorded: list[tuple] = []
         for number in range(4):
             proposal = search.ask()
             dashboard.shows(lambda trials, before=number: [t["state"] for t in trials[before:]] == [STATES["RUNNING"]])
@@ -77,7 +77,7 @@ def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
             else:
                 search.complete(number, scored(5.0 - number, details(fid=5.0 - number)))
             value = 9.0 - number if number == 2 else 5.0 - number  # of what ended early its last rung's
-            told.append(
+            recorded.append(
                 (
                     number,
                     STATES["PRUNED" if number == 2 else "COMPLETE"],
@@ -88,7 +88,7 @@ def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
             seen = dashboard.shows(
                 lambda trials, after=number + 1: sum(t["state"] != STATES["RUNNING"] for t in trials) == after
             )
-            assert [(t["number"], t["state"], t.get("values"), _parameters(t)) for t in seen] == told
+            assert [(t["number"], t["state"], t.get("values"), _parameters(t)) for t in seen] == recorded
             assert seen[-1]["intermediate_values"] == [{"step": 8000, "value": 9.0 - number}]
     assert search.done()
 

@@ -37,7 +37,7 @@ def met(proposals):
 
 
 @pytest.mark.parametrize("startup_trials", [1, 8])
-def test_every_combination_once_in_the_order_of_the_file_beside_the_baseline(journal, startup_trials):
+def test_every_combination_runs_once_in_order(journal, startup_trials):
     asked = run_to_end(Search(grid_config(startup_trials=startup_trials), journal))
     assert met(asked) == EVERY
     assert [proposal.kind for proposal in asked] == ["baseline"] + ["search"] * len(EVERY)

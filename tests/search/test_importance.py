@@ -47,7 +47,7 @@ def test_the_direction_decides_which_trials_are_the_best():
     assert importances(planted(60), "minimize")[PED_ANOVA] != importances(planted(60), "maximize")[PED_ANOVA]
 
 
-def test_what_was_searched_on_a_log_scale_is_judged_on_it():
+def test_log_parameters_are_compared_on_a_log_scale():
     logged = []
     for trial in planted(60):
         params = {

@@ -63,7 +63,7 @@ def test_a_plain_study_has_nothing_but_its_trials(files):
     assert all(trial.violations == {} and trial.rungs == {} and trial.feasible for trial in results.trials)
 
 
-def test_what_oversteps_a_constraint_stands_behind(files):
+def test_infeasible_trials_rank_last(files):
     config, search = searched(files, constraints=BOUND)
     results = load_results(config, files, search)
     assert [trial.number for trial in results.ranked()] == [1, 4, 3, 5, 0, 2]

@@ -103,8 +103,8 @@ def test_a_ledger_says_what_all_spans_together_say(before):
                 ledger.end(*ended[-1], flying)
             elif len(flying) < 5:
                 flying.append(now)
-            told, oracle = ledger.cost(flying, now, gpus), spent([*ended, *((start, now) for start in flying)], gpus)
-            assert told.gpu_hours == pytest.approx(oracle.gpu_hours) and told.wall_hours == pytest.approx(
+            cost, oracle = ledger.cost(flying, now, gpus), spent([*ended, *((start, now) for start in flying)], gpus)
+            assert cost.gpu_hours == pytest.approx(oracle.gpu_hours) and cost.wall_hours == pytest.approx(
                 oracle.wall_hours
             )
 

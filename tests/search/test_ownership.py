@@ -35,7 +35,7 @@ def test_a_directory_that_was_moved_is_the_same(tmp_path, storage):
     verify_directory_owner(storage, "study", tmp_path / "after")
 
 
-def test_trials_without_their_storage_are_not_begun_anew(tmp_path):
+def test_trials_without_storage_are_not_restarted(tmp_path):
     directory, url = tmp_path / "study", f"journal:{tmp_path / 'study' / 'optuna.journal'}"
     directory.mkdir()
     assert not require_existing_study(url, "study", directory) and not list(directory.iterdir())

@@ -1,4 +1,4 @@
-"""Arms under several seeds: the same plan goes on, another one begins anew beside it."""
+"""Arms under several seeds: the same plan resumes, another one starts a new round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OTHER = {"baseline": {}, "trial 9": {"training.learning_rate": 2e-3}}
 
 
 def finish(work: Replicates, limit: int = 100) -> list:
-    """Tell each proposal a score; the proposals."""
+    """Complete each proposal with a score; the proposals."""
     found = []
     while len(found) < limit and (proposal := work.ask()) is not None:
         work.complete(proposal.number, scored(1.0 + proposal.number, details(fid=1.0)))
@@ -39,7 +39,7 @@ def test_the_same_arms_go_on_also_with_more_replicates(begin):
     assert [(cell.arm, cell.index) for cell in again.replicates()] == [(arm, i) for i in range(3) for arm in FIRST]
 
 
-def test_other_arms_begin_anew_on_fresh_seeds_and_nothing_is_lost(begin):
+def test_other_arms_start_a_round_on_fresh_seeds(begin):
     first = finish(begin(FIRST, 2))
     other = begin(OTHER, 2)
     assert other.phase == other.folder == "confirm-2" and other.replicates() == []

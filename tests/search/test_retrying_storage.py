@@ -45,18 +45,18 @@ def test_it_does_not_wait_for_ever(locked):
     assert storage.get_study_user_attrs(study._study_id) == {"key": 2}
 
 
-def test_a_state_whose_answer_was_lost_is_not_told_twice(locked, monkeypatch):
+def test_state_with_a_lost_answer_is_set_once(locked, monkeypatch):
     """The database carries the call out, and the connection breaks before it says so."""
     storage, study, _ = locked
     from sqlalchemy.exc import OperationalError
 
     from uvar_tune.search import storage as storage_module
 
-    trial, told = study.ask(), optuna.storages.RDBStorage.set_trial_state_values
+    trial, original = study.ask(), optuna.storages.RDBStorage.set_trial_state_values
     answers = iter([OperationalError("commit", {}, ConnectionError("server closed the connection"))])
 
     def set_trial_state_values(self, *arguments, **named):
-        done = told(self, *arguments, **named)
+        done = original(self, *arguments, **named)
         for error in answers:
             raise error
         return done

@@ -16,7 +16,7 @@ LAMBDA_1 = "loss.lambda_1"
 
 
 def halves_of(proposals, name=LAMBDA_1) -> int:
-    """How many lie in the upper half of the (log) range."""
+    """How many are in the upper half of the (log) range."""
     entry = NARROW[name]
     return sum(proposal.values[name] > math.sqrt(entry["low"] * entry["high"]) for proposal in proposals)
 
@@ -32,7 +32,7 @@ def test_the_sobol_start_fills_the_space_evenly(count):
     assert points != [sobol_point(entries, index, seed=6) for index in range(count)]
 
 
-def test_a_sobol_point_lies_in_the_space():
+def test_sobol_points_are_in_the_space():
     entries = searched_entries(study_config())
     for index in range(64):
         for name, value in sobol_point(entries, index, seed=1).items():

@@ -158,7 +158,7 @@ class TestContract:
         with pytest.raises(ConfigError, match="loss.lambda_1 was .*6.0.*, is .*5.0"):
             self.opened(storage_url, name, space=narrower)
 
-    def test_several_objectives_are_told_together(self, storage_url, name):
+    def test_several_metrics_are_recorded_together(self, storage_url, name):
         search = self.opened(storage_url, name, trials=6, further_metrics=["is", "ece_token"])
         while (proposal := search.ask()) is not None:
             value = bowl(proposal)
@@ -183,7 +183,7 @@ class TestContract:
             search.ask()
         assert not search.report(1, 8000, 1.0)
         assert not search.report(0, 8000, 9.0)  # the worst of the two, but the baseline
-        assert search.report(2, 8000, 5.0) and search.report(2, 8000, 0.0)  # told again, nothing changes
+        assert search.report(2, 8000, 5.0) and search.report(2, 8000, 0.0)  # reported again, nothing changes
         search.prune(2, ended("stopped"))
         assert search.report(3, 8000, 6.0)
         with pytest.raises(ValueError, match="no rung"):
@@ -191,10 +191,10 @@ class TestContract:
         with pytest.raises(ValueError, match="not"):
             search.report(1, 16000, math.nan)
 
-        resumed = self.opened(storage_url, name, **study)  # the driver died before it could tell that 3 was stopped
+        resumed = self.opened(storage_url, name, **study)  # the driver died before it could record that 3 was stopped
         again = [resumed.ask() for _ in range(3)]
         assert [proposal.number for proposal in again] == [0, 1, 4]
-        assert not resumed.report(1, 8000, 77.0)  # as it was told before
+        assert not resumed.report(1, 8000, 77.0)  # as it was reported before
         assert resumed.report(4, 8000, 7.0)
         stored = resumed.study.get_trials(deepcopy=False)
         assert [trial.state for trial in stored[:4]] == [TrialState.RUNNING] * 2 + [TrialState.PRUNED] * 2
@@ -210,7 +210,7 @@ class TestContract:
             search.complete(number, scored(10.0, details(fid=10.0, **{"is": 4.0 + number})))
         search.ask()
         assert not search.report(5, 8000, 9.0)
-        search.study.tell(5, [9.0, 9.0])  # the driver died before it told `NAME/rungs` the same
+        search.study.tell(5, [9.0, 9.0])  # the driver died before it updated `NAME/rungs`
         search = self.opened(storage_url, name, **study)
         for _ in range(2):
             search.ask()

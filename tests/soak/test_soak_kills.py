@@ -32,7 +32,7 @@ MOST_CRASHES = {
 
 
 @pytest.fixture
-def tell(capsys):
+def report(capsys):
     def line(text: str) -> None:
         with capsys.disabled():
             print(text, flush=True)
@@ -74,7 +74,7 @@ def reach(struck: SoakedStudy, sweep: subprocess.Popen, images: float, later_sec
     return False
 
 
-def test_the_sweep_is_killed_ten_times(study, tell):
+def test_the_sweep_is_killed_ten_times(study, report):
     """Moments by images seen, drawn beforehand; where one has been passed already, seconds into the next start."""
     changes = {"trials": 4, "max_concurrent": 2}
     expected = undisturbed(study, "calm-ten", **changes)
@@ -88,7 +88,7 @@ def test_the_sweep_is_killed_ten_times(study, tell):
         struck.kill(psutil.Process(sweep.pid))
         sweep.wait()
         struck.vanish()
-        tell(
+        report(
             f"kill {kill} of {KILLS}: the sweep, {after:.0f} s after its start, from {before:,} to {struck.images():,} of "
             f"{struck.total_images:,} images; all its processes gone {time.monotonic() - began - after:.0f} s later"
         )
@@ -96,13 +96,13 @@ def test_the_sweep_is_killed_ten_times(study, tell):
     struck.check(expected, MOST_CRASHES["sweep"])
     again = struck.repeated()
     assert max(again) <= RUN["checkpoint_images"]
-    tell(
+    report(
         f"after {KILLS} kills the same {struck.trials} trials with the same values; {len(again)} attempts continued from a "
         f"checkpoint and computed at most {max(again)} images again"
     )
 
 
-def test_random_kills_for_an_hour(study, tell):
+def test_random_kills_for_an_hour(study, report):
     """One random process of one study after the other, at a random moment; what must hold is checked after each."""
     draw, until = random.Random(SEED), time.monotonic() + SECONDS
     expected = undisturbed(study, "calm-hour")
@@ -135,13 +135,13 @@ def test_random_kills_for_an_hour(study, tell):
             if at is None
             else f"{kind} killed at {at:,} of {one.total_images:,} images"
         )
-        tell(
+        report(
             f"{number}: {what}; same trials, same values, each record once; again {repeated or 'nothing'}; "
             f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}"
         )
         shutil.rmtree(one.directory)
     assert struck_at.total() > 0
-    tell(
+    report(
         f"{struck_at.total()} kills in {SECONDS:.0f} s (seed {SEED}): "
         + ", ".join(f"{count} {kind}" for kind, count in sorted(struck_at.items()))
         + f"; {missed} studies ended before; at most {max(again)} images computed again; no invariant broken"

@@ -49,7 +49,7 @@ def test_an_end_that_is_not_ours_is_none(tmp_path, left):
 
 
 @pytest.mark.parametrize("leads_to", ["/proc/self/mem", "/"])
-def test_an_end_that_cannot_be_read_is_none_and_is_written_anew(tmp_path, leads_to):
+def test_unreadable_outcome_is_replaced(tmp_path, leads_to):
     """Reading the first is an input/output error, as of a bad sector."""
     for name in FILES:
         (tmp_path / name).symlink_to(leads_to)
@@ -102,13 +102,13 @@ def test_the_newest_is_gone_on_from(going_on):
         ({"state": {"hyperparameters": {}}}, "training.pt holds no 'optimizer'"),
     ],
 )
-def test_one_that_does_not_fit_is_told_and_the_one_before_used(going_on, newest, why):
+def test_unusable_checkpoint_is_skipped_with_a_line(going_on, newest, why):
     images, weight, said = going_on(**newest)
     assert (images, weight) == (64, [64.0, 64.0])
     assert said == [f"checkpoint 000000000128 is not used: {why}", "continues at 64 images"]
 
 
 def test_one_of_other_settings_is_refused_whatever_its_shapes(going_on):
-    """Where it was passed over, a change of the settings would begin the trial anew, unsaid."""
+    """If it were skipped, a change of the settings would restart the trial silently."""
     with pytest.raises(ConfigError, match="checkpoint of 128 images: cannot be continued .*: model.depth was 3, now 2"):
         going_on(config={**ASKED, "model": {"depth": 3}}, var_state={"weight": torch.ones(1, 3)})

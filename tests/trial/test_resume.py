@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 
 from tests.helpers.commands import free_port
-from uvar_tune.trial.resume import chosen
+from uvar_tune.trial.resume import broadcast_choice
 
 
 def _rank(rank: int, port: int, folder, queue) -> None:
@@ -18,7 +18,7 @@ def _rank(rank: int, port: int, folder, queue) -> None:
         (folder / "000000000128").mkdir()  # what the earlier worker still wrote while rank 0 waited
         return max(folder.iterdir())
 
-    queue.put((rank, str(chosen(newest, "recorder" if rank == 0 else None, torch.device("cpu")))))
+    queue.put((rank, str(broadcast_choice(newest, "recorder" if rank == 0 else None, torch.device("cpu")))))
     torch.distributed.destroy_process_group()
 
 
@@ -36,4 +36,4 @@ def test_rank_0_chooses_for_all(tmp_path):
 
 
 def test_alone_it_is_as_chosen():
-    assert chosen(lambda: None, "recorder", torch.device("cpu")) is None
+    assert broadcast_choice(lambda: None, "recorder", torch.device("cpu")) is None

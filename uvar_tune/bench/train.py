@@ -34,7 +34,7 @@ from uvar_tune.data import ImageSet, build_token_cache
 from uvar_tune.data.image_set import to_unit
 from uvar_tune.errors import ConfigError
 from uvar_tune.model import VQVAE
-from uvar_tune.paper.step_cost import WARM_UP, step_memory, step_of, wait
+from uvar_tune.paper.step_cost import WARMUP_STEPS, step_memory, step_of, wait
 from uvar_tune.specs import Assets
 from uvar_tune.training import save_tokenizer
 from uvar_tune.training.memory import keep_freed_memory
@@ -169,10 +169,10 @@ def _row(
 def _alternated(steps: dict[tuple[str, str], Callable[[], float]], repeats: int) -> dict[tuple[str, str], float]:
     """The median time of a step of each side."""
     times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for turn in range(WARM_UP + repeats):
+    for turn in range(WARMUP_STEPS + repeats):
         for key in sorted(steps, reverse=bool(turn % 2)):
             times[key].append(steps[key]())
-    return {key: statistics.median(values[WARM_UP:]) for key, values in times.items()}
+    return {key: statistics.median(values[WARMUP_STEPS:]) for key, values in times.items()}
 
 
 def configuration(shape: dict[str, Any]) -> Config:

@@ -22,8 +22,8 @@ from uvar_tune.paper.checkpoint_evaluation import (
     LoadedCheckpoint,
     sampling_seeds,
 )
+from uvar_tune.paper.measurements import Comparison, evaluate_checkpoints
 from uvar_tune.paper.published import BASELINE, OURS
-from uvar_tune.paper.suites import Comparison, evaluate_checkpoints
 from uvar_tune.paper.tables import Number, Table, write_tables
 from uvar_tune.pipeline import resolve_device
 from uvar_tune.study_dir import StudyDirectory, resolve_root

@@ -21,7 +21,7 @@ from uvar_tune.training import Progress, RunContext, train
 from uvar_tune.trial.factory import new_var, training_loss
 
 STEPS, MIN_STEPS, MAX_SEC = 24, 3, 20.0  # measured steps of each arm; fewer if they take longer than MAX_SEC
-WARM_UP = 2  # steps before them
+WARMUP_STEPS = 2  # steps before them
 _GIB = 2**30
 
 
@@ -47,15 +47,15 @@ def step_cost(
     memory = {name: step_memory(partial(step_of, arm, assets, vqvae, device), device) for name, arm in arms.items()}
     steps = {name: step_of(arm, assets, vqvae, device) for name, arm in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(WARM_UP + STEPS):
+    for turn in range(WARMUP_STEPS + STEPS):
         for name in sorted(arms, reverse=bool(turn % 2)):
             start = time.perf_counter()
             steps[name][1]()
             wait(device)
             seconds[name].append(time.perf_counter() - start)
-        progress(turn + 1, WARM_UP + STEPS)
-        if turn + 1 >= WARM_UP + MIN_STEPS and sum(map(sum, seconds.values())) > 2 * MAX_SEC:
-            progress(WARM_UP + STEPS, WARM_UP + STEPS)
+        progress(turn + 1, WARMUP_STEPS + STEPS)
+        if turn + 1 >= WARMUP_STEPS + MIN_STEPS and sum(map(sum, seconds.values())) > 2 * MAX_SEC:
+            progress(WARMUP_STEPS + STEPS, WARMUP_STEPS + STEPS)
             break
     batch = config.training.batch_size
     epoch = len(TokenCache.open(assets.tokens["train"]).labels_N) / batch
@@ -64,7 +64,7 @@ def step_cost(
             "parameters": float(sum(p.numel() for p in steps[name][0].parameters())),
             "batch_size": float(batch),
             "memory_gib": memory[name] / _GIB,
-            "epoch_sec": statistics.median(seconds[name][WARM_UP:]) * epoch,
+            "epoch_sec": statistics.median(seconds[name][WARMUP_STEPS:]) * epoch,
         }
         for name in arms
     }
@@ -92,7 +92,7 @@ def step_of(
     t = config.training
     var = new_var(config, vqvae, assets.num_classes, seed=0).to(device)
     step_loss = loss(var) if loss else training_loss(config, assets, vqvae, var, device)
-    images = max(t.images, (WARM_UP + STEPS + 1) * t.batch_size)
+    images = max(t.images, (WARMUP_STEPS + STEPS + 1) * t.batch_size)
     events = train(
         var,
         vqvae,

@@ -131,7 +131,7 @@ def _joined(address: str) -> Iterator[Any]:
 def _local() -> Iterator[Any]:
     """Context of `ray.init` with a new local Ray: bound to loopback, without usage statistics and proxies."""
     port = _free_port()
-    # The State API finds the only Ray of a machine; if there are several, every process must be told the address.
+    # The State API finds the only Ray of a machine; if there are several, every process needs the address.
     own = {_API_SERVER: f"http://127.0.0.1:{port}", **_no_proxy([])}
     with (
         _temp_dir() as temp_dir,

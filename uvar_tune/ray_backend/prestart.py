@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 ROLE_VARIABLE = "UVAR_PROCESS"
 WORKER, TASK = "worker", "task"  # a Train worker; a task of ours
-CONTROLLER, DRIVER, OTHER = "controller", "driver", "other"  # roles that the environment does not tell: announced
+CONTROLLER, DRIVER, OTHER = "controller", "driver", "other"  # roles that the environment does not show: announced
 _ROLES = {_private.CONTROLLER_CLASS: CONTROLLER, _private.TRIAL_DRIVER_CLASS: DRIVER}
 _MODULES = {
     WORKER: ("uvar_tune.ray_backend.trainer", "uvar_tune.trial.trial", "torch._dynamo"),  # torch.optim imports the last
@@ -57,8 +57,8 @@ def worker_runtime_env(cpus: float) -> dict[str, Any]:
 def worker_setup_hook() -> None:
     """Import the modules that this process will need. Ray calls it by name in every process of a job.
 
-    The environment tells Train workers and our own tasks. Train controllers and trial drivers have the environment of
-    their helper actors, so they are announced through the store of the head (`announce`). A wrong guess costs one
+    The environment identifies Train workers and our own tasks. Train controllers and trial drivers have the environment
+    of their helper actors, so they are announced through the store of the head (`announce`). A wrong guess costs one
     import too many, or a later one. No module may initialise CUDA: the GPUs of the process are assigned later.
     """
     role = os.environ.get(ROLE_VARIABLE)

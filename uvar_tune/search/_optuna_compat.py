@@ -77,7 +77,7 @@ class StudyView(optuna.Study):
 def create_marked_trial(study: optuna.Study, storage, attributes: dict[str, Any]) -> optuna.Trial:
     """`Study.ask`, except that queued trials stay queued and the new trial has user attributes from its first moment.
 
-    So a trial that a dying driver left without parameters can be told from a trial of another program.
+    So a trial that a dying driver left without parameters can be distinguished from a trial of another program.
     """
     storage = getattr(study, "_storage", storage)  # Optuna's cache around a database, which must see the new trial
     template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)

@@ -28,7 +28,7 @@ class Ledger:
         self._busy_sec, self._wall_sec = 3600 * cost.gpu_hours, 3600 * cost.wall_hours
         self._counted = float(
             "-inf"
-        )  # up to when the wall time is in the sum; from there on the attempts in flight tell it
+        )  # up to when the wall time is in the sum; from there on the running attempts give it
 
     def end(self, start: float, end: float, flying: Iterable[float]) -> None:
         """An attempt has ended; ``flying``: when those began that go on."""

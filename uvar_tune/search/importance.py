@@ -32,8 +32,8 @@ def importances(trials: Iterable[FrozenTrial], direction: str) -> dict[str, dict
 
     Returns:
         None in place of an evaluator's answer where fewer than `MIN_TRIALS` count or their values do not differ enough
-        to tell best from others; None in place of a share where the parameter is searched in some trials only and the
-        evaluator (fANOVA) needs it in all.
+        to separate the best from the others; None in place of a share where the parameter is searched in some trials
+        only and the evaluator (fANOVA) needs it in all.
     """
     counted = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.distributions]
     counted = [trial for trial in counted if math.isfinite(trial.values[0])]
@@ -51,9 +51,7 @@ def importances(trials: Iterable[FrozenTrial], direction: str) -> dict[str, dict
     study = optuna.create_study(direction=direction, storage=optuna.storages.InMemoryStorage())
     study.add_trials([_as_searched(trial) for trial in counted])
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # a condition that few trials met: what comes of it is small, and stands as it is
+        warnings.simplefilter("ignore")  # a condition that few trials met: its share is small and kept as it is
         ped = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=top))
         forest = FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=0)
         fanova = get_param_importances(study, evaluator=forest) if everywhere else None

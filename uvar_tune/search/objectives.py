@@ -1,4 +1,4 @@
-"""What a study judges its trials by: objectives, constraints, and the trials that none beats in all objectives."""
+"""Selection metrics of a study, constraints, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from uvar_tune.metrics import metric
 
 # Scores of the samples. The first objective is one of them: they move with the CFG scale, which it chooses.
 OBJECTIVES = ("fid", "kid", "is", "precision", "recall")
-# What may stand beside it. Held-out NLL alone all but prefers λ = 0, so it is never the first.
-BESIDE = (
+# Further metrics. Held-out NLL alone all but prefers λ = 0, so it is never the first one.
+FURTHER = (
     "density",
     "coverage",
     "conditional_accuracy",
@@ -25,7 +25,7 @@ BESIDE = (
     "code_usage",
     "code_entropy",
 )
-COSTS = ("seconds", "gpu_peak_gib")  # of a trial, told with its score; a constraint may bound them
+COSTS = ("seconds", "gpu_peak_gib")  # of a trial, recorded with its score; a constraint may bound them
 
 
 def check_objective(config: Config) -> None:
@@ -37,14 +37,14 @@ def check_objective(config: Config) -> None:
     study = config.study
     _check_name(config, study.metric, OBJECTIVES, "study.metric")
     for name in study.further_metrics:
-        _check_name(config, name, (*OBJECTIVES, *BESIDE), "study.further_metrics")
+        _check_name(config, name, (*OBJECTIVES, *FURTHER), "study.further_metrics")
         if metric(name).direction == "target":
             raise ConfigError(
                 f"{name!r} has a target, neither more nor less is better: bound it by study.constraints",
                 where="study.further_metrics",
             )
     for name in study.constraints:
-        _check_name(config, name, (*OBJECTIVES, *BESIDE, *COSTS), "study.constraints")
+        _check_name(config, name, (*OBJECTIVES, *FURTHER, *COSTS), "study.constraints")
     if study.rungs and study.pruning_metric not in OBJECTIVES:
         raise ConfigError(
             f"{study.pruning_metric!r} cannot stop trials: rungs score the samples of a short run (one of: "
@@ -78,12 +78,12 @@ def named_scores(config: Config) -> set[str]:
     return {*config.study.metrics, *config.study.constraints} - set(COSTS)
 
 
-def violations(config: Config, told: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float]:
+def violations(config: Config, values: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float]:
     """The excess over each constraint in the unit of its score; at most 0 if it holds.
 
     Args:
         config: of the study.
-        told: score or cost → value, of the trial.
+        values: score or cost → value, of the trial.
         baseline: the same of the baseline.
 
     Raises:
@@ -91,7 +91,7 @@ def violations(config: Config, told: Mapping[str, Any], baseline: Mapping[str, A
     """
     found = {}
     for name, bound in config.study.constraints.items():
-        value = told[name]
+        value = values[name]
         if bound.max is not None:
             found[f"{name} max"] = value - bound.max
         if bound.min is not None:

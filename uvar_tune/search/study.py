@@ -103,7 +103,7 @@ class Search:
 
         Returns:
             None if all have been proposed, if a budget is used up, or while the baseline still runs and the other
-            trials need its scores; `stop_reason` tells whether this is final.
+            trials need its scores; `stop_reason` says whether this is final.
         """
         self._prepare()
         while self._interrupted:

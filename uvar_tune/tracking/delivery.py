@@ -272,7 +272,7 @@ class Delivery:
             self.state.possibly_duplicated.remove(key)
 
     def _identity(self, key: str) -> dict[str, str]:
-        """The tags that identify a run; the fingerprint tells studies of one name below two run.roots apart."""
+        """The tags that identify a run; the fingerprint distinguishes studies of one name below two roots."""
         tags = {"uvar.study": self._study, "uvar.fingerprint": self.state.fingerprint}
         if key == STUDY:
             return {**tags, "uvar.level": "study"}

@@ -168,7 +168,7 @@ class MLflowExperiment:
                 self._client.log_artifact(run_id, str(path), folder or None)
 
     def _require_artifact_store(self, run_id: str) -> None:
-        """Refuse a server that hands out a directory of its own machine: MLflow would write it on this one."""
+        """Refuse a server that names a directory of its own machine: MLflow would write it on this one."""
         root = _local_path(self._client.get_experiment(self.experiment_id).artifact_location)
         if root is not None and not root.parent.parent.exists():
             raise TransientError(

@@ -83,14 +83,14 @@ def _newest_checkpoint(trial_directory: str) -> Checkpoint:
     return load_checkpoint(path)
 
 
-def chosen(choose: Callable[[], Path | None], recorder, device: torch.device) -> Path | None:
+def broadcast_choice(choose: Callable[[], Path | None], recorder, device: torch.device) -> Path | None:
     """The checkpoint that rank 0, who has the recorder, chooses, on every rank: until rank 0 is the only one that
     writes there, a worker of an earlier attempt may still add another.
     """
-    told = [choose() if recorder is not None else None]
+    choice = [choose() if recorder is not None else None]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(told, src=0, device=device)
-    return told[0]
+        torch.distributed.broadcast_object_list(choice, src=0, device=device)
+    return choice[0]
 
 
 def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
@@ -108,7 +108,7 @@ def resume(checkpoints: Path, var, recorder, asked: dict[str, Any]):
         if recorder:
             recorder.event("log", text=f"checkpoint {path.name} is not used: {why}")
 
-    found = chosen(
+    found = broadcast_choice(
         lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check),
         recorder,
         next(var.parameters()).device,

@@ -1,4 +1,4 @@
-"""The training of a tokenizer on one rank: continue from the last valid checkpoint, train, judge on held-out images.
+"""The training of a tokenizer on one rank: continue from the last valid checkpoint, train, score on held-out images.
 
 Knows no Ray: rank, world size, device and the DDP wrapping are arguments. Rank 0 writes the run's directory:
 metrics.jsonl, checkpoints/<images>/, samples/reconstructions-<images>.png, and the tokenizer itself.
@@ -31,7 +31,7 @@ from uvar_tune.training import (
     train_tokenizer,
 )
 from uvar_tune.trial.factory import load_split, new_vqvae, tokenizer_seed
-from uvar_tune.trial.resume import chosen, require_shapes
+from uvar_tune.trial.resume import broadcast_choice, require_shapes
 from uvar_tune.trial.trial import RankContext, interruption
 
 
@@ -119,7 +119,7 @@ def _resume(checkpoints: Path, vqvae, recorder: MetricsLog | None, device: torch
         if recorder:
             recorder.event("log", text=f"checkpoint {path.name} is not used: {why}")
 
-    found = chosen(
+    found = broadcast_choice(
         lambda: latest_valid(checkpoints, on_skip=skipped, training_state=True, check=check), recorder, device
     )
     if found is None:

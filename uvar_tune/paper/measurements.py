@@ -34,7 +34,7 @@ from uvar_tune.evaluation.protocol import metric_version
 from uvar_tune.metrics import metric
 from uvar_tune.paper.checkpoint_evaluation import CheckpointEvaluation, parameter_label
 from uvar_tune.paper.published import BASELINE, OURS, PUBLISHED
-from uvar_tune.paper.step_cost import STEPS, WARM_UP, hardware, step_cost
+from uvar_tune.paper.step_cost import STEPS, WARMUP_STEPS, hardware, step_cost
 from uvar_tune.paper.tables import Column, Number, Table
 from uvar_tune.trial.factory import load_split
 
@@ -150,7 +150,7 @@ def table5(comparison: Comparison) -> Table:
     """Cost of a training step with λ = 0 and as configured."""
     ours = comparison.ours
     device, loss = ours.settings.device, ours.config.loss
-    progress = ours.settings.progress("training steps in turns", WARM_UP + STEPS)
+    progress = ours.settings.progress("training steps in turns", WARMUP_STEPS + STEPS)
     costs = step_cost(ours.config, ours.assets, ours.vqvae, device, progress)
     protocol = Protocol(
         metric_version=metric_version(),
