@@ -56,7 +56,7 @@ def test_servers_are_heard_on_this_machine_alone(cli, space, root):
         [command] = [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]
         port = free_port()
         server = subprocess.Popen(
-            [*shlex.split(command), "--port", str(port)],
+            ["env", *shlex.split(command), "--port", str(port)],  # it sets variables first
             cwd=cli.cwd,
             start_new_session=True,
             text=True,
