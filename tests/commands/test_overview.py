@@ -63,7 +63,12 @@ def test_list_names_an_unreadable_study(root, capsys, monkeypatch):
 def test_show_prints_table_or_trial(root, capsys):
     assert "done: FID" in output(capsys, "show", "done", "--root", root)
     text = output(capsys, "show", "done", "--trial", "1", "--root", root)
-    assert "state: COMPLETE" in text and "  fid: 4.0" in text and "  loss.lambda_1: " in text
+    assert (
+        "state: COMPLETE" in text
+        and "outcome: complete" in text
+        and "  fid: 4.0" in text
+        and "  loss.lambda_1: " in text
+    )
     assert "checkpoints/64" in text and "config.yaml" in text
     trials = json.loads(output(capsys, "show", "done", "--root", root, "--json"))["trials"]
     assert [(trial["rank"], trial["trial"], trial["attempts"]) for trial in trials] == [(1, 1, 1), (2, 0, 1)]

@@ -153,7 +153,7 @@ def _trial_result(config: Config, files: StudyDirectory, trial: FrozenTrial, run
         number=trial.number,
         kind=attributes["kind"],
         state=trial.state.name,
-        outcome=attributes.get("outcome"),
+        outcome=attributes.get("outcome") or ("complete" if trial.state == TrialState.COMPLETE else None),
         params={
             **{name: config.get(name) for name in config.space},
             **attributes["values"],
