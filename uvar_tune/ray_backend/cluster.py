@@ -74,6 +74,9 @@ def ray_cluster() -> Iterator[LostRay]:
         if ray.is_initialized():
             stack.enter_context(_environment(DRIVER_ENVIRONMENT))
             stack.enter_context(_environment(_no_proxy(_node_hosts()), overwrite=True))
+            # for the State API, which otherwise looks for the only Ray of this machine
+            address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+            stack.enter_context(_environment(address, overwrite=True))
             where, timeout_sec, dashboard = "of this process", _HEAD_AWAY_SEC, True
         else:
             where, timeout_sec, dashboard = stack.enter_context(_connection())
@@ -140,10 +143,11 @@ def _local() -> Iterator[Any]:
         _auth_token(),
     ):
         options = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+        short = {}
         if temp_dir is not None:
-            options["_temp_dir"] = str(temp_dir)
+            options["_temp_dir"] = short["TMPDIR"] = str(temp_dir)  # also for the sockets of the dashboard's processes
         try:
-            with _private.bind_to_loopback():
+            with _private.bind_to_loopback(), _environment(short, overwrite=True):
                 context = _init("local", own, **options)
         except Exception as error:  # Ray raises whatever its processes met
             ray.shutdown()
