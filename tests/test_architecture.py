@@ -118,7 +118,7 @@ def test_functions_and_modules_stay_short():
     assert not long
 
 
-def test_plain_packages_run_without_ray_mlflow_and_optuna():
+def test_plain_packages_need_no_orchestration():
     """In a process in which these cannot be imported at all."""
     code = (
         "import importlib, sys\n"

@@ -86,7 +86,7 @@ def test_detectable_gap_is_found_four_times_in_five():
     assert abs(found - 0.8) < 4 * math.sqrt(0.8 * 0.2 / repeats)
 
 
-def test_gap_of_the_noise_follows_from_training_and_rest():
+def test_detectable_gap_follows_from_the_noise():
     noise = variance_components(draw(np.random.default_rng(2), 8, 4, 1)[0])
     sd = math.sqrt(2 * (noise.training.raw + noise.rest.raw))
     assert noise.detectable_gap(8) == pytest.approx(detectable_gap(sd, 8))
@@ -97,7 +97,7 @@ def test_gap_of_the_noise_follows_from_training_and_rest():
 
 
 @pytest.mark.parametrize("effect", [0.05, 0.3, 1.0, 1.9])
-def test_seeds_needed_is_the_least_number_with_that_power(effect):
+def test_seeds_needed_is_the_least_with_that_power(effect):
     pairs = seeds_needed(effect * 3.0, 3.0)
     assert power(effect, pairs) >= 0.8
     assert pairs == MIN_PAIRS or power(effect, pairs - 1) < 0.8

@@ -105,7 +105,7 @@ def test_confirmations_without_effect_stop_early(null_studies):
     assert np.mean([BETTER in verdicts for verdicts, _ in null_studies]) <= ALPHA + 3 * math.sqrt(0.05 * 0.95 / 150)
 
 
-def test_an_effect_of_three_standard_errors_costs_less():
+def test_three_standard_errors_cost_less():
     studies = [confirm([3.0, 0.0, 0.0, 0.0], seed) for seed in range(80)]
     assert np.mean([trainings for _, trainings in studies]) <= 0.6 * 5 * PAIRS
     assert np.mean([verdicts[0] == BETTER for verdicts, _ in studies]) >= 0.3
@@ -125,7 +125,7 @@ def test_confirming_again_and_again_keeps_the_level():
     assert false.mean() <= ALPHA + 3 * math.sqrt(0.05 * 0.95 / 2000)
 
 
-def test_more_pairs_than_planned_do_not_count_as_looks():
+def test_pairs_beyond_the_design_are_no_looks():
     arm = Arm("arm", {i: 1.0 + 0.1 * i for i in range(6)})
     baseline = Arm("baseline", {i: 2.0 + 0.3 * i for i in range(8)})
     (verdict,) = compare_with_baseline(baseline, [arm], direction="minimize", design=SequentialDesign(6))

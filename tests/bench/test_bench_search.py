@@ -100,7 +100,7 @@ def test_trainings_are_counted_until_the_goal():
     assert trainings_needed(entries, [3.0], 7) == trainings_needed(entries, [3.0], 7)
 
 
-def test_the_search_learns_where_the_values_have_order():
+def test_search_learns_from_ordered_values():
     entries = [
         ({"x": i / 200, "y": ((i * 37) % 200) / 200}, (i / 200 - 0.7) ** 2 + ((i * 37) % 200 / 200 - 0.2) ** 2)
         for i in range(200)

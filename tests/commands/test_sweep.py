@@ -84,7 +84,7 @@ def test_mlflow_shows_a_parent_and_its_trials(study, root):
     assert rows
 
 
-def test_same_command_prints_table_other_space_refused(study, cli):
+def test_same_command_prints_the_table(study, cli):
     _, _, path = study
     again = cli("sweep", path)
     assert again.returncode == 0 and "all trials have finished" in again.stdout and "exported to" in again.stdout
@@ -171,7 +171,7 @@ def test_search_table_is_made_from_the_study(study, cli, root, tmp_path):
                 assert score[1 if point["seeds"] == "selection" else 2] == point["fid"]
 
 
-def test_a_study_does_not_go_on_under_another_protocol(study, cluster_cli, root):
+def test_changed_protocol_is_refused(study, cluster_cli, root):
     """As after an upgrade that moves a number: found before anything is trained."""
     directory, _, path = study
     copy = root / "changed"

@@ -41,9 +41,7 @@ def test_one_of_two_ranks_is_killed(begin, root, undisturbed, cost):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
-def test_a_signal_ends_the_sweep_in_order_and_a_kill_when_it_continues(
-    begin, root, cli, undisturbed, cost, tmp_path, number
-):
+def test_signal_stops_in_order_and_sweep_resumes(begin, root, cli, undisturbed, cost, tmp_path, number):
     """The first time in its first trial, the second time in its second; the same command each time. All the while there is no
     MLflow server, which learns everything afterwards."""
     name, server = f"signal-{int(number)}", MLflow(tmp_path)

@@ -42,7 +42,7 @@ def overcommits() -> bool:
 
 
 @pytest.mark.skipif(overcommits(), reason="this system promises any amount of memory (vm.overcommit_memory is 1)")
-def test_each_is_an_outcome_of_its_own_and_the_study_goes_on(root, cli, space):
+def test_numeric_failures_are_typed_outcomes(root, cli, space):
     path = space(study=STUDY, training={"images": 640}, run={"workers": 2, "max_concurrent": 1})
     tree = {**yaml.safe_load(path.read_text()), "space": SPACE}
     path.write_text(yaml.safe_dump(tree))
@@ -98,7 +98,7 @@ def again(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
         return var.train()(batch["labels_B"], vqvae.teacher_input(split(tokens_BL, vqvae.scales)), **noise), tokens_BL
 
 
-def test_a_tokenizer_that_diverges_ends_the_study_with_one_line(cli, space):
+def test_diverged_tokenizer_ends_with_one_line(cli, space):
     path = space(study={"name": "burst"}, tokenizer={"learning_rate": 1e30})
     done = cli("sweep", path, timeout=1800)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -147,7 +147,7 @@ def test_a_node_is_lost(begin, nodes, root, undisturbed_pair, cost):
     cost("a node of a trial's two lost", directory, 0, began)
 
 
-def test_more_nodes_are_lost_than_a_trial_can_do_without(begin, nodes, root, cli, undisturbed_pair, cost):
+def test_too_few_nodes_are_left_for_a_trial(begin, nodes, root, cli, undisturbed_pair, cost):
     """Of three nodes one is left, for trials of two ranks: it is said, waited for a while, and then left to the next time."""
     on_it = {"RAY_ADDRESS": nodes["address"], "RAY_AUTH_MODE": "disabled"}
     process, path, directory = begin("nodes-lost", workers=2, wait_resources_sec=20, variables=on_it)

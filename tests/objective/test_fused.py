@@ -153,7 +153,7 @@ def test_all_logits_are_never_held(monkeypatch):
 
 
 @pytest.mark.parametrize("expected", list(itertools.product([True, False], repeat=3))[1:-1])
-def test_frozen_inputs_get_no_gradient_and_change_none(expected):
+def test_frozen_inputs_get_no_gradient(expected):
     case = problem(17)
     settings = settings_of(case, reference("embedding", case["codebook"]))
     free, frozen = head_of(case, width=5), head_of(case, width=5)

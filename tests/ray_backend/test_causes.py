@@ -63,7 +63,7 @@ def test_a_damaged_end_is_none(tmp_path, left):
     assert read_outcome(tmp_path, {"training": 1}) is None and read_crash(tmp_path, 1) is None
 
 
-def test_a_tokenizer_whose_facts_were_not_written_is_trained_again(tmp_path):
+def test_incomplete_tokenizer_is_trained_again(tmp_path):
     assert _facts(tmp_path) is None
     (tmp_path / "facts.json").write_text("")
     assert _facts(tmp_path) is None

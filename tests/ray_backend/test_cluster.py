@@ -53,7 +53,7 @@ def test_what_a_trial_takes_in_words():
 
 @pytest.mark.ray
 @pytest.mark.faults
-def test_a_fixed_cluster_that_is_too_small_is_not_waited_for(ray_cluster, space):
+def test_small_fixed_cluster_is_not_waited_for(ray_cluster, space):
     """Two CPUs, and a trial of 64. The time to wait is only for autoscalers."""
     path = space(study={"name": "large"}, run={"cpus_per_worker": 64, "wait_resources_sec": 5000})
     refused = ray_cluster.submit("python", "-m", "uvar_tune.sweep", str(path))

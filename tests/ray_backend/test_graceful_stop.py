@@ -24,7 +24,7 @@ def signals(log_lines):
     signal.signal(signal.SIGTERM, before)
 
 
-def test_what_runs_is_asked_and_one_stop_that_comes_twice_is_one(signals):
+def test_duplicate_stop_counts_once(signals):
     """`timeout` signals its child and then the child's group."""
     made, said = signals
 

@@ -76,7 +76,7 @@ def test_it_ends_also_where_nobody_takes_the_line(listener):
     process.communicate()
 
 
-def test_a_process_without_a_free_socket_learns_nothing(listener):
+def test_process_without_sockets_learns_nothing(listener):
     """Which is no reason to end a study."""
     place = Endpoint("Ray's head", "{}:{}".format(*listener.getsockname()), 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -90,7 +90,7 @@ def test_a_process_without_a_free_socket_learns_nothing(listener):
     assert not place.is_reachable()
 
 
-def test_a_head_that_comes_back_in_time_goes_unnoticed(listener):
+def test_head_that_returns_in_time_is_no_fault(listener):
     process, place = watching(listener, 60), listener.getsockname()
     listener.close()
     with socket.create_server(place) as again:

@@ -105,7 +105,7 @@ def test_the_study_outlives_its_job(stopped_study):
     assert list((directory / "export").glob("*.yaml")) and (directory / "report" / "report.html").exists()
 
 
-def test_a_stopped_trial_frees_what_it_held_while_the_study_goes_on(stopped_study, capsys):
+def test_stopped_trial_frees_its_resources(stopped_study, capsys):
     """Its workers, controller and placement group are gone before the next trial stops; how soon is said, not asserted."""
     stops, _, directory, looks = stopped_study
     ends = [trial.user_attrs["attempts"][-1]["ended"] for trial in stored(directory)[1:]]

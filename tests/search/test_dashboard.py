@@ -62,7 +62,7 @@ class Dashboard:
 
 
 @pytest.mark.parametrize("kind", ["journal", pytest.param("sqlite", marks=pytest.mark.slow)])
-def test_the_dashboard_shows_trials_while_they_are_added(tmp_path, kind):
+def test_dashboard_shows_trials_as_they_come(tmp_path, kind):
     path = tmp_path / "optuna.journal"
     url, shown = (f"journal:{path}", str(path)) if kind == "journal" else (f"sqlite:///{path}", f"sqlite:///{path}")
     search = Search(study_config(space=NARROW, trials=4, pruner="successive_halving", rungs=[8000, 16000]), url)

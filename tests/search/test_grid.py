@@ -44,7 +44,7 @@ def test_every_combination_runs_once_in_order(journal, startup_trials):
     assert asked[0].values["loss.lambda_1"] == 0.0 and {p.values["loss.lambda_1"] for p in asked[1:]} == {0.05}
 
 
-def test_a_grid_that_is_interrupted_and_extended_leaves_nothing_out(journal):
+def test_interrupted_grid_is_completed(journal):
     """Each trial is asked by a new driver; the third dies with its trial, which is asked again; the total grows midway."""
     asked = []
     for turn in range(30):
@@ -59,7 +59,7 @@ def test_a_grid_that_is_interrupted_and_extended_leaves_nothing_out(journal):
     assert met(asked) == EVERY and [p.attempt for p in asked[:5]] == [1, 1, 1, 2, 1]
 
 
-def test_trials_of_one_grid_are_paired_and_another_seed_is_another_replicate(journal):
+def test_grid_trials_are_paired_by_seed(journal):
     first = run_to_end(Search(grid_config("a", trials=4), journal))
     assert len({tuple(sorted(proposal.seeds.items())) for proposal in first}) == 1
     second = run_to_end(Search(grid_config("b", trials=4, seed=1), journal))
@@ -70,7 +70,7 @@ def test_trials_of_one_grid_are_paired_and_another_seed_is_another_replicate(jou
     assert random[0].seeds == first[0].seeds
 
 
-def test_a_search_below_a_grid_ends_with_its_own_last_combination(journal):
+def test_sub_search_of_a_grid_ends(journal):
     """The baseline's tuning searches the nuisance parameters alone, with as many trials as the study has."""
     config = grid_config()
     config = config.model_copy(

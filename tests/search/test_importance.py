@@ -42,7 +42,7 @@ def test_both_find_the_parameter_that_decides():
         assert math.fsum(shares.values()) == pytest.approx(1) and set(shares) == set(SPACE)
 
 
-def test_the_direction_decides_which_trials_are_the_best():
+def test_direction_decides_the_best_trials():
     assert importances(planted(60), "minimize") == importances(planted(60, sign=-1.0), "maximize")
     assert importances(planted(60), "minimize")[PED_ANOVA] != importances(planted(60), "maximize")[PED_ANOVA]
 
@@ -64,7 +64,7 @@ def test_log_parameters_are_compared_on_a_log_scale():
     assert importances(planted(60), "minimize") == importances(logged, "minimize")
 
 
-def test_only_trials_with_a_score_and_parameters_count():
+def test_only_scored_trials_count():
     counted = planted(MIN_TRIALS)
     failed = {LAMBDA_1: 1.0, LAMBDA_2: 0.1, REFERENCE: "normal"}
     others = [create_trial(value=0.0), create_trial(state=TrialState.FAIL, params=failed, distributions=SPACE)]
@@ -83,7 +83,7 @@ def test_no_best_part_of_the_trials_no_answer(values):
     assert importances(trials, "minimize") == {PED_ANOVA: None, FANOVA: None}
 
 
-def test_many_equal_scores_and_a_worse_one_have_an_answer():
+def test_equal_scores_and_a_worse_one_have_shares():
     trials = [
         create_trial(value=2.0 if index == 0 else 1.0, params=trial.params, distributions=SPACE)
         for index, trial in enumerate(planted(30))
@@ -92,7 +92,7 @@ def test_many_equal_scores_and_a_worse_one_have_an_answer():
         assert math.fsum(shares.values()) == pytest.approx(1)
 
 
-def test_a_parameter_of_some_trials_has_no_share_in_the_forest():
+def test_conditional_parameter_has_no_fanova_share():
     rng, trials = random.Random(1), []
     for trial in planted(60):
         params, space = dict(trial.params), dict(SPACE)
@@ -104,7 +104,7 @@ def test_a_parameter_of_some_trials_has_no_share_in_the_forest():
     assert 0 <= found[PED_ANOVA][NEIGHBOURS] < 0.3
 
 
-def test_nothing_that_all_trials_share_leaves_the_forest_without_an_answer():
+def test_no_common_parameter_means_no_fanova():
     trials = [
         create_trial(value=trial.value, params={name: trial.params[name]}, distributions={name: SPACE[name]})
         for trial, name in zip(planted(40), [LAMBDA_1, LAMBDA_2] * 20, strict=True)

@@ -95,7 +95,7 @@ def test_rungs_are_compared_with_the_end(files, several):
     assert all(row["spearman"] == pytest.approx(1) and row["trials"] == 6 for row in results.rung_correlation)
 
 
-def test_time_is_divided_among_work_start_up_earlier_attempts_and_idle_places(files):
+def test_wall_time_is_divided(files):
     config, clock = study_config(space=NARROW, trials=3), Clock()
     search = Search(config, files.storage_url(config), clock=clock)
     first, second = search.ask(), search.ask()
@@ -164,7 +164,7 @@ def test_a_best_of_one_term_has_no_2x2(files):
     assert len({tuple(sorted(values.items())) for values in arms.values()}) == 4
 
 
-def test_the_2x2_stays_with_the_trial_that_it_was_made_from(files):
+def test_2x2_belongs_to_its_trial(files):
     config, search = searched(files, confirm_top=1)
     confirm(config, files, load_results(config, files, search), 4, EFFECTS)
     longer = study_config(space=NARROW, trials=len(SCORES) + 1, confirm_top=1)
@@ -175,7 +175,7 @@ def test_the_2x2_stays_with_the_trial_that_it_was_made_from(files):
     assert results.factorial["both"] == "trial 2"
 
 
-def test_a_protocol_that_changed_midway_is_refused_with_its_trial(files):
+def test_protocol_change_names_its_trial(files):
     config = study_config(space=NARROW, trials=4)
     search = Search(config, files.storage_url(config))
     assert stored_protocol(search.storage, "study") == {} == stored_protocol(search.storage, "other")
@@ -186,7 +186,7 @@ def test_a_protocol_that_changed_midway_is_refused_with_its_trial(files):
         load_results(config, files, search)
 
 
-def test_a_protocol_that_changed_between_replicates_gives_no_verdict(files):
+def test_protocol_change_gives_no_verdict(files):
     """Midway in each arm: the last replicates alone would all be equal."""
     config, search = searched(files, confirm_top=1)
     results = load_results(config, files, search)

@@ -58,7 +58,7 @@ def test_metrics_with_a_target_can_be_bounded():
     check_objective(study_config(constraints={"density": {"min": 0.8, "max": 1.2}}))
 
 
-def test_violations_are_positive_where_a_bound_is_overstepped():
+def test_violations_are_positive_beyond_a_bound():
     bounds = {"nll_token": {"max_above_baseline": 0.5, "max": 3.0}, "is": {"min": 2.0, "max_below_baseline": 1.0}}
     found = violations(study_config(constraints=bounds), {"nll_token": 2.75, "is": 1.5}, {"nll_token": 2.0, "is": 4.0})
     assert found == {
@@ -85,7 +85,7 @@ def test_the_pareto_front_is_what_nobody_beats():
         assert pareto_front(points, wanted) == unbeaten
 
 
-def test_spent_counts_gpus_by_attempt_and_the_wall_once():
+def test_spent_counts_gpu_and_wall_hours():
     cost = spent([(0, 3600), (1800, 5400), (9000, 10800)], gpus=4)
     assert cost.gpu_hours == pytest.approx(10.0) and cost.wall_hours == pytest.approx(2.0)
     assert spent([], 1) == spent([(5, 5)], 1)

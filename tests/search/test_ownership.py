@@ -51,7 +51,7 @@ def test_trials_without_storage_are_not_restarted(tmp_path):
     assert not (directory / "optuna.journal").exists() and not (tmp_path / "other.db").exists()
 
 
-def test_a_database_that_is_named_as_a_file_uri_is_found(tmp_path):
+def test_sqlite_file_uri_is_found(tmp_path):
     url = f"sqlite:///file:{tmp_path / 'optuna.db'}?uri=true"
     Search(study_config(), url)
     assert require_existing_study(url, "study", tmp_path)

@@ -30,7 +30,7 @@ def begin(journal):
     return opened
 
 
-def test_the_same_arms_go_on_also_with_more_replicates(begin):
+def test_same_arms_resume_with_more_replicates(begin):
     begun = begin(FIRST, 2)
     assert begun.remaining() == 4 and len(finish(begun, limit=3)) == 3 and begun.remaining() == 1
     again = begin(dict(reversed(FIRST.items())), 3)  # the order in which they were begun stays
@@ -54,7 +54,7 @@ def test_other_arms_start_a_round_on_fresh_seeds(begin):
     assert begin(FIRST, 2).phase == "confirm-3"  # what was looked at since then has been looked at
 
 
-def test_a_phase_that_was_made_and_given_nothing_is_the_one(begin, journal):
+def test_empty_round_is_used(begin, journal):
     work = begin(FIRST, 2)
     work.storage.create_new_study(work.study.directions, "study/confirm-2")  # the driver died within the next line
     assert begin(OTHER, 2).phase == "confirm-2"

@@ -65,7 +65,7 @@ def test_tpe_stays_out_of_a_half_that_diverges(journal, seed):
 
 
 @pytest.mark.parametrize("sampler, trials", [("gp", 15), ("nsga2", 45), ("tpe", 45)])
-def test_a_sampler_learns_although_the_baseline_has_no_parameters(journal, sampler, trials):
+def test_sampler_learns_despite_the_baseline(journal, sampler, trials):
     """The best λ1 is 0.3, in the middle of the log range; a third of a uniform draw lies within a factor of 3 of it.
 
     The baseline, completed without parameters, must not hide the common parameters of the other trials.
@@ -112,7 +112,7 @@ def test_several_objectives_and_a_conditional_space(journal, sampler):
         assert len({trial.params[LAMBDA_1] for trial in stored[1:]}) == len(stored) - 1
 
 
-def test_two_arms_a_parameter_are_all_met_by_the_first_points(journal):
+def test_first_points_cover_all_choices(journal):
     """What the ablation rests on: 2^d Sobol points meet each of the 2^d combinations once."""
     arm = {"role": "scientific", "type": "categorical"}
     space = {

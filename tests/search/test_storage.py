@@ -38,7 +38,7 @@ def test_a_journal_is_read_while_it_is_written(journal):
 
 
 @pytest.mark.parametrize("left", [1, 40])
-def test_a_last_line_that_was_half_written_costs_that_line_only(journal, left):
+def test_torn_last_line_is_dropped(journal, left):
     search = Search(study_config(trials=5), journal)
     for _ in range(3):
         search.ask()

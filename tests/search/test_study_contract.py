@@ -32,7 +32,7 @@ class TestContract:
     def states(self, search) -> list[str]:
         return [trial.state.name for trial in search.study.get_trials(deepcopy=False)]
 
-    def test_one_seed_proposes_the_same_whatever_the_storage_and_the_restarts(self, storage_url, name, journal):
+    def test_seed_decides_the_proposals(self, storage_url, name, journal):
         straight = run_to_end(self.opened(journal, name, trials=9, seed=3))
         again = []
         for total in (3, 6, 9):  # a driver that is stopped and continued twice
@@ -41,7 +41,7 @@ class TestContract:
         other = run_to_end(self.opened(storage_url, f"{name}-other", trials=3, seed=4))
         assert [proposal.values for proposal in other[1:]] != [proposal.values for proposal in straight[1:3]]
 
-    def test_the_baseline_comes_first_and_without_parameters(self, storage_url, name):
+    def test_baseline_comes_first(self, storage_url, name):
         search = self.opened(storage_url, name, trials=3)
         baseline, second = search.ask(), search.ask()
         assert (baseline.number, baseline.kind, second.kind) == (0, "baseline", "search")
@@ -50,7 +50,7 @@ class TestContract:
         assert stored[0].params == {} and stored[0].user_attrs["kind"] == "baseline"
         assert stored[1].params == {key: value for key, value in second.values.items() if key != "loss.perplexity"}
 
-    def test_a_trial_of_a_dead_driver_is_handed_out_again_first(self, storage_url, name):
+    def test_trial_of_a_dead_driver_is_retried_first(self, storage_url, name):
         first = self.opened(storage_url, name, trials=4)
         before = [first.ask() for _ in range(3)]
         first.complete(1, scored(7.0, details(fid=7.0)))
@@ -66,7 +66,7 @@ class TestContract:
             second.complete(proposal.number, scored(1.0, details(fid=1.0)))
         assert second.done() and self.states(second) == ["COMPLETE"] * 4
 
-    def test_a_proposal_that_was_interrupted_is_made_again_with_the_same_values(self, storage_url, name, journal):
+    def test_interrupted_proposal_keeps_its_values(self, storage_url, name, journal):
         whole = self.opened(journal, name, trials=3)
         expected = [whole.ask() for _ in range(3)]
         torn = self.opened(storage_url, name, trials=3)
@@ -111,7 +111,7 @@ class TestContract:
             ((LOW_MEMORY, LOST), "FAIL", "crashed"),
         ],
     )
-    def test_a_node_low_on_memory_each_time_is_the_trials_own_fault(self, storage_url, name, reasons, state, outcome):
+    def test_repeated_low_memory_prunes_the_trial(self, storage_url, name, reasons, state, outcome):
         search = self.opened(storage_url, f"{name}-{outcome}", trials=1, run={"max_attempts": 2})
         for reason in reasons:
             search.ask()
@@ -127,7 +127,7 @@ class TestContract:
             search.complete(0, scored(value, details(fid=value)))
         assert self.states(search) == ["RUNNING"] and search.unfinished() == [0]
 
-    def test_attempts_that_ended_by_themselves_do_not_count_as_crashes(self, storage_url, name):
+    def test_interrupted_attempts_are_no_crashes(self, storage_url, name):
         for attempt in (1, 2, 3, 4):  # four drivers that died
             search = self.opened(storage_url, name, trials=1, run={"max_attempts": 2})
             assert search.ask().attempt == attempt
@@ -176,7 +176,7 @@ class TestContract:
         assert stored[3].values == [stored[3].user_attrs["scores"]["fid"], 3.0, 0.1] and stored[4].values is None
         assert search.done()
 
-    def test_rungs_stop_all_but_the_baseline_and_outlive_the_driver(self, storage_url, name):
+    def test_rungs_never_stop_the_baseline(self, storage_url, name):
         study = {"trials": 8, "pruner": "successive_halving", "rungs": [8000, 16000]}
         search = self.opened(storage_url, name, **study)
         for _ in range(4):
@@ -201,7 +201,7 @@ class TestContract:
         assert stored[3].user_attrs["outcome"] == "stopped" and stored[3].intermediate_values == {8000: 6.0}
         assert stored[1].intermediate_values == {8000: 1.0}
 
-    def test_several_objectives_are_stopped_by_their_rung_metric(self, storage_url, name):
+    def test_rung_metric_stops_with_several_metrics(self, storage_url, name):
         study = {"trials": 9, "pruner": "median", "rungs": [8000], "further_metrics": ["is"], "rung_metric": "is"}
         search = self.opened(storage_url, name, **study)
         for number in range(5):
@@ -239,7 +239,7 @@ class TestContract:
             {"nll_token max_above_baseline": 0.075, "seconds max": 1.0}
         )
 
-    def test_without_the_baseline_s_score_nothing_relative_goes_on(self, storage_url, name):
+    def test_relative_search_needs_the_baseline(self, storage_url, name):
         search = self.opened(storage_url, name, trials=3, space={}, terms={"lambda_unit": "share"})
         search.ask()
         search.prune(0, ended("diverged"))
@@ -249,7 +249,7 @@ class TestContract:
             in self.opened(storage_url, name, trials=3, space={}, terms={"lambda_unit": "share"}).stop_reason()
         )
 
-    def test_a_budget_ends_the_asking_and_a_larger_one_continues(self, storage_url, name):
+    def test_budget_ends_and_larger_one_continues(self, storage_url, name):
         clock, limits = Clock(), {"trials": 9, "max_gpu_hours": 5.0}
         run = {"gpus_per_worker": 2, "max_attempts": 3}
         search = Search(study_config(name, run=run, **limits), storage_url, clock=clock)
@@ -277,7 +277,7 @@ class TestContract:
         assert (larger.ask().number, larger.ask().number, larger.stop_reason()) == (1, 2, None)
 
 
-def test_profiled_and_fixed_parameters_are_not_sampled():
+def test_inference_parameters_are_not_sampled():
     assert list(searched_entries(study_config())) == [
         "loss.lambda_1",
         "loss.lambda_2",

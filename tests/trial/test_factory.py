@@ -42,7 +42,7 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("count", "size", "scales"), [(4, 16, (1, 2, 3, 4)), (10, 32, (1, 2, 3, 4))])
-def test_a_file_and_a_directory_are_the_same_tokenizer(places, count, size, scales):
+def test_file_and_directory_give_one_tokenizer(places, count, size, scales):
     vqvae, *both = places[count]
     images = torch.rand(2, 3, size, size) * 2 - 1
     for place in both:

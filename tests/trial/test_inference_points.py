@@ -43,7 +43,7 @@ def test_the_space_alone_decides_over_truncation():
     assert points[-1]["seeds"] == "evaluation" and points[-1]["top_k"] == 16
 
 
-def test_a_named_range_takes_the_place_of_the_usual_one():
+def test_range_of_the_space_replaces_the_default():
     space = {
         "inference.temperature": {"role": "inference", "type": "float", "low": 0.9, "high": 1.1},
         "inference.top_p": {"role": "inference", "type": "float", "low": 0.8, "high": 1.0},
@@ -62,7 +62,7 @@ def test_a_named_range_takes_the_place_of_the_usual_one():
 
 
 @pytest.mark.parametrize("values", [{"inference.top_k": 16, "inference.cfg_ramp": 0.5, "inference.temperature": 0.9}])
-def test_a_joint_score_is_at_the_point_that_was_chosen(values):
+def test_joint_score_uses_the_trials_point(values):
     """What a replay does: one score on seeds B, everything else from the configuration."""
     config = config_of({}).with_values({**values, "inference.cfg_scale": 0.28, "inference.search": "joint"})
     assert asked(config) == [{"cfg_scale": 0.28, "seeds": "evaluation"}]

@@ -4,7 +4,7 @@ from uvar_tune.specs import Assets
 from uvar_tune.trial.local_cache import copy_to_local_disk
 
 
-def test_a_cache_is_copied_once_however_many_workers_come(tmp_path):
+def test_cache_is_copied_once(tmp_path):
     source = tmp_path / "shared" / "abc123"
     source.mkdir(parents=True)
     (source / "tokens.npy").write_bytes(bytes(range(256)) * 4096)

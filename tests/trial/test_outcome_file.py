@@ -108,7 +108,7 @@ def test_unusable_checkpoint_is_skipped_with_a_line(going_on, newest, why):
     assert said == [f"checkpoint 000000000128 is not used: {why}", "continues at 64 images"]
 
 
-def test_one_of_other_settings_is_refused_whatever_its_shapes(going_on):
+def test_checkpoint_of_other_settings_is_refused(going_on):
     """If it were skipped, a change of the settings would restart the trial silently."""
     with pytest.raises(ConfigError, match="checkpoint of 128 images: cannot be continued .*: model.depth was 3, now 2"):
         going_on(config={**ASKED, "model": {"depth": 3}}, var_state={"weight": torch.ones(1, 3)})

@@ -10,7 +10,7 @@ from uvar_tune.data import load_images
 from uvar_tune.trial.scoring import proportional_labels
 
 
-def test_balanced_references_cycle_through_the_classes():
+def test_balanced_labels_cycle_through_classes():
     labels = torch.arange(4).repeat_interleave(25)
     assert torch.equal(proportional_labels(labels, 40, 4), torch.arange(40) % 4)
 
