@@ -109,6 +109,24 @@ def test_a_process_imports_what_its_kind_needs(kind, has, lacks):
     assert set(has) <= set(loaded) and not set(lacks) & set(loaded)
 
 
+def test_trial_driver_imports_nothing_at_its_start():
+    """Whatever the trainable needs was imported while the process waited: a trial does not wait for it."""
+    script = """
+import importlib, json, sys
+from uvar_tune.ray_backend.prestart import _MODULES, DRIVER
+for module in _MODULES[DRIVER]:
+    importlib.import_module(module)
+before = set(sys.modules)
+from uvar_tune.ray_backend import _private
+_private.quiet_torch_trainer()
+print(json.dumps(sorted(name for name in set(sys.modules) - before if not name.startswith("ray."))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr
+
+
 def test_no_process_looks_for_gpus_too_early(tmp_path):
     """The first look fixes for good which GPUs a process has; a worker that is started ahead belongs to no trial yet."""
     asked = """

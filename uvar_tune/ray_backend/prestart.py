@@ -29,7 +29,7 @@ _ROLES = {_private.CONTROLLER_CLASS: CONTROLLER, _private.TRIAL_DRIVER_CLASS: DR
 _MODULES = {
     WORKER: ("uvar_tune.ray_backend.trainer", "uvar_tune.trial.trial", "torch._dynamo"),  # torch.optim imports the last
     CONTROLLER: ("ray.tune", "ray.train.torch"),
-    DRIVER: ("uvar_tune.ray_backend.trainer",),
+    DRIVER: ("uvar_tune.ray_backend.trainer", "ray.train.torch"),
     OTHER: (),
 }
 _CONTROLLER_HELPER_MODULES = ("ray.train",)
