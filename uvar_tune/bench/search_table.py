@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uvar_tune.errors import ConfigError
+from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.seeds import EVALUATION, SAMPLING
 from uvar_tune.specs import Assets
 
@@ -89,7 +90,7 @@ def make_table(study: str, root: str | None, path: Path | str) -> None:
         "made_by": trials[0].provenance,
     }
     try:
-        Path(path).write_text(_text(about, rows), encoding="utf-8")
+        write_text_atomic(path, _text(about, rows))
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(path)) from None
 

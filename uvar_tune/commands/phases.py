@@ -27,6 +27,7 @@ from uvar_tune.config.schema import Config
 from uvar_tune.config.space import BASELINE as PLAIN
 from uvar_tune.config.space import baseline_point
 from uvar_tune.errors import ConfigError
+from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.ray_backend.tuner import TuneRunner
 from uvar_tune.search.load import load_results
 from uvar_tune.search.replicates import Replicates
@@ -231,7 +232,7 @@ class Phases:
             logger.info(f"  {arm}: no verdict ({reason})")
 
     def _write_json(self, name: str, tree: Any) -> None:
-        (self.files.directory / name).write_text(json.dumps(tree, indent=1), encoding="utf-8")
+        write_text_atomic(self.files.directory / name, json.dumps(tree, indent=1))
 
 
 def _verdict_line(verdict, metric: str) -> str:

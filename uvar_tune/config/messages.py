@@ -11,18 +11,19 @@ from uvar_tune.errors import ConfigError, nearest
 _MAX_VALUE_LENGTH = 80  # characters of a value that a message shows
 
 
-def config_error(error: ValidationError, where: str | None = None) -> ConfigError:
+def config_error(error: ValidationError, where: str | None = None, section: type[Section] = Config) -> ConfigError:
     """The first problem that a validation found, as a ConfigError.
 
     Args:
         error: raised by pydantic.
         where: file or argument that holds the configuration.
+        section: what was validated.
     """
     first = error.errors(include_url=False)[0]
     keys = [_printable_key(part) for part in first["loc"]]
     dotted, message = ".".join(keys), first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"unknown key {dotted!r}", where=where, nearest=nearest(dotted, _valid_keys(keys)))
+        return ConfigError(f"unknown key {dotted!r}", where=where, nearest=nearest(dotted, _valid_keys(keys, section)))
     value = first.get("input")
     shown = f" {_short(value)}" if isinstance(value, (str, int, float, bool)) else " (nothing)" if value is None else ""
     choice = None
@@ -58,10 +59,10 @@ def _short(value: object) -> str:
     return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}…"
 
 
-def _valid_keys(keys: list[str]) -> list[str]:
-    """The dotted names that are valid where the last of ``keys`` is not."""
+def _valid_keys(keys: list[str], section: type[Section]) -> list[str]:
+    """The dotted names that are valid in ``section`` where the last of ``keys`` is not."""
     if len(keys) == 1:
-        return list(Config.model_fields)
+        return list(section.model_fields)
     if keys[0] == "space":
         fields = SpaceEntry.model_fields
     elif keys[:2] == ["study", "constraints"]:

@@ -7,9 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import ValidationError
-
-from uvar_tune.config.messages import config_error
 from uvar_tune.config.schema import Config, dotted_names
 from uvar_tune.config.space_entry import SpaceEntry
 from uvar_tune.errors import ConfigError, nearest
@@ -254,5 +251,5 @@ def _corners(config: Config):
 def _validated(config: Config, values: dict[str, Any], description: str) -> Config:
     try:
         return config.with_values(values)
-    except ValidationError as error:
-        raise ConfigError(f"{description}: {config_error(error).message}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{description}: {error.message}") from None

@@ -21,7 +21,7 @@ import torch
 
 from uvar_tune.data.image_set import ImageSet, to_unit
 from uvar_tune.errors import ConfigError, first_line
-from uvar_tune.io.atomic import atomic_path
+from uvar_tune.io.atomic import atomic_path, write_text_atomic
 from uvar_tune.io.hashing import state_sha256
 from uvar_tune.io.locks import FileLock
 from uvar_tune.io.manifest import remove_leftovers, verify_directory, write_directory
@@ -249,7 +249,7 @@ def _open_parts(parts: Path, plan: str) -> None:
     if parts.exists() and (not path.exists() or path.read_text(encoding="utf-8") != plan):
         shutil.rmtree(parts)
     parts.mkdir(exist_ok=True)
-    path.write_text(plan, encoding="utf-8")
+    write_text_atomic(path, plan)
 
 
 def _read_shard(parts: Path, start: int, shape: tuple[int, int], dtype) -> np.ndarray | None:

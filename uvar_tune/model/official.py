@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from pydantic import ValidationError
 
-from uvar_tune.config.messages import config_error
 from uvar_tune.config.schema import ModelConfig, TokenizerConfig
 from uvar_tune.errors import ConfigError, first_line
 from uvar_tune.io.atomic import atomic_path
@@ -258,8 +256,7 @@ def _build_on_meta(build: Callable[[], Network], where: str) -> Network:
         with torch.device("meta"):
             return build()
     except (ValueError, RuntimeError, ArithmeticError) as error:
-        message = config_error(error).message if isinstance(error, ValidationError) else first_line(error)
-        raise ConfigError(f"no network has the sizes of its tensors ({message})", where=where) from None
+        raise ConfigError(f"no network has the sizes of its tensors ({first_line(error)})", where=where) from None
 
 
 def _heads(sharpness: torch.Tensor | None, depth: int, width: int, argument: int | None, where: str) -> int:

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from uvar_tune import seeds
-from uvar_tune.config.messages import config_error
 from uvar_tune.config.schema import Config, LossConfig
 from uvar_tune.config.space import searched_inference_entries
 from uvar_tune.config.space_entry import SpaceEntry
@@ -247,5 +245,5 @@ def _evaluation_config(config: Config, tokenizer: str, samples: int, cfg_scale: 
         values |= {"inference.search": "joint", "inference.cfg_scale": cfg_scale}
     try:
         return tree.with_values(values)
-    except ValidationError as error:
-        raise config_error(error, "the settings of this evaluation") from None
+    except ConfigError as error:
+        raise ConfigError(error.message, where="the settings of this evaluation", nearest=error.nearest) from None

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from uvar_tune.analysis.pooled import Pooled, mean_with_half_width
 from uvar_tune.analysis.results import BASELINE, TrialResult
+from uvar_tune.io.atomic import atomic_path, write_text_atomic
 from uvar_tune.reporting import fields
 from uvar_tune.reporting.charts import VERDICT_COLOURS
 from uvar_tune.reporting.figures import BASELINE as BASELINE_COLOUR
@@ -87,7 +88,7 @@ def write_pooled(pooled: Pooled, directory: Path) -> dict[str, Path]:
     directory.mkdir(parents=True, exist_ok=True)
     heads, rows = pooled_rows(pooled)
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
-    (directory / "pooled.md").write_text("\n".join(lines) + f"\n\n{_legend(pooled)}\n", encoding="utf-8")
+    write_text_atomic(directory / "pooled.md", "\n".join(lines) + f"\n\n{_legend(pooled)}\n")
     _write_trials(pooled, directory / "pooled.csv")
     chart = pooled_chart(pooled, directory / "pooled.png")
     return {"table": directory / "pooled.md", "trials": directory / "pooled.csv", "chart": chart}
@@ -177,7 +178,7 @@ def _write_trials(pooled: Pooled, path: Path) -> None:
     params = list(dict.fromkeys(name for _, _, trial in trials for name in trial.params))
     ran = list(dict.fromkeys(name for _, _, trial in trials for name in trial.effective_parameters))
     scores = list(dict.fromkeys(name for _, _, trial in trials for name in trial.scores))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["arm", "seed", "trial", *params, *(name + fields.EFFECTIVE for name in ran), *scores])
         for arm, seed, trial in trials:

@@ -18,6 +18,7 @@ import torch
 from uvar_tune.config.schema import Config
 from uvar_tune.data import TokenCache
 from uvar_tune.errors import Diverged, OutOfMemory, StepFailed, first_line
+from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.io.safe_load import dump_yaml
 from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec
 from uvar_tune.tracking.metrics_log import MetricsLog, open_metrics_log
@@ -331,4 +332,4 @@ def write_config(directory: Path, config: Config) -> None:
     """Write `config.yaml` of a trial, without space and provenance."""
     directory.mkdir(parents=True, exist_ok=True)
     tree = config.tree(exclude=("space", "final", "verdict", "provenance"))
-    (directory / "config.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+    write_text_atomic(directory / "config.yaml", dump_yaml(tree))

@@ -1,0 +1,1 @@
+"""One section of the configuration per file, named after its key in YAML; `config.schema` puts them together."""
