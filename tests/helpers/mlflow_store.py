@@ -120,4 +120,6 @@ def record(directory: Path, points: range, attempt: int = 1) -> MetricsLog:
 
 def expected(points: range) -> list[tuple]:
     """The rows of `MLflowStore.write`."""
-    return sorted(row for i in points for row in (("loss/total", 64 * i, 1 / (i + 1)), ("grad_norm", 64 * i, 2.0 + i)))
+    return sorted(
+        row for i in points for row in (("loss/total", 64 * i, 1 / (i + 1)), ("optimizer/grad_norm", 64 * i, 2.0 + i))
+    )

@@ -17,13 +17,15 @@ from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking.metrics_log import MetricsLog
 from uvar_tune.tracking.parameters import (
+    datasets,
     effective_parameters,
     provenance_tags,
     run_parameters,
+    saved_view,
     score_parameters,
+    source_tags,
     study_parameters,
     study_tags,
-    view_columns,
 )
 from uvar_tune.tracking.presentation import phase_of, run_name
 from uvar_tune.trial.trial import write_config
@@ -38,6 +40,7 @@ CONFIG = Config.model_validate(
         },
     }
 )
+PROVENANCE = {"commit": "abc", "data_sha256": {"train": "12" * 32, "validation": "34" * 32}}
 
 
 def sync(store, *options, study="whole", **variables):
@@ -59,11 +62,13 @@ def run_study(store):
     files.create()
     files.create_or_verify(CONFIG)
     search, tracker = Search(CONFIG, files.storage_url(CONFIG)), store.tracker("whole")
-    tags = {**provenance_tags({"commit": "abc"}), **study_tags("whole", "")}
+    tags = {**provenance_tags(PROVENANCE), **study_tags("whole", "")}
     tracker.start_study(study_parameters(CONFIG), tags)
-    tracker.save_view("whole: ranked", "fid", "minimize", view_columns(CONFIG))
+    tracker.save_view(**saved_view(CONFIG, "minimize"))
     tracker.log_artifact(None, files.config, "")
-    MetricsLog(files.directory / "prepare.jsonl").event("prepared", reconstruction_mse=0.02)
+    images = {"train": 1438, "validation": 359}
+    MetricsLog(files.directory / "prepare.jsonl").event("prepared", reconstruction_mse=0.02, images=images)
+    tracker.log_datasets(datasets(CONFIG, PROVENANCE["data_sha256"], images))
     tracker.log_study_metrics({"prepare/reconstruction_mse": 0.02})
     for work, phase in (
         (search, "trial"),
@@ -83,14 +88,14 @@ def _run(files, work, phase, proposal, tracker):
         (number, files.trial(number)) if searched else (f"{phase}/{number}", files.directory / phase / "00000")
     )
     write_config(directory, CONFIG.with_values(proposal.values))
-    tags = {"uvar.kind": proposal.kind, "uvar.phase": phase_of(key), "uvar.attempt": "1"}
+    tags = {"uvar.kind": proposal.kind, "uvar.phase": phase_of(key), "uvar.attempt": "1", **source_tags(PROVENANCE)}
     name = run_name(key, proposal.kind, proposal.values)
     parameters = run_parameters(CONFIG, proposal.values)
     tracker.start_trial(key, directory, parameters, tags, name=name, phase=phase_of(key))
     metrics_log = record(directory, range(10), proposal.attempt)
     if number in (1, 2):
         outcome = {1: "stopped", 2: "diverged"}[number]
-        work.prune(number, ended(outcome), {"commit": "abc"})
+        work.prune(number, ended(outcome), PROVENANCE)
         tracker.finish_trial(key, "KILLED" if outcome == "stopped" else "FAILED")
         return
     metrics_log.event("score", images=640, cfg_scale=1.5, seeds="selection", fid=2.0)
@@ -108,7 +113,7 @@ def _run(files, work, phase, proposal, tracker):
                 "effective_parameters": ran,
             },
         ),
-        {"commit": "abc"},
+        PROVENANCE,
     )
     tracker.finish_trial(
         key, "FINISHED", scores, {**params, **effective_parameters(ran), **score_parameters(protocol, proposal.seeds)}
@@ -119,7 +124,8 @@ def content(store):
     """Everything that MLflow has of the study by study, phase or trial, without ids and the times of study metrics."""
     runs = {}
     for run in store.active_runs():
-        run_id, tags = run.info.run_id, {key: tag for key, tag in run.data.tags.items() if key != "mlflow.parentRunId"}
+        run_id = run.info.run_id
+        tags = {key: tag.replace(run_id, "ID") for key, tag in run.data.tags.items() if key != "mlflow.parentRunId"}
         name = tags.get("uvar.trial") or tags["mlflow.runName"]
         assert name not in runs
         rows = store.query(

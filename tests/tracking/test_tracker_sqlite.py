@@ -39,12 +39,11 @@ def test_study_and_trial(store, log_lines):
     assert (tracker.run_id(None), tracker.run_id(0)) == (parent, child) and run_ids(
         store.root / "plain" / "mlflow"
     ) == {0: child}
-    assert [row for row in store.rows(child) if row[0] in ("loss/total", "grad_norm")] == expected(range(5))
+    assert [row for row in store.rows(child) if row[0] in ("loss/total", "optimizer/grad_norm")] == expected(range(5))
     assert {row for row in store.rows(child) if row[1] >= 640} == {
         ("fid", 640, 3.0),
         ("kid", 640, 0.0),
         ("recall", 640, 0.5),
-        ("cfg_search/fid", 1500, 3.5),
     }
     assert store.query("select is_nan from metrics where run_uuid = ? and key = 'kid'", child) == [(1,)]
     assert store.rows(parent) == [("best/fid", 0, 3.0)]
@@ -54,7 +53,12 @@ def test_study_and_trial(store, log_lines):
     assert (
         tags["mlflow.parentRunId"] == parent and tags["mlflow.runName"] == "trial 0" and tags["uvar.kind"] == "baseline"
     )
-    assert store.artifacts(child) == {"config.yaml", "samples/000640.png", "checkpoint/000640/var.safetensors"}
+    assert store.artifacts(child) == {
+        "config.yaml",
+        "samples/000640.png",
+        "scores_over_cfg.json",
+        "checkpoint/000640/var.safetensors",
+    }
     assert store.artifacts(parent) == {"report/config.yaml"}
     assert store.status(parent) == store.status(child) == "FINISHED"
 

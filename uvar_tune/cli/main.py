@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 import uvar_tune
-from uvar_tune.cli import doctor, evaluate, sample, study, train
+from uvar_tune.cli import doctor, evaluate, sample, study, train, ui
 from uvar_tune.cli.options import echo
 from uvar_tune.cli.usage import Command, usage
 from uvar_tune.errors import BAD_INPUT, FAILED, INTERRUPTED, ConfigError, OutOfMemory, StepFailed, UvarError
@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": evaluate.evaluate,
     "tokenizer": train.tokenizer,
     "sync": study.sync,
+    "ui": ui.ui,
     "doctor": doctor.doctor,
 }
 

@@ -55,6 +55,18 @@ def summarize_studies(root: Path) -> list[StudySummary]:
     return sorted(summaries, key=lambda summary: (summary.age_sec, summary.name))
 
 
+def newest_study(root: Path) -> str:
+    """Name of the newest study below ``root``; an unreadable one counts as well.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    directories = [path.parent for path in root.glob("*/study.yaml") if is_study_directory(path.parent)]
+    if not directories:
+        raise ConfigError(f"no studies below {root}", where="--root")
+    return max(directories, key=lambda path: ((path / ".identity").stat().st_mtime, path.name)).name
+
+
 def describe_study(results: StudyResults) -> dict[str, Any]:
     """The ranked trials as plain data, those without a score last."""
     ranked = results.ranked()

@@ -24,13 +24,15 @@ from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import BufferedRunLogger, Outbox
 from uvar_tune.tracking.metrics_log import read_records
 from uvar_tune.tracking.parameters import (
+    datasets,
     effective_parameters,
     provenance_tags,
     run_parameters,
+    saved_view,
     score_parameters,
+    source_tags,
     study_parameters,
     study_tags,
-    view_columns,
 )
 from uvar_tune.tracking.presentation import SEARCH, phase_of, run_name
 from uvar_tune.trial.outcome_file import read_outcome, stored_seeds
@@ -124,9 +126,11 @@ def _log_study(
     provenance = next((trial.outcome["provenance"] for trial in trials if trial.outcome.get("provenance")), {})
     tags = {**provenance_tags(provenance), **study_tags(files.name, config.study.question)}
     run_logger.start_study(study_parameters(config), tags, timestamp=started)
-    run_logger.save_view(f"{files.name}: ranked", config.study.metric, directions(config)[0], view_columns(config))
+    run_logger.save_view(**saved_view(config, directions(config)[0]))
     run_logger.log_artifact(None, files.config, "")
     prepared = next((record for record in reversed(records) if record["kind"] == "prepared"), {})
+    if hashes := provenance.get("data_sha256"):
+        run_logger.log_datasets(datasets(config, hashes, prepared.get("images", {})))
     run_logger.log_study_metrics(
         {
             f"prepare/{key}": value
@@ -173,6 +177,7 @@ def _stored_trials(by_phase: dict[str, list], files: StudyDirectory) -> Iterator
                 "uvar.kind": outcome["kind"],
                 "uvar.phase": phase or SEARCH,
                 "uvar.attempt": str(len(outcome["attempts"])),
+                **source_tags(outcome.get("provenance") or {}),
             }
             yield _StoredTrial(
                 f"{phase}/{trial.number}" if phase else trial.number,

@@ -16,7 +16,7 @@ from uvar_tune.io.disk import raise_on_disk_full
 from uvar_tune.specs import Assets, TrialOutcome, WorkerGroupSpec
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import CLOSE_TIMEOUT_SEC, STOP_TIMEOUT_SEC, Tracker
-from uvar_tune.tracking.parameters import provenance_tags
+from uvar_tune.tracking.parameters import datasets, provenance_tags
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,10 @@ class RunSession:
 
         log = self.files.directory / "prepare.jsonl"
         with self.follower.following("prepare", log, self.config.tokenizer.images):
-            return self.run_as_task(prepare, self.config, self.files.cache, log)
+            assets = self.run_as_task(prepare, self.config, self.files.cache, log)
+        if self._tracking:
+            self.tracker.log_datasets(datasets(self.config, assets.data_sha256, assets.facts.get("images", {})))
+        return assets
 
     def run_worker_group(
         self, spec: WorkerGroupSpec, name: str, images: int, loop: Callable | None = None

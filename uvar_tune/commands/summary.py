@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -12,17 +13,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from uvar_tune.analysis.export import UNCONFIRMED, export_trial
-from uvar_tune.analysis.results import StudyResults
+from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_url
+from uvar_tune.metrics import HEADLINE
 from uvar_tune.reporting import describe_state, write_report
 from uvar_tune.reporting.costs import costs
 from uvar_tune.search.load import load_results
-from uvar_tune.study_dir import StudyDirectory
+from uvar_tune.study_dir import StudyDirectory, resolve_root
 from uvar_tune.tracking import Outbox, RunLogger, Tracker
 from uvar_tune.tracking.parameters import study_tags
-from uvar_tune.tracking.presentation import view_url
+from uvar_tune.tracking.presentation import difference_text
+from uvar_tune.tracking.saved_view import view_url
 from uvar_tune.training import latest_valid
+
+_MAX_RANKED = 1000  # trials that get a rank in MLflow, whose page shows 100 at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +88,25 @@ def log_summary(results: StudyResults, tracker: RunLogger, pages: Iterable[Path]
         tracker.log_artifact(best.number, checkpoint, "checkpoint")
     for path in pages:
         tracker.log_artifact(None, path, "report")
-    tracker.log_study_metrics({f"best/{name}": value for name, value in best.scores.items()})
-    for trial in results.trials:
-        if verdict := results.verdict(trial):
-            tracker.set_tags(trial.number, {"uvar.verdict": verdict["verdict"]})
+    shown = {results.metric, *results.further_metrics, *HEADLINE}
+    tracker.log_study_metrics({f"best/{name}": value for name, value in best.scores.items() if name in shown})
+    for rank, trial in enumerate(results.ranked()[:_MAX_RANKED], start=1):
+        tracker.set_tags(trial.number, {"uvar.rank": rank, **_comparison_tags(results, trial)})
     question = results.config.get("study", {}).get("question", "")
-    tracker.set_tags(None, study_tags(results.name, question, describe_state(results)))
+    tracker.set_tags(None, study_tags(results.name, question, describe_state(results), best.number))
+
+
+def _comparison_tags(results: StudyResults, trial: TrialResult) -> dict[str, str]:
+    """A trial against the baseline: by how much, and whether that is noise."""
+    baseline = results.baseline
+    if baseline is None or baseline.value is None or trial is baseline:
+        return {}
+    verdict, noise = results.verdict(trial), results.noise
+    sd = math.sqrt(noise["replicate"]["value"]) if noise else None
+    return {
+        "uvar.verdict": verdict["verdict"] if verdict else UNCONFIRMED,
+        "uvar.difference": difference_text(trial.value, baseline.value, verdict, sd),
+    }
 
 
 def append_cost_record(files: StudyDirectory, cpu_sec: float) -> None:
@@ -104,10 +122,9 @@ def summary_lines(outcome: StudyOutcome) -> list[str]:
         return ["no trial has a score"]
     best, verdict = results.best, results.verdict(results.best)
     uri, python = files.tracking_uri(), _python()
-    server = "MLFLOW_DISABLE_TELEMETRY=true " + _command(
-        python, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri
-    )
-    page = view_url(uri, Outbox(files.directory / "mlflow"), files.name)
+    page = view_url(uri, Outbox(files.directory / "mlflow"))
+    root = [] if files.root == resolve_root(None) else ["--root", files.root]
+    in_mlflow = _command(python, "-m", "uvar_tune", "ui", files.name, *root)
     storage = redact_url(files.storage_url(outcome.config).removeprefix("journal:"))
     return [
         *_cost_lines(results, outcome.cpu_sec),
@@ -115,8 +132,7 @@ def summary_lines(outcome: StudyOutcome) -> list[str]:
         f"(verdict: {verdict['verdict'] if verdict else UNCONFIRMED})",
         f"report: {outcome.pages['html']}",
         f"picture: {outcome.pages['png']}",
-        f"MLflow UI:        {server if uri.startswith('sqlite') else redact_url(uri)}",
-        *([f"trials in MLflow: {page}"] if page else []),
+        f"MLflow UI:        {page if page and uri.startswith('http') else in_mlflow}",
         f"Optuna dashboard: {_command(Path(python).parent / 'optuna-dashboard', storage)}",
         f"final run:        {_command(python, '-m', 'uvar_tune', 'train', outcome.export)}",
     ]

@@ -93,7 +93,7 @@ def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallback
     from uvar_tune.ray_backend.tuner import TuneRunner
     from uvar_tune.search.objectives import directions
     from uvar_tune.specs import StudyCallbacks
-    from uvar_tune.tracking.parameters import study_parameters, study_tags, view_columns
+    from uvar_tune.tracking.parameters import saved_view, study_parameters, study_tags
     from uvar_tune.trial.preflight import check_inputs
 
     config, files = session.config, session.files
@@ -101,9 +101,7 @@ def _train(session: RunSession, names: tuple[str, ...], callbacks: StudyCallback
         session.run_as_task(check_inputs, config)
         phases = _create_or_resume(session)
         session.start_tracking(params=study_parameters(config), tags=study_tags(files.name, config.study.question))
-        session.tracker.save_view(
-            f"{files.name}: ranked", config.study.metric, directions(config)[0], view_columns(config)
-        )
+        session.tracker.save_view(**saved_view(config, directions(config)[0]))
         session.tracker.log_artifact(None, files.config, "")
         assets = session.prepare_assets()
         _check_protocol(session, phases, assets)

@@ -31,7 +31,7 @@ from uvar_tune.ray_backend.trainer import RUNG, trainable
 from uvar_tune.specs import Assets, CrashReason, OutcomeKind, Proposal, TrialOutcome, TrialSpec, crash, worker_config
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import RunLogger
-from uvar_tune.tracking.parameters import effective_parameters, run_parameters, score_parameters
+from uvar_tune.tracking.parameters import effective_parameters, run_parameters, score_parameters, source_tags
 from uvar_tune.tracking.presentation import phase_of, run_name
 from uvar_tune.trial.outcome_file import read_crash, read_outcome
 from uvar_tune.trial.trial import write_config
@@ -203,6 +203,7 @@ class TrialCallbacks:
         key = self._work.key(proposal.number)
         title, phase = run_name(key, proposal.kind, proposal.values), phase_of(key)
         tags = {"uvar.kind": proposal.kind, "uvar.phase": phase, "uvar.attempt": str(proposal.attempt)}
+        tags |= source_tags(runner.provenance)
         parameters = run_parameters(config.model_copy(update={"space": runner.config.space}), proposal.values)
         runner.run_logger.start_trial(key, directory, params=parameters, tags=tags, name=title, phase=phase)
         name = self._work.name(proposal)

@@ -6,13 +6,15 @@ again; repeated metrics of a trial are dropped by the server (same key, step, va
 There are two lanes: `Delivery` sends parameters, metrics, tags and states; `ArtifactUploader` sends the artifacts that
 `Delivery` queues, in a thread of its own. Neither waits for the other.
 
-The values of a metrics log keep their names, step = images seen. A score on selection seeds is a point of the inference
-search: ``cfg_search/fid`` with step = 1000 · CFG scale; the score on evaluation seeds is ``cfg_evaluation/fid``.
+The values of a metrics log get the names of `metric_names`, step = images seen. The scores at each inference point
+become a table, the artifact `PROFILE`, when the trial ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
 import threading
 import time
@@ -20,23 +22,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from uvar_tune.tracking.metrics_log import AXES, read_records
+from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.tracking.outbox import STUDY, DeliveryState, Outbox, TrialProgress, Upload
-from uvar_tune.tracking.presentation import SEARCH, view_key, view_state, view_tag
+from uvar_tune.tracking.presentation import SEARCH, fill, trial_description
+from uvar_tune.tracking.run_content import (
+    MetricPoint,
+    milliseconds,
+    missing_points,
+    new_images,
+    new_points,
+    profile_table,
+)
+from uvar_tune.tracking.saved_view import MIN_SERVER, plain_page, view_key, view_page, view_state, view_tag
 
 logger = logging.getLogger(__name__)
 
-_MIN_IMAGE_AGE_SEC = 2.0  # a younger image may still be being written
+PROFILE = "scores_over_cfg.json"  # in the split format of pandas, which MLflow's page shows as a table
 _MAX_FAILED_UPLOADS = 2  # in a row, of different files: then the store is the reason, not the file
-
-
-class MetricPoint(NamedTuple):
-    """One value of a metric; ``time_ms`` since the epoch."""
-
-    key: str
-    value: float
-    time_ms: int
-    step: int
 
 
 class Refusal(NamedTuple):
@@ -49,6 +51,10 @@ class Refusal(NamedTuple):
 
 class TransientError(Exception):
     """The server cannot be reached or does not work now: try again later."""
+
+
+class ReadOnlyServer(TransientError):
+    """The server works, but this user may not write."""
 
 
 class RunNotFound(TransientError):
@@ -64,9 +70,13 @@ class TrackingServer(Protocol):
 
     name: str
     experiment_id: str
+    version: tuple[int, int] | None
 
     def set_experiment_tag(self, key: str, value: str) -> None:
         """Set a tag of the experiment."""
+
+    def log_datasets(self, run_id: str, datasets: Sequence[dict[str, Any]]) -> None:
+        """Log the data sets of a run as its inputs."""
 
     def run_exists(self, run_id: str) -> bool:
         """Whether the run exists and has not been deleted."""
@@ -154,7 +164,7 @@ class Delivery:
 
     def _start_study(self, operation: dict[str, Any]) -> None:
         run_id = self._run(STUDY, operation["time"])
-        self._describe(STUDY, run_id, operation["params"], operation["tags"])
+        self._describe(STUDY, run_id, operation["params"], fill(operation["tags"], run_id, self.state.page))
 
     def _start_trial(self, operation: dict[str, Any]) -> None:
         key, time_ms = str(operation["number"]), milliseconds(operation["time"])
@@ -164,10 +174,12 @@ class Delivery:
         trial.name, trial.phase = operation.get("name"), operation.get("phase")
         self.state.trials[key] = trial
         run_id = self._run(key, operation["time"])
-        self._describe(key, run_id, operation["params"], operation["tags"])
+        note = trial_description(self._study, int(key)) if trial.phase == SEARCH else {}
+        self._describe(key, run_id, operation["params"], {**note, **operation["tags"]})
         for ancestor in self._ancestors(key):
             self._server.set_status(self.state.runs[ancestor], "RUNNING", time_ms)
         self._server.set_status(run_id, "RUNNING", time_ms)
+        self._log_inputs(run_id)
         config = self._outbox.absolute(trial.directory) / "config.yaml"
         if config.exists():
             self._queue(Upload(key, self._outbox.relative(config), ""))
@@ -180,7 +192,10 @@ class Delivery:
             self._follow(key, trial, final=True)
         directory = self._outbox.absolute(trial.directory) if trial else None
         points = missing_points(directory, operation["metrics"] or {}, operation["time"])
-        self._describe(key, run_id, operation["params"], operation.get("tags") or {}, points)
+        tags = dict(operation.get("tags") or {})
+        if directory is not None and self._queue_profile(key, directory):
+            tags["mlflow.loggedArtifacts"] = json.dumps([{"path": PROFILE, "type": "table"}])
+        self._describe(key, run_id, operation["params"], tags, points)
         self._server.set_status(run_id, operation["status"], milliseconds(operation["time"]))
         self._delete_duplicates(key)
         if trial is not None:
@@ -188,14 +203,22 @@ class Delivery:
 
     def _set_tags(self, operation: dict[str, Any]) -> None:
         key = STUDY if operation["number"] is None else str(operation["number"])
-        self._log(key, self._run(key, operation["time"]), (), {}, operation["tags"])
+        run_id = self._run(key, operation["time"])
+        self._log(key, run_id, (), {}, fill(operation["tags"], run_id, self.state.page))
 
     def _save_view(self, operation: dict[str, Any]) -> None:
         identity = {**self._identity(STUDY), "uvar.level": "trial", "uvar.phase": SEARCH}
         search_filter = " and ".join(f"tags.`{name}` = '{value}'" for name, value in identity.items())
-        state = view_state(search_filter, operation["metric"], operation["direction"], operation["columns"])
-        key = view_key(self._study, self.state.fingerprint)
-        self._server.set_experiment_tag(*view_tag(operation["name"], key, state, milliseconds(operation["time"])))
+        state, experiment = view_state(search_filter, operation), self._server.experiment_id
+        key, version = view_key(self._study, self.state.fingerprint), self._server.version
+        self.state.page = plain_page(experiment, state)  # if the server refuses the tag, or does not read it
+        if version is None or version >= MIN_SERVER:
+            self._server.set_experiment_tag(*view_tag(operation["name"], key, state, milliseconds(operation["time"])))
+            self.state.page = view_page(experiment, key)
+
+    def _log_datasets(self, operation: dict[str, Any]) -> None:
+        self.state.datasets = operation["datasets"]
+        self._log_inputs(self._run(STUDY, operation["time"]))
 
     def _log_study_metrics(self, operation: dict[str, Any]) -> None:
         run_id = self._run(STUDY, operation["time"])
@@ -300,9 +323,9 @@ class Delivery:
     def _follow(self, key: str, trial: TrialProgress, *, final: bool) -> None:
         """Send the new lines of a trial's log and queue its new images; ``final``: nobody writes them any more."""
         run_id = self._run(key, time.time())  # first: a lost run resets the offset
-        directory, scores = self._outbox.absolute(trial.directory), list(trial.scores)
+        directory = self._outbox.absolute(trial.directory)
         try:
-            points, end = new_points(directory, trial.offset, scores)
+            points, end = new_points(directory, trial.offset)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             trial.finished = True
             self._save()
@@ -313,7 +336,7 @@ class Delivery:
             return
         self._log(key, run_id, points, {}, {})
         with self._state_lock:
-            trial.offset, trial.scores = end, scores
+            trial.offset = end
             for path, stamp in images:
                 trial.images[path.name] = stamp
                 self._queue(Upload(key, self._outbox.relative(path), "samples"))
@@ -344,6 +367,28 @@ class Delivery:
             if (kind, name) not in self._reported:
                 self._reported.add((kind, name))
                 logger.warning(f"MLflow refuses {kind} {name!r} of {_describe_key(key)}: {reason} {self._kept()}")
+
+    def _log_inputs(self, run_id: str) -> None:
+        """Log the data sets of the study as inputs of a run; a server that refuses them says so once."""
+        try:
+            if self.state.datasets:
+                self._server.log_datasets(run_id, self.state.datasets)
+        except PermanentError as error:
+            if ("data set", "") not in self._reported:
+                self._reported.add(("data set", ""))
+                self._reject({"op": "log_datasets", "number": None, "datasets": self.state.datasets}, str(error))
+
+    def _queue_profile(self, key: str, directory: Path) -> bool:
+        """Queue the table of a trial's scores at each inference point; whether there is one."""
+        table = profile_table(directory)
+        if table is None:
+            return False
+        path = self._outbox.directory / "tables" / key.replace("/", "-") / PROFILE
+        with contextlib.suppress(OSError):  # a full disk: the table is missing in MLflow
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(path, json.dumps(table))
+            self._queue(Upload(key, self._outbox.relative(path), ""))
+        return path.exists()
 
     def _queue(self, upload: Upload) -> None:
         with self._state_lock:
@@ -429,81 +474,9 @@ class ArtifactUploader:
 _PHASE = "phase:"
 
 
-def milliseconds(seconds: float) -> int:
-    """Whole milliseconds, MLflow's unit of time."""
-    return int(seconds * 1000)
-
-
-def new_points(directory: Path, offset: int, scores: list[list[Any]]) -> tuple[list[MetricPoint], int]:
-    """The metrics of a trial's log from a byte offset on, and the offset behind them.
-
-    Args:
-        directory: the trial directory.
-        offset: where to start, in bytes.
-        scores: identities of the scores read before; those read here are added.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: a line is not one of a metrics log.
-    """
-    records, end = read_records(directory / "metrics.jsonl", offset)
-    return [point for record in records for point in _points(record, scores)], end
-
-
-def _points(record: dict[str, Any], scores: list[list[Any]]) -> list[MetricPoint]:
-    time_ms = milliseconds(record["time"])
-    if record["kind"] == "metrics":
-        return [MetricPoint(key, value, time_ms, int(record["images"])) for key, value in record["values"].items()]
-    if record["kind"] != "score":
-        return []
-    axes = [record[axis] for axis in AXES if axis in record]
-    identity = [record["images"], record["cfg_scale"], record["seeds"], *axes]
-    if identity in scores:
-        return []
-    scores.append(identity)
-    group, step = (
-        "cfg_search" if record["seeds"] == "selection" else "cfg_evaluation",
-        round(1000 * record["cfg_scale"]),
-    )
-    names = sorted(record.keys() - {"time", "attempt", "kind", "images", "cfg_scale", "seeds"})
-    return [MetricPoint(f"{group}/{name}", float(record[name]), time_ms, step) for name in names]
-
-
-def missing_points(directory: Path | None, values: dict[str, float], default_time: float) -> list[MetricPoint]:
-    """The metrics missing from the last logged step, stamped with that step and its time.
-
-    Args:
-        directory: the trial directory, if known.
-        values: the final metrics.
-        default_time: time (s since the epoch) if the log is empty; the step is then 0.
-    """
-    records = read_records(directory / "metrics.jsonl")[0] if directory and values else []
-    metrics = [record for record in records if record["kind"] == "metrics"]
-    last_time, step = (metrics[-1]["time"], metrics[-1]["images"]) if metrics else (default_time, 0)
-    logged = {key for record in metrics if record["images"] == step for key in record["values"]}
-    time_ms = milliseconds(last_time)
-    return [MetricPoint(key, float(value), time_ms, int(step)) for key, value in values.items() if key not in logged]
-
-
-def new_images(folder: Path, queued: dict[str, list[int]], *, final: bool) -> list[tuple[Path, list[int]]]:
-    """The PNG files of a folder that are new or have changed, each with its [size, mtime_ns].
-
-    Args:
-        folder: the sample folder.
-        queued: file name → [size, mtime_ns] of those queued before.
-        final: nobody writes them any more; else the youngest ones are left for later.
-    """
-    images = []
-    for path in sorted(folder.glob("*.png")):
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        if queued.get(path.name) != stamp and (final or time.time() - stat.st_mtime > _MIN_IMAGE_AGE_SEC):
-            images.append((path, stamp))
-    return images
-
-
 def _restart(trial: TrialProgress) -> None:
     """Send everything of a trial again."""
-    trial.offset, trial.scores, trial.images = 0, [], {}
+    trial.offset, trial.images = 0, {}
 
 
 def _describe_key(key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,14 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from uvar_tune.io.uri import redact_secrets, redact_url
-from uvar_tune.tracking.delivery import MetricPoint, PermanentError, Refusal, RunNotFound, TransientError
+from uvar_tune.tracking.delivery import (
+    MetricPoint,
+    PermanentError,
+    ReadOnlyServer,
+    Refusal,
+    RunNotFound,
+    TransientError,
+)
 
 # What entry points put into the environment of their process, unless it is set there: requests fail soon and are tried
 # again by `tracker`, nothing is printed, and no usage data is sent.
@@ -30,6 +38,10 @@ _NETWORK_ERRORS = re.compile(
     r"Connection refused|timed out|Name or service not known|No route to host|Invalid Host header"
 )
 _RETRYABLE_STATUS = {401, 403, 404, 408, 429}  # HTTP client errors that are not about the content
+_REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+# What a server answers to a call that it does not know or does not allow, while it works otherwise.
+_UNSUPPORTED = (*_REFUSED, "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "BAD_REQUEST", "FEATURE_DISABLED")
+_HTTP_STATUS = re.compile(r"error code (\d{3})\b")
 
 
 class MLflowExperiment:
@@ -51,7 +63,12 @@ class MLflowExperiment:
             self._client = MlflowClient(uri)
             self.experiment_id = self._find_experiment(experiment, artifact_root)
         except Exception as error:  # stores raise whatever their drivers raise
-            raise TransientError(self._reason(error)) from None
+            kind = ReadOnlyServer if _is_refusal(error, _REFUSED) else TransientError
+            raise kind(self._reason(error)) from None
+        self.version = self._server_version()
+        for key, value in _EXPERIMENT_TAGS.items():
+            with contextlib.suppress(PermanentError):  # it is about the looks only
+                self.set_experiment_tag(key, value)
 
     @property
     def _is_server(self) -> bool:
@@ -64,7 +81,7 @@ class MLflowExperiment:
         if experiment is None:
             location = None if self._is_server else str(artifact_root)
             try:
-                return self._client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
+                return self._client.create_experiment(name, artifact_location=location)
             except MlflowException:  # created by another study at the same time
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:
@@ -73,15 +90,57 @@ class MLflowExperiment:
             _require_artifact_root(experiment.artifact_location)
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
-        for key, value in _EXPERIMENT_TAGS.items():
-            if experiment.tags.get(key) != value:
-                self._client.set_experiment_tag(experiment.experiment_id, key, value)
         return experiment.experiment_id
 
+    def _server_version(self) -> tuple[int, int] | None:
+        """(major, minor) of the server's MLflow, of this one for a database; None if the server does not say."""
+        import mlflow
+
+        text = mlflow.__version__
+        if self._is_server:
+            from mlflow.utils.credentials import get_default_host_creds
+            from mlflow.utils.rest_utils import http_request
+
+            try:
+                text = http_request(get_default_host_creds(self._uri), "/version", "GET").text
+            except Exception:  # whatever its transport raises
+                return None
+        match = re.match(r"(\d+)\.(\d+)", text)
+        return (int(match.group(1)), int(match.group(2))) if match else None
+
     def set_experiment_tag(self, key: str, value: str) -> None:
-        """Set a tag of the experiment."""
-        with self._translated_errors():
-            self._client.set_experiment_tag(self.experiment_id, key, value)
+        """Set a tag of the experiment, unless it has this value.
+
+        Raises:
+            PermanentError: also if the server does not allow tags of experiments.
+        """
+        with self._translated_errors(optional=True):
+            if self._client.get_experiment(self.experiment_id).tags.get(key) != value:
+                self._client.set_experiment_tag(self.experiment_id, key, value)
+
+    def log_datasets(self, run_id: str, datasets: Sequence[dict[str, Any]]) -> None:
+        """Log the data sets of a run as its inputs; see `RunLogger.log_datasets`.
+
+        Raises:
+            PermanentError: also if the server does not know inputs.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=dataset["name"],
+                    digest=dataset["digest"],
+                    source_type="local",
+                    source=json.dumps({"uri": dataset["source"]}),
+                    profile=json.dumps({"num_rows": dataset["images"], **dataset["profile"]}),
+                ),
+                [InputTag("mlflow.data.context", dataset["context"])],
+            )
+            for dataset in datasets
+        ]
+        with self._translated_errors(optional=True):
+            self._client.log_inputs(run_id, inputs)
 
     def run_exists(self, run_id: str) -> bool:
         """Whether the run exists and has not been deleted."""
@@ -177,7 +236,8 @@ class MLflowExperiment:
             )
 
     @contextlib.contextmanager
-    def _translated_errors(self) -> Iterator[None]:
+    def _translated_errors(self, *, optional: bool = False) -> Iterator[None]:
+        """Errors of MLflow as ours; ``optional``: a server that does not support the call works otherwise."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -188,9 +248,9 @@ class MLflowExperiment:
             reason = self._reason(error)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "'active' state" in str(error):
                 raise RunNotFound(reason) from None
-            if error.error_code == "INVALID_PARAMETER_VALUE":
+            if error.error_code == "INVALID_PARAMETER_VALUE" or (optional and _is_refusal(error, _UNSUPPORTED)):
                 raise PermanentError(reason) from None
-            raise TransientError(reason) from None
+            raise (ReadOnlyServer if _is_refusal(error, _REFUSED) else TransientError)(reason) from None
         except Exception as error:  # artifact stores raise whatever their libraries raise
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status and 400 <= status < 500 and status not in _RETRYABLE_STATUS:
@@ -200,6 +260,15 @@ class MLflowExperiment:
     def _reason(self, error: Exception) -> str:
         known = _NETWORK_ERRORS.search(str(error))
         return known.group() if known else redact_secrets(str(error), self._uri) or type(error).__name__
+
+
+def _is_refusal(error: Exception, codes: Sequence[str]) -> bool:
+    """Whether an error of MLflow has one of these codes, or an HTTP status that means the same."""
+    if getattr(error, "error_code", None) in codes:
+        return True
+    status = _HTTP_STATUS.search(str(error))
+    refused = {"401", "403"} if codes == _REFUSED else {"400", "401", "403", "404", "405", "501"}
+    return status is not None and status.group(1) in refused
 
 
 def _local_path(location: str) -> Path | None:

@@ -36,7 +36,6 @@ class TrialProgress:
         name: name of its run.
         phase: phase whose run is the parent; None if the study's run is.
         offset: bytes of metrics.jsonl that have been delivered.
-        scores: identities of the delivered scores; a resumed attempt may score a checkpoint again.
         images: name of a sample image → [size, mtime_ns] when it was queued.
         finished: whether the trial's run has ended.
     """
@@ -45,7 +44,6 @@ class TrialProgress:
     name: str | None = None
     phase: str | None = None
     offset: int = 0
-    scores: list[list[Any]] = field(default_factory=list)
     images: dict[str, list[int]] = field(default_factory=dict)
     finished: bool = False
 
@@ -72,6 +70,8 @@ class DeliveryState:
         trials: key → progress.
         uploads: artifacts that are queued, in order.
         possibly_duplicated: keys of runs whose creation was never answered, and may have succeeded.
+        datasets: the data sets of the study, see `RunLogger.log_datasets`.
+        page: where MLflow's page shows the ranked trials, as the part of its address behind ``#``.
     """
 
     server: str | None = None
@@ -82,6 +82,8 @@ class DeliveryState:
     trials: dict[str, TrialProgress] = field(default_factory=dict)
     uploads: list[Upload] = field(default_factory=list)
     possibly_duplicated: list[str] = field(default_factory=list)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    page: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> DeliveryState:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_url
-from uvar_tune.tracking.presentation import description
+from uvar_tune.metrics import HEADLINE
+from uvar_tune.tracking.metric_names import metric_key
+from uvar_tune.tracking.presentation import study_description
+
+_FIRST, _CFG = ("loss.lambda_1", "loss.lambda_2", "loss.reference"), "inference.cfg_scale"
+_DIGEST_LENGTH = 16  # MLflow takes 36
+_HEADLINES = 3  # metrics of every saved view besides those of the study
 
 
 def study_parameters(config: Config) -> dict[str, Any]:
@@ -63,27 +70,65 @@ def provenance_tags(provenance: dict[str, Any]) -> dict[str, str]:
     tags = {
         f"uvar.{key}": json.dumps(value) if isinstance(value, dict) else str(value) for key, value in provenance.items()
     }
+    return {**tags, **source_tags(provenance)}
+
+
+def source_tags(provenance: dict[str, Any]) -> dict[str, str]:
+    """The tags that MLflow displays as the source of a run."""
+    tags = {"mlflow.source.name": "uvar-tune", "mlflow.source.type": "LOCAL"}
     if commit := provenance.get("commit"):
         tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
-    return {**tags, "mlflow.source.name": "uvar-tune", "mlflow.source.type": "LOCAL"}
+    return tags
 
 
-def study_tags(study: str, question: str, state: str = "not finished") -> dict[str, str]:
-    """Tags of a study's run: its kind, and the description that MLflow displays.
+def datasets(config: Config, sha256: dict[str, str], images: dict[str, int]) -> list[dict[str, Any]]:
+    """Arguments of `RunLogger.log_datasets`.
 
     Args:
-        study: name of the study.
-        question: `study.question`.
-        state: what has been reached, in a sentence or two.
+        config: of the study.
+        sha256: split → hash of its images.
+        images: split → how many.
     """
-    commands = [f"uvar-tune {command}" for command in (f"show {study}", f"report --study {study}")]
-    commands.append(f"uvar-tune export --study {study} --top 3 --unconfirmed")
-    return {"uvar.kind": "study", **description(study, question, state, commands)}
+    data = config.data
+    name = Path(data.path).name if data.path else data.name
+    contexts = {"train": "training", "validation": "validation"}
+    return [
+        {
+            "name": f"{name} ({contexts.get(split, split)})",
+            "digest": digest[:_DIGEST_LENGTH],
+            "context": contexts.get(split, split),
+            "source": redact_url(data.path) if data.path else f"built-in:{data.name}",
+            "images": images.get(split),
+            "profile": {"image_size": data.image_size, "sha256": digest},
+        }
+        for split, digest in sha256.items()
+    ]
+
+
+def study_tags(study: str, question: str, state: str = "not finished", best: int | None = None) -> dict[str, str]:
+    """Tags of a study's run: its kind, and the description that MLflow displays; see `study_description`."""
+    return {"uvar.kind": "study", **study_description(study, question, state, best)}
+
+
+def saved_view(config: Config, direction: str) -> dict[str, Any]:
+    """Arguments of `RunLogger.save_view` for a study; ``direction`` is that of its metric."""
+    name, metric = f"{config.study.name}: ranked", config.study.metric
+    columns, axes = view_columns(config), view_axes(config)
+    return {"name": name, "metric": metric, "direction": direction, "columns": columns, "axes": axes}
 
 
 def view_columns(config: Config) -> list[str]:
-    """Columns of a study's saved view: its metrics, verdict and kind, then the searched parameters."""
-    names = [name for name, entry in config.space.items() if entry.role != "fixed"]
-    parameters = [*names, *(name for name in ("inference.cfg_scale",) if name not in names)]
-    metrics = [f"metrics.`{name}`" for name in config.study.metrics]
-    return [*metrics, "tags.`uvar.verdict`", "tags.`uvar.kind`", *(f"params.`{name}`" for name in parameters)]
+    """Columns of a study's saved view: rank, difference from the baseline, verdict and kind, metrics, parameters."""
+    metrics = dict.fromkeys(metric_key(name) for name in (*config.study.metrics, *HEADLINE[:_HEADLINES]))
+    return [
+        *(f"metrics.`{name}`" for name in metrics),
+        *(f"params.`{name}`" for name in view_axes(config)),
+        *(f"tags.`uvar.{name}`" for name in ("rank", "kind", "difference", "verdict")),
+    ]
+
+
+def view_axes(config: Config) -> list[str]:
+    """Parameters that the charts of the saved view show: the searched ones, the CFG scale last."""
+    names = [name for name, entry in config.space.items() if entry.role != "fixed" and name != _CFG]
+    first = [name for name in _FIRST if name in names]
+    return [*first, *(name for name in names if name not in first), _CFG]

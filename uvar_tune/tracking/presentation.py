@@ -1,22 +1,16 @@
-"""How a study looks on MLflow's page: names of runs, its description, the saved view of its trials, and links."""
+"""How a study looks on MLflow's page: names of runs, the description of the study, tags that say who won."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import zlib
-from collections.abc import Iterable
+import math
 from typing import Any
 
-from uvar_tune.io.uri import redact_url
-from uvar_tune.tracking.outbox import Outbox
-
 SEARCH = "search"  # the phase of the trials of the search
-_LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 _SYMBOLS = {"loss.lambda_1": "λ1", "loss.lambda_2": "λ2"}
+_TWO_SIDED_95 = 1.96  # standard deviations
 _MAX_VALUES = 5  # in the name of a run
-_DESCRIPTION = "mlflow.note.content"
+DESCRIPTION = "mlflow.note.content"
+_RUN, _PAGE = "{{run}}", "{{page}}"  # known when the tag is sent
 
 
 def phase_of(key: int | str) -> str:
@@ -49,76 +43,80 @@ def _word(name: str, value: Any) -> str:
     return f"{_SYMBOLS.get(name, name.rpartition('.')[2])} {text}"
 
 
-def description(study: str, question: str, state: str, commands: Iterable[str]) -> dict[str, str]:
-    """The tag that MLflow displays as the description of a run (Markdown).
+def difference_text(
+    value: float, baseline: float, verdict: dict[str, Any] | None = None, noise_sd: float | None = None
+) -> str:
+    """A trial's difference from the baseline, and whether it is noise.
+
+    Args:
+        value: of the study metric in the search.
+        baseline: the baseline's value in the search.
+        verdict: the trial's `Verdict` as plain data, over fresh pairs of seeds.
+        noise_sd: standard deviation of a replicate of the baseline.
+    """
+    if verdict is not None:
+        low, high = verdict["low"], verdict["high"]
+        interval = "" if low is None else f" [{low:+.3g}, {high:+.3g}]"
+        return f"{verdict['difference']:+.3g}{interval}, {verdict['pairs']} pairs of seeds"
+    difference = value - baseline
+    relative = f" ({difference / baseline:+.1%})" if baseline else ""
+    if noise_sd is None:
+        return f"{difference:+.3g}{relative}, one seed, noise not measured"
+    inside = abs(difference) <= _TWO_SIDED_95 * math.sqrt(2) * noise_sd  # both have one seed
+    return f"{difference:+.3g}{relative}, one seed, {'inside' if inside else 'outside'} the noise"
+
+
+def study_description(study: str, question: str, state: str, best: int | None = None) -> dict[str, str]:
+    """The tag that MLflow displays as the description of a study's run (Markdown); see `fill`.
 
     Args:
         study: name of the study.
         question: `study.question`.
         state: what has been reached, in a sentence or two.
-        commands: commands to continue with.
+        best: number of the best trial, which has been exported; its figure and commands are added.
     """
-    lines = [f"**Question:** {question or 'none is given'}", f"**State:** {state}", "**Commands:**"]
+    lines = [f"### Study {study}", f"**State:** {literal(state)}"]
+    lines.append(f"**Question:** {literal(question) or 'none is given'}")
+    commands = [(f"uvar-tune show {study}", "the table of all trials")]
+    if best is not None:
+        lines.append(
+            f"[Ranked trials](#{_PAGE}) · [charts](#{_PAGE}&compareRunsMode=CHART) · "
+            f"[report](get-artifact?path=report/report.html&run_uuid={_RUN})"
+        )
+        lines.append(f"![parallel coordinates of the study](get-artifact?path=report/study.png&run_uuid={_RUN})")
+        directory = f"ROOT/{study}"
+        commands += [
+            (f"uvar-tune sweep {directory}/study.yaml --phase confirm", "a verdict, over fresh seeds"),
+            (f"uvar-tune train {directory}/export/{study}-{best:05d}.yaml", f"a final run of trial {best}"),
+            (f"uvar-tune train {directory}/export/{study}-{best:05d}.yaml --replay", f"trial {best} again, compared"),
+        ]
+    width = max(len(command) for command, _ in commands)
+    code = "\n".join(f"    {command:<{width}}  # {purpose}" for command, purpose in commands)
+    return {DESCRIPTION: "\n\n".join([*lines, "**Commands** (ROOT is `run.root`, by default `runs`):", code])}
+
+
+def trial_description(study: str, number: int) -> dict[str, str]:
+    """The description of a trial's run: how to see it and to run it again."""
+    commands = (
+        f"uvar-tune show {study} --trial {number}",
+        f"uvar-tune export --study {study} --trial {number} --unconfirmed    # prints the path of FILE",
+        "uvar-tune train FILE --replay                                     # the same trial again",
+    )
     code = "\n".join(f"    {command}" for command in commands)
-    return {_DESCRIPTION: "\n\n".join([f"### Study {study}", *lines, code])}
+    return {DESCRIPTION: f"Trial {number} of study {study}. Run it again:\n\n{code}"}
 
 
-def view_state(search_filter: str, metric: str, direction: str, columns: list[str]) -> dict[str, Any]:
-    """The state of a saved view of MLflow's run table.
-
-    Args:
-        search_filter: MLflow's search expression.
-        metric: by which runs are ordered.
-        direction: minimize or maximize.
-        columns: such as ``metrics.`fid```, in order.
-    """
-    return {
-        "searchFilter": search_filter,
-        "orderByKey": f"metrics.`{metric}`",
-        "orderByAsc": direction == "minimize",
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsHiddenMode": "FIRST_10_RUNS",
-        "viewMaximized": False,
-        "runListHidden": False,
-        "isAccordionReordered": False,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-    }
+def fill(tags: dict[str, str], run_id: str, page: str | None) -> dict[str, str]:
+    """The tags with the run's id and the address of the saved view in the description."""
+    if DESCRIPTION not in tags:
+        return tags
+    text = tags[DESCRIPTION].replace(_RUN, run_id).replace(_PAGE, page or "/experiments")
+    return {**tags, DESCRIPTION: text}
 
 
-def view_tag(name: str, key: str, state: dict[str, Any], time_ms: int) -> tuple[str, str]:
-    """The experiment tag (key, value) that stores a saved view."""
-    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    view = {"name": name, "createdAt": time_ms, "updatedAt": time_ms, "state": f"deflate;{packed}"}
-    return f"mlflow.sharedViewState.{key}", json.dumps(view)
-
-
-def view_key(study: str, fingerprint: str) -> str:
-    """Key of a study's saved view among those of its experiment."""
-    return hashlib.sha256(f"{fingerprint}/{study}".encode()).hexdigest()[:16]
-
-
-def view_url(tracking_uri: str, outbox: Outbox, study: str) -> str | None:
-    """Link to the ranked trials of a study on MLflow's page; None before anything was delivered.
-
-    Args:
-        tracking_uri: of the server; for a database, the address of ``mlflow ui`` takes its place.
-        outbox: of the study.
-        study: name of the study.
-    """
-    state = outbox.load_state()
-    if state.experiment_id is None or state.fingerprint is None:
-        return None
-    server = redact_url(tracking_uri).rstrip("/") if tracking_uri.startswith(("http://", "https://")) else _LOCAL_UI
-    key = view_key(study, state.fingerprint)
-    page = f"#/experiments/{state.experiment_id}/runs"
-    return f"{server}/{page}?workflowType=machine_learning&viewStateShareKey={key}"
+def literal(text: str) -> str:
+    """Text of a user in Markdown that displays it letter by letter, in one line."""
+    return "".join(
+        letter if letter.isalnum() or letter in " .,?" or ord(letter) > 127 else f"&#{ord(letter)};"
+        for letter in " ".join(text.split())
+    )

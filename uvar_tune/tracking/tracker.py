@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from uvar_tune.errors import first_line
 from uvar_tune.io.uri import redact_url
-from uvar_tune.tracking.delivery import ArtifactUploader, Delivery, RunNotFound, TransientError
+from uvar_tune.tracking.delivery import ArtifactUploader, Delivery, ReadOnlyServer, RunNotFound, TransientError
 from uvar_tune.tracking.mlflow_client import MLflowExperiment
 from uvar_tune.tracking.outbox import STUDY, DeliveryState, Outbox
 
@@ -90,7 +90,7 @@ class RunLogger(Protocol):
     def set_tags(self, number: int | str | None, tags: dict[str, Any]) -> None:
         """Set tags of the run of a trial (None: of the study), such as its verdict."""
 
-    def save_view(self, name: str, metric: str, direction: str, columns: list[str]) -> None:
+    def save_view(self, name: str, metric: str, direction: str, columns: list[str], axes: list[str]) -> None:
         """Save a view of the trials of the search on MLflow's page, best first.
 
         Args:
@@ -98,6 +98,15 @@ class RunLogger(Protocol):
             metric: by which trials are ordered.
             direction: minimize or maximize.
             columns: such as ``metrics.`fid```, in order.
+            axes: parameters that its charts show, by dotted name.
+        """
+
+    def log_datasets(self, datasets: list[dict[str, Any]]) -> None:
+        """Log the data sets of the study, which are those of every trial that starts from now on.
+
+        Args:
+            datasets: for each its name, digest, context (training or validation), source (path), images (how many) and
+                profile (further facts).
         """
 
     def log_study_metrics(self, values: dict[str, float]) -> None:
@@ -135,7 +144,10 @@ class NullTracker:
     def set_tags(self, number, tags) -> None:
         """Ignore."""
 
-    def save_view(self, name, metric, direction, columns) -> None:
+    def save_view(self, name, metric, direction, columns, axes) -> None:
+        """Ignore."""
+
+    def log_datasets(self, datasets) -> None:
         """Ignore."""
 
     def log_study_metrics(self, values) -> None:
@@ -201,9 +213,13 @@ class OutboxTracker:
         """See `RunLogger`."""
         self._append("set_tags", None, number=number, tags=_strings(tags))
 
-    def save_view(self, name: str, metric: str, direction: str, columns: list[str]) -> None:
+    def save_view(self, name: str, metric: str, direction: str, columns: list[str], axes: list[str]) -> None:
         """See `RunLogger`."""
-        self._append("save_view", None, name=name, metric=metric, direction=direction, columns=columns)
+        self._append("save_view", None, name=name, metric=metric, direction=direction, columns=columns, axes=axes)
+
+    def log_datasets(self, datasets: list[dict[str, Any]]) -> None:
+        """See `RunLogger`."""
+        self._append("log_datasets", None, datasets=datasets)
 
     def log_study_metrics(self, values: dict[str, float]) -> None:
         """See `RunLogger`."""
@@ -396,6 +412,8 @@ class _Availability:
     def lost(self, error: Exception, consequence: str) -> None:
         if self.available:
             problem = "does not answer" if isinstance(error, TransientError) else f"fails with {type(error).__name__}"
+            if isinstance(error, ReadOnlyServer):
+                problem = "may not be written by this user"
             logger.warning(f"{self._name} {problem} ({first_line(error)}); {consequence}")
         self.available = False
 

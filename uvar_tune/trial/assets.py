@@ -80,6 +80,7 @@ def prepare(config: Config, cache: Path, record_path: Path) -> Assets:
     )
     if config.training.init_from is not None:
         new_var(config, vqvae, len(names), seed=0)  # an unusable file ends the study here
+    facts["images"] = {split: len(images[split].images) for split in images}
     facts["references"] = _references(config, assets, vqvae)
     facts["cpu_sec"] = time.process_time() - began
     recorder.event("prepared", **facts)
