@@ -16,7 +16,7 @@ LAYERS = (
     {"cli", "api"},
     {"commands", "bench"},
     {"paper"},
-    {"ray_backend", "search", "reporting", "pipeline"},
+    {"ray_backend", "search", "reporting", "pipeline", "image_model"},
     {"trial", "analysis"},
     {"evaluation"},
     {"training", "study_dir"},

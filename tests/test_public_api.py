@@ -12,10 +12,9 @@ import torch
 
 import uvar_tune
 from tests.helpers.commands import REPOSITORY, environment
-from uvar_tune.config.schema import ModelConfig, TokenizerConfig
+from tests.helpers.small_checkpoint import write_checkpoint
 from uvar_tune.errors import ConfigError
-from uvar_tune.model import VAR, VQVAE, save_official
-from uvar_tune.training import save_checkpoint, save_tokenizer
+from uvar_tune.model import save_official
 
 
 def test_changelog_lists_the_public_names():
@@ -76,24 +75,7 @@ def test_refusals_raise_and_leave_logging_alone(tmp_path, capsys):
 def pipeline(tmp_path_factory):
     """A small untrained VAR, loaded from a checkpoint."""
     place = tmp_path_factory.mktemp("pipeline")
-    scales = (1, 2, 4)
-    vqvae = VQVAE(TokenizerConfig(vocab_size=24, code_dim=8, channels=16, channel_multipliers=(1, 2), scales=scales))
-    model = ModelConfig(depth=2, width=32, heads=2)
-    var = VAR(model, scales=scales, vocab_size=24, code_dim=8, num_classes=4)
-    save_tokenizer(place / "tokenizer", vqvae)
-    save_checkpoint(
-        place / "trial" / "checkpoints" / "64",
-        var_state=var.state_dict(),
-        config={
-            "data": {"image_size": 8},
-            "tokenizer": {"scales": [1, 2, 4], "channel_multipliers": [1, 2]},
-            "model": {"depth": 2, "width": 32, "heads": 2},
-            "inference": {"cfg_scale": 2.5},
-        },
-        tokenizer={"path": str(place / "tokenizer")},
-        training_state={"images": 64},
-        class_names=["cat", "dog", "owl", "fox"],
-    )
+    write_checkpoint(place / "trial", place / "tokenizer")
     return uvar_tune.VARPipeline.from_checkpoint(place / "trial", device="cpu")
 
 

@@ -138,7 +138,7 @@ def test_sync_sends_what_is_pending(tmp_path):
         "whole/2",
         "whole/noise/0",
     ]
-    assert len(store.rows(store.runs("uvar.trial", "whole/0")[0])) == 10 * 2 + 3
+    assert len(store.rows(store.runs("uvar.trial", "whole/0")[0])) == 10 * 2 + 2
 
 
 def test_sync_of_unknown_study_and_absent_server(tmp_path, monkeypatch):

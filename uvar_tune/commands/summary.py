@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from uvar_tune.analysis.export import UNCONFIRMED, export_trial
 from uvar_tune.analysis.results import StudyResults, TrialResult
@@ -86,6 +87,7 @@ def log_summary(results: StudyResults, tracker: RunLogger, pages: Iterable[Path]
     checkpoint = latest_valid(best.directory / "checkpoints", on_skip=lambda path, reason: None)
     if checkpoint is not None:
         tracker.log_artifact(best.number, checkpoint, "checkpoint")
+        tracker.log_model(best.number, checkpoint, selected_sampling(best))
     for path in pages:
         tracker.log_artifact(None, path, "report")
     shown = {results.metric, *results.further_metrics, *HEADLINE}
@@ -94,6 +96,12 @@ def log_summary(results: StudyResults, tracker: RunLogger, pages: Iterable[Path]
         tracker.set_tags(trial.number, {"uvar.rank": rank, **_comparison_tags(results, trial)})
     question = results.config.get("study", {}).get("question", "")
     tracker.set_tags(None, study_tags(results.name, question, describe_state(results), best.number))
+
+
+def selected_sampling(trial: TrialResult) -> dict[str, Any]:
+    """The settings of the sampler that a trial selected, by name without section."""
+    names = ("cfg_scale", "cfg_ramp", "top_k", "top_p", "temperature")
+    return {name: trial.params[f"inference.{name}"] for name in names if f"inference.{name}" in trial.params}
 
 
 def _comparison_tags(results: StudyResults, trial: TrialResult) -> dict[str, str]:

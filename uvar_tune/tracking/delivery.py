@@ -101,6 +101,9 @@ class TrackingServer(Protocol):
     def set_status(self, run_id: str, status: str, time_ms: int) -> None:
         """Set the status of a run (RUNNING, FINISHED, FAILED, KILLED)."""
 
+    def log_model(self, run_id: str, checkpoint: Path, name: str, sampling: dict[str, float]) -> str:
+        """Log a checkpoint as a model of a run; its id."""
+
     def upload(self, run_id: str, path: Path, folder: str) -> None:
         """Upload a file, or a directory under its own name, into a folder of the run's artifacts."""
 
@@ -177,7 +180,7 @@ class Delivery:
         note = trial_description(self._study, int(key)) if trial.phase == SEARCH else {}
         self._describe(key, run_id, operation["params"], {**note, **operation["tags"]})
         for ancestor in self._ancestors(key):
-            self._server.set_status(self.state.runs[ancestor], "RUNNING", time_ms)
+            self._server.set_status(self._run(ancestor, operation["time"]), "RUNNING", time_ms)
         self._server.set_status(run_id, "RUNNING", time_ms)
         self._log_inputs(run_id)
         config = self._outbox.absolute(trial.directory) / "config.yaml"
@@ -232,6 +235,12 @@ class Delivery:
         key = STUDY if operation["number"] is None else str(operation["number"])
         self._run(key, operation["time"])
         self._queue(Upload(key, operation["path"], operation["folder"]))
+
+    def _log_model(self, operation: dict[str, Any]) -> None:
+        key = str(operation["number"])
+        self._run(key, operation["time"])
+        name = f"{self._study}-t{operation['number']:03d}".replace(".", "-")  # MLflow allows no dot
+        self._queue(Upload(key, operation["path"], name, operation["sampling"]))
 
     def _finish_study(self, operation: dict[str, Any]) -> None:
         run_id, time_ms = self._run(STUDY, operation["time"]), milliseconds(operation["time"])
@@ -454,7 +463,10 @@ class ArtifactUploader:
         try:
             if not path.exists():
                 raise PermanentError(f"{path} is gone")
-            self._server.upload(run_id, path, upload.folder)
+            if upload.sampling is None:
+                self._server.upload(run_id, path, upload.folder)
+            else:
+                self._server.log_model(run_id, path, upload.folder, upload.sampling)
         except PermanentError as error:
             self._outbox.dead_letter({"op": "log_artifact", "run": upload.run, "path": upload.path}, str(error))
             kept = self._outbox.directory / "dead_letters.jsonl"

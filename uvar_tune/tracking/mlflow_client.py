@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from uvar_tune.errors import ConfigError
 from uvar_tune.io.uri import redact_secrets, redact_url
 from uvar_tune.tracking.delivery import (
     MetricPoint,
@@ -20,6 +22,7 @@ from uvar_tune.tracking.delivery import (
     RunNotFound,
     TransientError,
 )
+from uvar_tune.tracking.model_files import model_tags, write_model
 
 # What entry points put into the environment of their process, unless it is set there: requests fail soon and are tried
 # again by `tracker`, nothing is printed, and no usage data is sent.
@@ -226,6 +229,66 @@ class MLflowExperiment:
             else:
                 self._client.log_artifact(run_id, str(path), folder or None)
 
+    def log_model(self, run_id: str, checkpoint: Path, name: str, sampling: Mapping[str, float]) -> str:
+        """Log a checkpoint as a model of a run, unless it is there.
+
+        Args:
+            run_id: of the trial.
+            checkpoint: its directory.
+            name: of the model.
+            sampling: settings of the sampler, by name.
+
+        Returns:
+            The id of the model.
+
+        Raises:
+            PermanentError: also if the server does not know models of runs (MLflow 2), or a file is missing.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        try:
+            tags = model_tags(checkpoint)
+            with self._translated_errors(optional=True):
+                if self._is_server:
+                    self._require_artifact_store(run_id)
+                model = self._find_model(run_id, tags)
+                if model is not None and str(model.status).endswith("READY"):
+                    return model.model_id
+                model = model or self._client.create_logged_model(
+                    self.experiment_id, name, run_id, tags=tags, model_type="VAR"
+                )
+                with tempfile.TemporaryDirectory(dir=checkpoint.parent.parent, prefix=".model-") as directory:
+                    scratch = Path(directory)
+                    write_model(
+                        scratch / "model", checkpoint, sampling, model_id=model.model_id, run_id=run_id, scratch=scratch
+                    )
+                    self._client.log_model_artifacts(model.model_id, str(scratch / "model"))
+                self._client.finalize_logged_model(model.model_id, "READY")
+                self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, int(tags["uvar.images"]))])
+                return model.model_id
+        except ConfigError as error:
+            raise PermanentError(str(error)) from None
+
+    def _find_model(self, run_id: str, tags: dict[str, str]) -> Any:
+        """The model of a run with these tags; None if there is none."""
+        models = self._client.search_logged_models([self.experiment_id], f"source_run_id = '{run_id}'")
+        return next((model for model in models if tags.items() <= model.tags.items()), None)
+
+    def register(self, name: str, model_id: str, run_id: str, tags: dict[str, str], description: str) -> str:
+        """Register a logged model as a new version; the version."""
+        from mlflow.exceptions import MlflowException
+
+        with self._translated_errors(optional=True):
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            version = self._client.create_model_version(
+                name, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
+            )
+        return str(version.version)
+
     def _require_artifact_store(self, run_id: str) -> None:
         """Refuse a server that names a directory of its own machine: MLflow would write it on this one."""
         root = _local_path(self._client.get_experiment(self.experiment_id).artifact_location)
@@ -242,8 +305,10 @@ class MLflowExperiment:
 
         try:
             yield
-        except (TransientError, PermanentError):
+        except (TransientError, PermanentError, ConfigError):
             raise
+        except FileNotFoundError as error:
+            raise PermanentError(f"{error.filename} is gone") from None
         except MlflowException as error:
             reason = self._reason(error)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "'active' state" in str(error):

@@ -50,11 +50,19 @@ class TrialProgress:
 
 @dataclass
 class Upload:
-    """One queued artifact: key of its run, path as stored by `Outbox.relative`, folder within the run's artifacts."""
+    """One queued artifact.
+
+    Attributes:
+        run: key of its run.
+        path: as stored by `Outbox.relative`.
+        folder: within the run's artifacts; of a model, its name.
+        sampling: of a checkpoint that becomes a model: settings of the sampler, by name; None for plain files.
+    """
 
     run: str
     path: str
     folder: str
+    sampling: dict[str, float] | None = None
 
 
 @dataclass

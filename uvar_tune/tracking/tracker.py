@@ -115,6 +115,15 @@ class RunLogger(Protocol):
     def log_artifact(self, number: int | str | None, path: str | Path, folder: str) -> None:
         """Upload a file, or a directory under its own name, to the run of a trial (None: of the study)."""
 
+    def log_model(self, number: int, checkpoint: str | Path, sampling: dict[str, float]) -> None:
+        """Log a trial's checkpoint, with its tokenizer, as a model that `mlflow.pyfunc.load_model` loads.
+
+        Args:
+            number: of the trial.
+            checkpoint: its directory.
+            sampling: the settings of the sampler that the trial selected, such as cfg_scale.
+        """
+
     def finish_study(self, status: RunStatus, *, timestamp: float | None = None) -> None:
         """End the parent run and those of the phases."""
 
@@ -154,6 +163,9 @@ class NullTracker:
         """Ignore."""
 
     def log_artifact(self, number, path, folder) -> None:
+        """Ignore."""
+
+    def log_model(self, number, checkpoint, sampling) -> None:
         """Ignore."""
 
     def finish_study(self, status, *, timestamp=None) -> None:
@@ -228,6 +240,11 @@ class OutboxTracker:
     def log_artifact(self, number: int | str | None, path: str | Path, folder: str) -> None:
         """See `RunLogger`."""
         self._append("log_artifact", None, number=number, path=self._outbox.relative(path), folder=folder)
+
+    def log_model(self, number: int, checkpoint: str | Path, sampling: dict[str, float]) -> None:
+        """See `RunLogger`."""
+        path = self._outbox.relative(checkpoint)
+        self._append("log_model", None, number=number, path=path, sampling=sampling)
 
     def finish_study(self, status: RunStatus, *, timestamp: float | None = None) -> None:
         """See `RunLogger`."""
