@@ -117,7 +117,11 @@ class ShownStudy:
             name=run_name(key, proposal.kind, proposal.values),
             phase=phase_of(key),
         )
-        log, seed = MetricsLog(directory / "metrics.jsonl"), random.Random(proposal.seeds["training"])
+        log, seed = (
+            MetricsLog(directory / "metrics.jsonl"),
+            random.Random(f"{proposal.seeds['training']} {proposal.kind}"),
+        )
+        cfg_scale = seed.choice(SCALES[1:4])
         fid = self._fid(proposal.values, seed)
         diverges = isinstance(key, int) and key % 10 == 9
         for step in range(1, STEPS + 1 if not diverges else STEPS // 2):
@@ -134,13 +138,16 @@ class ShownStudy:
             self.tracker.finish_trial(key, "FAILED")
             return
         scores = self._scores(fid)
-        for scale in SCALES:
-            log.event("score", images=640 * STEPS, cfg_scale=scale, seeds="selection", fid=fid + 0.4 * (scale - 1) ** 2)
-        log.event("score", images=640 * STEPS, cfg_scale=1.0, seeds="evaluation", fid=fid)
+        profile = {scale: fid + 0.4 * (scale - cfg_scale) ** 2 for scale in SCALES}
+        points = [{"cfg_scale": scale, "seeds": "selection", "fid": value} for scale, value in profile.items()]
+        points.append({"cfg_scale": cfg_scale, "seeds": "evaluation", "fid": fid})
+        for one in points:
+            log.event("score", images=640 * STEPS, **one)
         log.metrics(640 * STEPS, scores)
         _grid(directory / "samples" / "sample.png", int(key) if isinstance(key, int) else 0)
-        point = {"inference.cfg_scale": 1.0}
+        point = {"inference.cfg_scale": cfg_scale}
         details = {"scores": scores, "inference_parameters": point, "protocol": PROTOCOL, "seconds": 61.0}
+        details["inference_points"] = points
         if not isinstance(key, int) and key.startswith("noise"):
             samplings = self.config.study.noise_samplings
             details["repeated_values"] = [fid + seed.gauss(0, 0.05) for _ in range(samplings - 1)]

@@ -47,7 +47,7 @@ def log_trial(tmp_path, server):
 def assert_metadata_complete(store, study):
     [run_id] = store.runs("uvar.trial", f"{study}/0")
     data = store.client.get_run(run_id).data
-    assert data.metrics == {"loss/total": 1 / 3, "grad_norm": 4.0, "kid": 2.0, "fid": 3.0}
+    assert data.metrics == {"loss/total": 1 / 3, "optimizer/grad_norm": 4.0, "kid": 2.0, "fid": 3.0}
     assert data.params == {"loss.lambda_1": "0.5"} and store.status(run_id) == "FINISHED"
     return run_id
 
@@ -56,7 +56,7 @@ def test_refused_metric_leaves_its_batch(log_trial, log_lines):
     store, outbox, delivered = log_trial("refused")
     run_id = assert_metadata_complete(store, "refused")
     assert delivered and store.artifacts(run_id) == {"config.yaml", "samples/000640.png"}
-    assert len(log_lines) == 1 and "refuses metric 'not a (valid) key' of trial 0" in log_lines[0]
+    assert len(log_lines) == 1 and "refuses metric 'other/not a (valid) key' of trial 0" in log_lines[0]
     assert "not a (valid) key" in (outbox.directory / "dead_letters.jsonl").read_text(encoding="utf-8")
 
 

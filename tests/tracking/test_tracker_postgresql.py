@@ -31,7 +31,7 @@ def test_study_on_postgresql(store, tmp_path, postgresql):
         sorted(before) == ["whole", "whole noise", "whole search", "whole/0", "whole/1", "whole/2", "whole/noise/0"]
         and before["whole/2"][0] == "FAILED"
     )
-    assert len(before["whole/0"][1]) == len(set(before["whole/0"][1])) == 10 * 2 + 3
+    assert len(before["whole/0"][1]) == len(set(before["whole/0"][1])) == 10 * 2 + 2
     assert "config.yaml" in before["whole/0"][-1]
     assert sync(store, "--rebuild", **environment).returncode == 0
     assert content(store) == before

@@ -8,13 +8,11 @@ from typing import Any
 
 from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_url
-from uvar_tune.metrics import HEADLINE
 from uvar_tune.tracking.metric_names import metric_key
 from uvar_tune.tracking.presentation import study_description
 
 _FIRST, _CFG = ("loss.lambda_1", "loss.lambda_2", "loss.reference"), "inference.cfg_scale"
 _DIGEST_LENGTH = 16  # MLflow takes 36
-_HEADLINES = 3  # metrics of every saved view besides those of the study
 
 
 def study_parameters(config: Config) -> dict[str, Any]:
@@ -118,12 +116,13 @@ def saved_view(config: Config, direction: str) -> dict[str, Any]:
 
 
 def view_columns(config: Config) -> list[str]:
-    """Columns of a study's saved view: rank, difference from the baseline, verdict and kind, metrics, parameters."""
-    metrics = dict.fromkeys(metric_key(name) for name in (*config.study.metrics, *HEADLINE[:_HEADLINES]))
+    """Columns of a study's saved view: rank, metrics, difference from the baseline, verdict, kind, parameters."""
+    metrics = dict.fromkeys(metric_key(name) for name in config.study.metrics)
     return [
+        "tags.`uvar.rank`",
         *(f"metrics.`{name}`" for name in metrics),
+        *(f"tags.`uvar.{name}`" for name in ("difference", "verdict", "kind")),
         *(f"params.`{name}`" for name in view_axes(config)),
-        *(f"tags.`uvar.{name}`" for name in ("rank", "kind", "difference", "verdict")),
     ]
 
 

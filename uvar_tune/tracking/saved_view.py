@@ -23,6 +23,15 @@ _MAX_TAG_LENGTH = 5000  # characters: the least of the limits of MLflow's server
 _LAMBDAS = ("loss.lambda_1", "loss.lambda_2")
 _LOSSES = ("loss/total", "loss/ce")
 _MAX_AXES, _MAX_CURVES = 8, 10
+_FIRST_COLUMNS = ("attributes.`Run Name`",)
+_WIDTH = 110  # of a column in pixels, unless it is one of these
+_WIDTHS = {
+    "attributes.`Run Name`": 260,
+    "tags.`uvar.rank`": 80,
+    "tags.`uvar.difference`": 280,
+    "tags.`uvar.verdict`": 130,
+    "tags.`uvar.kind`": 80,
+}
 _NO_FACETS = {
     "startTime": "ALL",
     "lifecycleFilter": "Active",
@@ -46,8 +55,8 @@ def view_state(search_filter: str, operation: dict[str, Any]) -> dict[str, Any]:
         "orderByAsc": operation["direction"] == "minimize",
         **_NO_FACETS,
         "selectedColumns": operation["columns"],
-        "columnOrder": [],
-        "columnWidths": {},
+        "columnOrder": [*_FIRST_COLUMNS, *operation["columns"]],
+        "columnWidths": {name: _WIDTHS.get(name, _WIDTH) for name in (*_FIRST_COLUMNS, *operation["columns"])},
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": sections,
@@ -65,12 +74,12 @@ def view_state(search_filter: str, operation: dict[str, Any]) -> dict[str, Any]:
 def _charts(metric: str, axes: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Parallel coordinates of the axes and the metric, the metric over each λ, and loss curves."""
     axes = axes[:_MAX_AXES]
-    charts = [_chart("PARALLEL", "answer", selectedParams=axes, selectedMetrics=[metric], showAllRuns=True)]
+    charts = [_chart("PARALLEL", "search", selectedParams=axes, selectedMetrics=[metric], showAllRuns=True)]
     over = [name for name in axes if name in _LAMBDAS] or [name for name in axes if not name.endswith("reference")][:2]
     charts += [
         _chart(
             "SCATTER",
-            "answer",
+            "weights",
             xaxis={"key": name, "type": "PARAM"},
             yaxis={"key": metric, "type": "METRIC"},
             runsCountToCompare=100,
@@ -91,10 +100,11 @@ def _charts(metric: str, axes: list[str]) -> tuple[list[dict[str, Any]], list[di
         )
         for name in _LOSSES
     ]
-    names = {"answer": "Search", "loss": "loss"}  # MLflow puts its own charts of `loss/…` into the section of that name
+    plain = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False, "cardHeight": 400}
     sections = [
-        {"uuid": key, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-        for key, name in names.items()
+        {"uuid": "search", "name": f"All trials: parameters and {metric}", "columns": 1, **plain},
+        {"uuid": "weights", "name": f"{metric} over single parameters", "columns": 2, **plain},
+        {"uuid": "loss", "name": "loss", "columns": 2, **plain},  # MLflow adds its own charts of `loss/…`
     ]
     return charts, sections
 
