@@ -158,6 +158,7 @@ class TrialOutcome:
         scores: metric → value of the selected inference point, on the evaluation seeds.
         inference_points: each scored point: its parameters, `seeds` (a: selection, b: evaluation) and metrics.
         inference_parameters: dotted name → value of the selected point.
+        inference_at_bound: inference parameters whose selected value is an end of the range that was searched.
         repeated_values: of the study metric, on further evaluation seeds.
         protocol: under which the scores are comparable.
         effective_parameters: dotted name → λ, if it was derived from a share of the gradient.
@@ -178,6 +179,7 @@ class TrialOutcome:
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     inference_points: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     inference_parameters: dict[str, float] = dataclasses.field(default_factory=dict)
+    inference_at_bound: list[str] = dataclasses.field(default_factory=list)
     repeated_values: list[float] = dataclasses.field(default_factory=list)
     protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
     effective_parameters: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -260,6 +262,7 @@ _CHECKS = {  # by the annotation of the field
     "float | None": lambda value: value is None or (_is_number(value) and math.isfinite(value)),
     "dict[str, float]": _is_numbers,
     "list[float]": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "list[str]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
     "list[dict[str, Any]]": lambda value: isinstance(value, list) and all(map(_is_mapping, value)),
 }
 

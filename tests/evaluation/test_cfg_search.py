@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -87,12 +88,35 @@ def test_flat_curve_keeps_the_start():
 
 
 def test_best_at_an_open_bound_is_marked():
-    falling = search(lambda point, seeds: 30 - point["cfg_scale"], [CFG_SCALE])
+    kept = dataclasses.replace(CFG_SCALE, limits=None)
+    falling = search(lambda point, seeds: 30 - point["cfg_scale"], [kept])
     assert falling.point == {"cfg_scale": 10.0} and falling.at_bound == ("cfg_scale",)
     rising = search(lambda point, seeds: 30 + point["cfg_scale"], [CFG_SCALE])
     assert rising.point == {"cfg_scale": 0.0} and rising.at_bound == ()  # nothing lies below guidance off
-    cold = search(lambda point, seeds: point["temperature"], [TEMPERATURE])
+    cold = search(lambda point, seeds: point["temperature"], [dataclasses.replace(TEMPERATURE, limits=None)])
     assert cold.point == {"temperature": 0.7} and cold.at_bound == ("temperature",)
+
+
+@pytest.mark.parametrize("axes", [[TEMPERATURE], [TEMPERATURE, CFG_SCALE]])
+@pytest.mark.parametrize("best", [0.5, 2.0])
+def test_range_is_widened_until_the_best_is_inside(axes, best):
+    def score(point, seeds):
+        return 20 * (1 + math.log(point["temperature"] / best) ** 2 + math.log1p(point.get("cfg_scale", 0.0)) ** 2 / 99)
+
+    result = search(score, axes, budget=9)
+    assert abs(math.log(result.point["temperature"] / best)) < 0.25 and result.at_bound == ()
+    assert len(result.points) <= 12
+
+
+def test_widening_ends_and_is_reported():
+    result = search(lambda point, seeds: 30 - math.log(point["temperature"]), [TEMPERATURE])
+    assert result.point["temperature"] > 2 and result.at_bound == ("temperature",)
+
+
+def test_stated_range_is_kept():
+    axis = Axis.from_entry("temperature", SpaceEntry(role="inference", type="float", low=0.9, high=1.1), start=1.0)
+    result = search(lambda point, seeds: 30 - point["temperature"], [axis])
+    assert result.point == {"temperature": 1.1} and result.at_bound == ("temperature",)
 
 
 def test_search_leaves_the_coarse_points():
@@ -117,8 +141,8 @@ def test_best_observed_point_is_selected(heights, budget, direction):
 
     result = search(score, [CFG_SCALE], direction=direction, budget=budget)
     selecting = [p for p in result.points if p["seeds"] == "selection"]
-    assert len(scored) == len(set(scored)) == len(result.points) <= budget
-    assert all(0 <= cfg_scale <= 10 and cfg_scale == round(cfg_scale, 2) for cfg_scale, _ in scored)
+    assert len(scored) == len(set(scored)) == len(result.points) <= budget + 3 * (budget > 1)
+    assert all(0 <= cfg_scale <= 100 and cfg_scale == round(cfg_scale, 2) for cfg_scale, _ in scored)
     assert scored[-1] == (result.point["cfg_scale"], "evaluation") and result.value == heights[len(scored) - 1]
     if selecting:
         pick = min if direction == "minimize" else max

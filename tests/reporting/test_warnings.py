@@ -41,9 +41,23 @@ def test_warning_of_best_value_at_a_bound(results, name, value, end):
     ],
 )
 def test_warning_of_cfg_scale_at_an_end(results, cfg, mode, warned):
-    best = dataclasses.replace(results.best, params={"inference.cfg_scale": cfg})
+    reached = ["inference.cfg_scale"] if warned and mode == "per_checkpoint" else []
+    best = dataclasses.replace(results.best, params={"inference.cfg_scale": cfg}, inference_at_bound=reached)
     config = {**results.config, "inference": {**results.config["inference"], "search": mode}}
     assert bool(boundary_warnings(dataclasses.replace(results, trials=(best,), config=config))) == warned
+
+
+def test_warning_of_a_confirmation_at_an_end(results):
+    row = {
+        "values": {0: 1.0},
+        "mean": 1.0,
+        "points": {"inference.temperature": 1.4},
+        "at_bound": ["inference.temperature"],
+    }
+    found = boundary_warnings(dataclasses.replace(results, confirmed={"trial 3": row}))
+    assert [("trial 3" in line and "the verdict" in line) for line in found if line.startswith("confirmation")] == [
+        True
+    ]
 
 
 @pytest.mark.parametrize(

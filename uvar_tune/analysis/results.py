@@ -46,6 +46,7 @@ class TrialResult:
         value: of the study metric, if COMPLETE.
         scores: metric → value at the selected inference point, on the evaluation seeds.
         inference_points: every scored point in order: {cfg_scale, …, seeds: selection or evaluation, metric → value}.
+        inference_at_bound: inference parameters whose selected value is an end of the range that was searched.
         attempts: number of starts.
         seconds: wall time of the last attempt.
         cpu_sec: phase → CPU seconds of that attempt's rank 0.
@@ -80,6 +81,7 @@ class TrialResult:
     violations: dict[str, float] = field(default_factory=dict)
     rungs: dict[int, float] = field(default_factory=dict)
     wall_sec: dict[str, float] = field(default_factory=dict)
+    inference_at_bound: list[str] = field(default_factory=list)
 
     @property
     def feasible(self) -> bool:

@@ -9,6 +9,10 @@ With one axis the search scores coarse points, then golden sections around the b
 process to the scores and maximises the expected improvement: guidance and temperature both sharpen the samples, so
 they cannot be tuned one at a time.
 
+A range is where a search begins, not where it ends: while the best value lies at an end of an axis that may be widened,
+the axis is widened and up to `_EXTRA_SCORES` further points are scored. What is still at an end afterwards is reported
+(`SearchResult.at_bound`). Ranges that a space file states are kept as they are.
+
 A proposal depends only on the axes and on the scores so far. One process can search and broadcast the points, and an
 interrupted search continues with the same points once its scores are reported again.
 
@@ -26,7 +30,7 @@ from typing import Any
 import numpy as np
 import scipy  # its submodules load on first use
 
-from uvar_tune.config.schema import Config
+from uvar_tune.config.schema import SAMPLING_BOUNDS, Config
 from uvar_tune.config.space_entry import SpaceEntry
 from uvar_tune.errors import ConfigError, choose
 from uvar_tune.metrics import metric
@@ -34,6 +38,8 @@ from uvar_tune.seeds import EVALUATION, SELECTION
 
 _GOLDEN = (3 - math.sqrt(5)) / 2  # 0.382, the fraction of the longer side at which golden section cuts
 _MIN_GAIN = 0.005  # relative to the best value; a smaller rise or expected improvement is not worth another score
+_WIDENINGS = 3  # times that an end of a range moves outwards, by half of the range each
+_EXTRA_SCORES = 3  # beyond the budget, while the best value lies at an end
 _CANDIDATES = 256  # points of the unit cube at which the expected improvement is evaluated, twice: global and local
 _SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     "linear": (float, float),
@@ -56,6 +62,7 @@ class Axis:
         scale: linear, log, or log1p (a log that reaches 0, as guidance does).
         choices: values in their natural order (top-k, top-p) instead of a range.
         digits: decimals to which proposed values are rounded; 0 for whole numbers.
+        limits: (low, high) up to which the range may be widened; None keeps it as it is.
 
     Raises:
         ConfigError: an empty range, a value outside of it, or fewer than two values to score.
@@ -69,6 +76,7 @@ class Axis:
     scale: str = "linear"
     choices: tuple[float, ...] = ()
     digits: int = 2
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self):
         choose(self.scale, _SCALES, "scale", where=self.name)
@@ -131,14 +139,40 @@ class Axis:
         value = min(max(round(value, self.digits), self.low), self.high)
         return value if self.digits else int(value)
 
+    def widened(self, values: Sequence[float], best: float) -> Axis:
+        """The axis over a range that holds ``values``, and goes on beyond ``best`` if that lies at an end.
+
+        Args:
+            values: scored so far, at least one.
+            best: the one with the best score.
+        """
+        if self.limits is None or self.choices:
+            return self
+        (forward, backward), low, high = _SCALES[self.scale], self.low, self.high
+        step = (forward(high) - forward(low)) / 2
+        for _ in range(_WIDENINGS):
+            if max(values) > high or best == high:
+                high = min(round(backward(forward(high) + step), self.digits), self.limits[1])
+            if min(values) < low or (best == low and low > self.limits[0]):
+                low = max(round(backward(forward(low) - step), self.digits), self.limits[0])
+        return replace(self, low=low, high=high)
+
     def at_bound(self, value: float) -> bool:
         """Whether a value is an end of a range that could be wider; 0 and the ends of ``choices`` are final."""
         return not self.choices and (value == self.high or value == self.low != 0)
 
 
-CFG_SCALE = Axis("cfg_scale", low=0.0, high=10.0, start=1.5, coarse=(0.0, 0.5, 3.0, 6.0), scale="log1p")  # 0 = off
-CFG_RAMP = Axis("cfg_ramp", low=0.0, high=2.0, start=1.0)  # power of k/(K−1): 1 = VAR's linear ramp, 0 = constant
-TEMPERATURE = Axis("temperature", low=0.7, high=1.4, start=1.0, scale="log")
+CFG_SCALE = Axis(  # 0 = off
+    "cfg_scale",
+    high=10.0,
+    start=1.5,
+    coarse=(0.0, 0.5, 3.0, 6.0),
+    scale="log1p",
+    limits=SAMPLING_BOUNDS["cfg_scale"],
+)
+# power of k/(K−1): 1 = VAR's linear ramp, 0 = constant
+CFG_RAMP = Axis("cfg_ramp", high=2.0, start=1.0, limits=SAMPLING_BOUNDS["cfg_ramp"])
+TEMPERATURE = Axis("temperature", low=0.7, high=1.4, start=1.0, scale="log", limits=(0.1, 10.0))
 
 
 @dataclass(frozen=True)
@@ -183,7 +217,8 @@ class InferencePointSearch:
     Args:
         axes: the searched parameters, the most important first.
         direction: of the score, minimize or maximize.
-        budget: number of scores at most, including the last one under evaluation seeds. 1 scores the start alone.
+        budget: number of scores at most, including the last one under evaluation seeds, unless the best value lies at
+            an end of a range. 1 scores the start alone.
 
     Raises:
         ConfigError: no axis, a repeated name, an unknown direction, or a budget below 1.
@@ -197,6 +232,7 @@ class InferencePointSearch:
             raise ConfigError(f"{budget} scores: at least 1 is needed", where="inference search", nearest="1")
         self.direction = choose(direction, ("minimize", "maximize"), "direction", where="inference search")
         self.axes, self._budget = tuple(axes), budget
+        self._given_axes = self.axes
         self._sign = 1.0 if direction == "minimize" else -1.0
         self._scores: list[dict[str, Any]] = []
         self._pending: dict[str, Any] | None = None
@@ -220,6 +256,7 @@ class InferencePointSearch:
             start=start,
             scale="log1p",
             coarse=() if joint else tuple(scales),
+            limits=None if joint else CFG_SCALE.limits,
         )
         axes = {
             "cfg_scale": guidance,
@@ -236,7 +273,7 @@ class InferencePointSearch:
     def ask(self) -> dict[str, Any] | None:
         """The next point with its ``seeds``, the same until its score is reported; None when the search has ended."""
         if self._pending is None and not self._finished():
-            point = self._next() if len(self._scores) < self._budget - 1 else None
+            point = self._next() if self._affords_another() else None
             self._pending = {**(point or self.best_point()), "seeds": SELECTION if point else EVALUATION}
         return self._pending and dict(self._pending)
 
@@ -252,6 +289,10 @@ class InferencePointSearch:
             raise ValueError(f"{value} at {point} is not a score")
         self._scores.append({**point, "value": float(value)})
         self._pending = None
+        best = self.best_point()
+        self.axes = tuple(
+            axis.widened([row[axis.name] for row in self._scores], best[axis.name]) for axis in self._given_axes
+        )
 
     def best_point(self) -> dict[str, Any]:
         """The best point under selection seeds, the first of equals; the start before any score."""
@@ -282,6 +323,22 @@ class InferencePointSearch:
     def _best(self) -> dict[str, Any] | None:
         rows = (row for row in self._scores if row["seeds"] == SELECTION)
         return min(rows, key=lambda row: self._sign * row["value"], default=None)
+
+    def _affords_another(self) -> bool:
+        """Whether the budget has another score under selection seeds; a few more while the optimum may be outside."""
+        left = self._budget - 1 - len(self._scores)
+        return left > 0 or (self._budget > 1 and left > -_EXTRA_SCORES and self._best_is_outermost())
+
+    def _best_is_outermost(self) -> bool:
+        """Whether the best value of a widened axis is the last that was scored in that direction."""
+        best = self.best_point()
+        for axis, given in zip(self.axes, self._given_axes, strict=True):
+            values = [row[axis.name] for row in self._scores]
+            above = axis.high > given.high and best[axis.name] == max(values)
+            below = axis.low < given.low and best[axis.name] == min(values)
+            if above or below:
+                return True
+        return False
 
     def _next(self) -> dict[str, Any] | None:
         """The next point under selection seeds; None if another score is not worth it."""

@@ -116,8 +116,13 @@ _VERDICTS = (
 
 
 def _points(results: StudyResults, arm: str) -> str | None:
-    points = results.confirmed.get(arm, {}).get("points", {})
-    return ", ".join(f"{fields.short(name)} {fields.format_value(value, 3)}" for name, value in points.items()) or None
+    confirmed = results.confirmed.get(arm, {})
+    at_bound = confirmed.get("at_bound", [])
+    texts = [
+        f"{fields.short(name)} {fields.format_value(value, 3)}{' (at the end of its range)' * (name in at_bound)}"
+        for name, value in confirmed.get("points", {}).items()
+    ]
+    return ", ".join(texts) or None
 
 
 def _interval(one: dict[str, Any]) -> str:

@@ -26,21 +26,25 @@ def study_warnings(results: StudyResults) -> list[str]:
 
 
 def boundary_warnings(results: StudyResults) -> list[str]:
-    """A line for each parameter whose best value is within 2 % of an end of its range or of the CFG search."""
+    """A line for each parameter whose best value is within 2 % of an end of its range, or at an end of what the search
+    for inference points covered, also in the arms of the confirmation.
+    """
     best = results.best
     if best is None:
         return []
     lines = [line for name, entry in results.space.items() if (line := _at_edge(best, name, entry, results))]
-    points = (
-        results.config.get("inference", {}).get("search_cfg_scales", [])
-        if fields.is_searched_per_checkpoint(results)
-        else []
-    )
-    if points and best.params.get(fields.CFG) == max(points):
-        lines.append(
-            f"the best CFG {fields.format_value(best.params[fields.CFG])} is the largest that is searched: a larger "
-            "one may be better"
-        )
+    lines += [
+        f"the best {fields.label(results, name)} {fields.format_value(best.params[name])} is an end of the range that "
+        "was searched for each checkpoint: a value beyond it may be better"
+        for name in best.inference_at_bound
+        if name in best.params and (name == fields.CFG or name not in results.space)
+    ]
+    for arm, row in results.confirmed.items():
+        lines += [
+            f"confirmation, {arm}: the selected {fields.label(results, name)} is an end of its range in a replicate; "
+            "its score, and so the verdict, may change beyond it"
+            for name in row.get("at_bound", [])
+        ]
     return lines
 
 

@@ -126,6 +126,7 @@ def _confirmed(replicates: Sequence[Replicate]) -> dict[str, dict[str, Any]]:
             "points": {
                 name: statistics.median(params[name] for params in selected if name in params) for name in names
             },
+            "at_bound": sorted({name for one in scored for name in one.attributes.get("inference_at_bound", [])}),
         }
     return arms
 
@@ -173,6 +174,7 @@ def _trial_result(config: Config, files: StudyDirectory, trial: FrozenTrial, run
         metric_values=dict(zip(config.study.metrics, values, strict=True)) if values else {},
         violations=dict(trial.constraints),
         wall_sec=_wall_sec(attributes),
+        inference_at_bound=attributes.get("inference_at_bound", []),
     )
 
 

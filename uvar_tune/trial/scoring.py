@@ -435,6 +435,7 @@ def score_trial(scorer: CheckpointScorer, log: MetricsLog | None, directory: Pat
         "scores": scores,
         "inference_points": selected.rows,
         "inference_parameters": {f"inference.{name}": value for name, value in selected.point.items()},
+        "inference_at_bound": [f"inference.{name}" for name in selected.search.at_bound],
         "repeated_values": repeated_values,
         "protocol": scorer.sample_scorer.protocol(len(samples)).as_dict(),
     }
