@@ -84,8 +84,8 @@ def test_description_names_answer_run_and_commands():
 
 
 def test_difference_says_whether_it_is_noise():
-    assert difference_text(2.143, 2.176) == "-0.033 (-1.5%), one seed, noise not measured"
-    assert difference_text(2.143, 2.176, noise_sd=0.1) == "-0.033 (-1.5%), one seed, inside the noise"
-    assert difference_text(1.0, 2.0, noise_sd=0.1) == "-1 (-50.0%), one seed, outside the noise"
+    assert difference_text(2.143, 2.176) == "-0.033 (-1.5%), one seed, noise unknown"
+    assert difference_text(2.143, 2.176, noise_sd=0.1) == "-0.033 (-1.5%), one seed, within noise"
+    assert difference_text(1.0, 2.0, noise_sd=0.1) == "-1 (-50.0%), one seed, beyond noise"
     verdict = {"difference": -0.5, "low": -0.7, "high": -0.3, "pairs": 8}
     assert difference_text(1.0, 2.0, verdict, 0.1) == "-0.5 [-0.7, -0.3], 8 pairs of seeds"

@@ -61,9 +61,9 @@ def difference_text(
     difference = value - baseline
     relative = f" ({difference / baseline:+.1%})" if baseline else ""
     if noise_sd is None:
-        return f"{difference:+.3g}{relative}, one seed, noise not measured"
+        return f"{difference:+.3g}{relative}, one seed, noise unknown"
     inside = abs(difference) <= _TWO_SIDED_95 * math.sqrt(2) * noise_sd  # both have one seed
-    return f"{difference:+.3g}{relative}, one seed, {'inside' if inside else 'outside'} the noise"
+    return f"{difference:+.3g}{relative}, one seed, {'within' if inside else 'beyond'} noise"
 
 
 def study_description(study: str, question: str, state: str, best: int | None = None) -> dict[str, str]:
@@ -75,15 +75,17 @@ def study_description(study: str, question: str, state: str, best: int | None = 
         state: what has been reached, in a sentence or two.
         best: number of the best trial, which has been exported; its figure and commands are added.
     """
-    lines = [f"### Study {study}", f"**State:** {literal(state)}"]
-    lines.append(f"**Question:** {literal(question) or 'none is given'}")
+    lines = [f"**State:** {literal(state)}"]
+    asked = f"**Question:** {literal(question) or 'none is given'}"
     commands = [(f"uvar-tune show {study}", "the table of all trials")]
-    if best is not None:
+    if best is None:
+        lines.append(asked)
+    else:
         lines.append(
             f"[Ranked trials](#{_PAGE}) · [charts](#{_PAGE}&compareRunsMode=CHART) · "
             f"[report](get-artifact?path=report/report.html&run_uuid={_RUN})"
         )
-        lines.append(f"![parallel coordinates of the study](get-artifact?path=report/study.png&run_uuid={_RUN})")
+        lines += [asked, f"![parallel coordinates](get-artifact?path=report/study.png&run_uuid={_RUN})"]
         directory = f"ROOT/{study}"
         commands += [
             (f"uvar-tune sweep {directory}/study.yaml --phase confirm", "a verdict, over fresh seeds"),
