@@ -23,6 +23,7 @@ from uvar_tune.io.locks import FileLock, LockHeldError
 from uvar_tune.io.safe_load import dump_yaml, parse_yaml, read_text
 from uvar_tune.io.uri import redact_url
 
+EXPERIMENT = "uvar_tune"  # of all studies in MLflow
 # Settings that may differ when a study is resumed, by section (None: all of them): how much to run, where, how fast.
 MUTABLE_SETTINGS = {
     "study": (
@@ -81,13 +82,23 @@ class StudyDirectory:
         """The MLflow server: MLFLOW_TRACKING_URI, else a SQLite file below `run.root`."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
 
+    def open_experiment(self):
+        """A connection to the experiment of all studies, at `tracking_uri`.
+
+        Raises:
+            TransientError: the server does not answer.
+        """
+        from uvar_tune.tracking.mlflow_client import MLflowExperiment
+
+        return MLflowExperiment(self.tracking_uri(), EXPERIMENT, self.root / "mlartifacts")
+
     def open_tracker(self):
         """An `MLflowTracker` that logs the study to the server at `tracking_uri`."""
         from uvar_tune.tracking import MLflowTracker
 
         return MLflowTracker(
             tracking_uri=self.tracking_uri(),
-            experiment="uvar_tune",
+            experiment=EXPERIMENT,
             study=self.name,
             artifact_root=self.root / "mlartifacts",
             outbox_dir=self.directory / "mlflow",

@@ -82,8 +82,7 @@ class ShownStudy:
 
     def confirm(self, pairs: int = 6) -> ShownStudy:
         """Measure the noise of the baseline, and compare the best trials with it."""
-        results = load_results(self.config, self.files)
-        study = self.config.study
+        results, study = self.results(), self.config.study
         noise = Replicates(self.config, self.url, "noise", {"baseline": {}}, 4, samplings=study.noise_samplings)
         arms = confirm_arms(self.config, results, {})
         for work in (noise, Replicates(self.config, self.url, "confirm", arms, pairs)):
@@ -96,9 +95,12 @@ class ShownStudy:
                 )
         return self
 
+    def results(self):
+        return load_results(self.config, self.files)
+
     def finish(self, timeout_sec: float = 600.0):
         """Summarise the study as the driver does; the results, once MLflow has everything."""
-        results = load_results(self.config, self.files)
+        results = self.results()
         tokenizer = self.files.cache / "tokenizers" / "small"
         write_checkpoint(results.best.directory, tokenizer)
         outcome = summarize(self.config, self.files, self.tracker)

@@ -157,6 +157,10 @@ def export(
     run: Annotated[str | None, typer.Option(help="Export the trial of this MLflow run id.")] = None,
     unconfirmed: Annotated[bool, typer.Option("--unconfirmed", help="Also export trials without a verdict.")] = False,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Default: the study's export/.")] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Also register the checkpoints as versions of this MLflow model."),
+    ] = None,
     root: Root = None,
 ):
     """Write YAML files for `uvar-tune train`. They carry their provenance."""
@@ -176,9 +180,15 @@ def export(
         if trial is None:
             raise ConfigError(f"no trial of study {study!r} is MLflow run {run!r}", where="--run")
     directory = Path(out) if out else files.export
-    for result in select_trials(results, top=top, number=trial):
+    selected = select_trials(results, top=top, number=trial)
+    for result in selected:
         run_id = runs.get(result.number)
         echo(export_trial(results, result, directory, mlflow_run=run_id, unconfirmed=unconfirmed))
+    if register is not None:
+        from uvar_tune.commands.register import register_models
+
+        for line in register_models(files, results, selected, register):
+            echo(line)
 
 
 def sync(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from uvar_tune.io.atomic import write_text_atomic
+from uvar_tune.tracking.model_files import model_name
 from uvar_tune.tracking.outbox import STUDY, DeliveryState, Outbox, TrialProgress, Upload
 from uvar_tune.tracking.presentation import SEARCH, fill, trial_description
 from uvar_tune.tracking.run_content import (
@@ -239,7 +240,7 @@ class Delivery:
     def _log_model(self, operation: dict[str, Any]) -> None:
         key = str(operation["number"])
         self._run(key, operation["time"])
-        name = f"{self._study}-t{operation['number']:03d}".replace(".", "-")  # MLflow allows no dot
+        name = model_name(self._study, operation["number"])
         self._queue(Upload(key, operation["path"], name, operation["sampling"]))
 
     def _finish_study(self, operation: dict[str, Any]) -> None:

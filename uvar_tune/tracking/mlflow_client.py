@@ -284,8 +284,9 @@ class MLflowExperiment:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+            source = self._client.get_logged_model(model_id).artifact_location
             version = self._client.create_model_version(
-                name, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
+                name, source, run_id, tags=tags, description=description, model_id=model_id
             )
         return str(version.version)
 

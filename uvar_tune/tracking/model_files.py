@@ -21,6 +21,11 @@ _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "safetensors", 
 _SETTINGS = {"cfg_scale": "double", "cfg_ramp": "double", "top_k": "long", "top_p": "double", "temperature": "double"}
 
 
+def model_name(study: str, number: int) -> str:
+    """Name of a trial's model; MLflow allows no dot in it."""
+    return f"{study}-t{number:03d}".replace(".", "-")
+
+
 def model_tags(checkpoint: Path) -> dict[str, str]:
     """The tags that identify a checkpoint among the models of a run.
 

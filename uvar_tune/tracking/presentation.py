@@ -85,7 +85,7 @@ def study_description(study: str, question: str, state: str, best: int | None = 
             f"[Ranked trials](#{_PAGE}) · [charts](#{_PAGE}&compareRunsMode=CHART) · "
             f"[report](get-artifact?path=report/report.html&run_uuid={_RUN})"
         )
-        lines += [asked, f"![parallel coordinates](get-artifact?path=report/study.png&run_uuid={_RUN})"]
+        lines.append(asked)
         directory = f"ROOT/{study}"
         commands += [
             (f"uvar-tune sweep {directory}/study.yaml --phase confirm", "a verdict, over fresh seeds"),
@@ -94,7 +94,10 @@ def study_description(study: str, question: str, state: str, best: int | None = 
         ]
     width = max(len(command) for command, _ in commands)
     code = "\n".join(f"    {command:<{width}}  # {purpose}" for command, purpose in commands)
-    return {DESCRIPTION: "\n\n".join([*lines, "**Commands** (ROOT is `run.root`, by default `runs`):", code])}
+    lines += ["**Commands** (ROOT is `run.root`, by default `runs`):", code]
+    if best is not None:
+        lines.append(f"![parallel coordinates](get-artifact?path=report/study.png&run_uuid={_RUN})")
+    return {DESCRIPTION: "\n\n".join(lines)}
 
 
 def trial_description(study: str, number: int) -> dict[str, str]:
