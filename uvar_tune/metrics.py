@@ -58,6 +58,8 @@ METRICS = _table(
     ("auroc_ood", "share", "maximize", "AUROC of the OOD score"),
     ("mce", "percent", "minimize", "Mean corruption error, over the divisor's"),
     ("corruption_error", "percent", "minimize", "Error under corruption, plain mean"),
+    ("copy_share", "share", "minimize", "Samples that copy a training image"),
+    ("training_proximity", "probability", "target", "Samples nearer to the training set than new images", 0.5),
     ("code_usage", "share", "maximize", "Codes in use"),
     ("code_entropy", "nats", "target", "Entropy of the codes in use"),
     ("entropy", "nats", None, "Predictive entropy"),

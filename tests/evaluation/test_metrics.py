@@ -14,11 +14,13 @@ def test_all_families_yield_registered_metrics(networks, held_out, extractor, di
     inputs = MetricInputs(
         images_N3HW=images_N3HW,
         labels_N=torch.as_tensor(digits["validation"].labels_N)[:100],
-        tokens_NL=tokens_ML,
+        tokens_NL=tokens_ML[torch.arange(100) % len(tokens_ML)],
         features=extractor(images_N3HW),
         reference=extractor(digits["train"].images),
         var=var,
         vqvae=vqvae,
+        training_tokens_ML=tokens_ML,
+        training_labels_M=labels_M,
         held_out_tokens_ML=tokens_ML,
         held_out_labels_M=labels_M,
         loss=LossConfig(),
@@ -26,7 +28,7 @@ def test_all_families_yield_registered_metrics(networks, held_out, extractor, di
         reference_variance_K=[1.0, 1.0, 1.0],
     )
     scores = evaluate(inputs, FAMILIES)
-    expected = "fid kid is precision recall f1 density coverage ssim_pairwise code_usage conditional_accuracy nll_token"
+    expected = "fid kid is precision recall f1 density coverage ssim_pairwise code_usage conditional_accuracy nll_token copy_share"
     assert {*expected.split(), "accuracy", "entropy/scale_3"} <= set(scores)
     assert all(metric(name).unit for name in scores)
     assert scores["conditional_accuracy"] > 0.9

@@ -47,6 +47,17 @@ def test_warning_of_cfg_scale_at_an_end(results, cfg, mode, warned):
     assert bool(boundary_warnings(dataclasses.replace(results, trials=(best,), config=config))) == warned
 
 
+@pytest.mark.parametrize(
+    ("share", "held_out", "warned"), [(0.05, 0.001, True), (0.05, 0.04, False), (0.009, 0.0, False)]
+)
+def test_warning_of_memorised_images(results, share, held_out, warned):
+    scores = {**results.best.scores, "copy_share": share, "copy_share/held_out": held_out}
+    best = dataclasses.replace(results.best, scores=scores)
+    trials = tuple(best if trial.number == best.number else trial for trial in results.trials)
+    found = [line for line in study_warnings(dataclasses.replace(results, trials=trials)) if "near copies" in line]
+    assert bool(found) == warned and all(line.startswith("5 % of the samples of the best trial") for line in found)
+
+
 def test_warning_of_a_confirmation_at_an_end(results):
     row = {
         "values": {0: 1.0},

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from uvar_tune.config.schema import LossConfig
 from uvar_tune.errors import ConfigError, choose
+from uvar_tune.evaluation.copies import copy_statistics
 from uvar_tune.evaluation.diversity import code_statistics, density_coverage, pairwise_ssim
 from uvar_tune.evaluation.features import conditional_accuracy
 from uvar_tune.evaluation.fidelity import FIDELITY_METRICS, Features, scores_from_features
@@ -38,6 +39,8 @@ class MetricInputs:
         seed: of KID's subsets and of IS's splits.
         var: the transformer.
         vqvae: the tokenizer.
+        training_tokens_ML: tokens of the training images.
+        training_labels_M: their labels.
         held_out_tokens_ML: tokens of held-out images.
         held_out_labels_M: their labels.
         loss: dispersion, discrepancy and their options for the scorecard.
@@ -56,6 +59,8 @@ class MetricInputs:
     seed: int = 2020
     var: Any = None
     vqvae: Any = None
+    training_tokens_ML: Any = None
+    training_labels_M: Any = None
     held_out_tokens_ML: Any = None
     held_out_labels_M: Any = None
     loss: LossConfig | None = None
@@ -89,6 +94,17 @@ def _codes(inputs: MetricInputs) -> dict[str, float]:
     return code_statistics(inputs.tokens_NL, scales=inputs.vqvae.scales, vocab_size=inputs.vqvae.vocab_size)
 
 
+def _copies(inputs: MetricInputs) -> dict[str, float]:
+    return copy_statistics(
+        inputs.tokens_NL,
+        inputs.labels_N,
+        inputs.training_tokens_ML,
+        inputs.training_labels_M,
+        inputs.held_out_tokens_ML,
+        inputs.held_out_labels_M,
+    )
+
+
 def _classes(inputs: MetricInputs) -> dict[str, float]:
     return {"conditional_accuracy": conditional_accuracy(inputs.features.logits_NY, inputs.labels_N)}
 
@@ -117,12 +133,14 @@ def _scorecard(inputs: MetricInputs) -> dict[str, float]:
     )
 
 
-_HELD_OUT = ("var", "vqvae", "held_out_tokens_ML", "held_out_labels_M")
+_HELD_OUT_TOKENS = ("held_out_tokens_ML", "held_out_labels_M")
+_HELD_OUT = ("var", "vqvae", *_HELD_OUT_TOKENS)
 FAMILIES = {
     "fidelity": Family(_fidelity, ("features", "reference")),
     "density": Family(_density, ("features", "reference")),
     "ssim": Family(_ssim, ("images_N3HW",)),
     "codes": Family(_codes, ("tokens_NL", "vqvae")),
+    "copies": Family(_copies, ("tokens_NL", "labels_N", "training_tokens_ML", "training_labels_M", *_HELD_OUT_TOKENS)),
     "classes": Family(_classes, ("features", "labels_N")),
     "likelihood": Family(_likelihood, _HELD_OUT),
     "scorecard": Family(_scorecard, (*_HELD_OUT, "loss", "classes_V", "reference_variance_K")),

@@ -1,4 +1,4 @@
-"""Warnings on the results of a study: optima at bounds, λ without effect, rungs that mislead the pruner."""
+"""Warnings on the results of a study: optima at bounds, λ without effect, rungs that mislead the pruner, copies."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _EDGE = 0.02  # share of a range: an optimum this near to its end may be outside
 _NEGLIGIBLE, _DOMINANT = 0.001, 0.5  # shares of the gradient of the cross-entropy
 _SHARES = {fields.LAMBDA_1: "grad_share/second_order", fields.LAMBDA_2: "grad_share/semantic_entropy"}
 _MIN_CORRELATION = 0.5  # rank correlation of a rung with the end below which it misleads
+_COPIES = 0.01  # share of copies among the samples from which it is said
 _MIN_TRIALS = 10  # for a statement about a rung
 
 
@@ -22,6 +23,7 @@ def study_warnings(results: StudyResults) -> list[str]:
         *share_warnings(results),
         *rung_warnings(results),
         *feasibility_warnings(results),
+        *memorisation_warnings(results),
     ]
 
 
@@ -114,6 +116,25 @@ def feasibility_warnings(results: StudyResults) -> list[str]:
         return []
     violated = ", ".join(map(describe_constraint, best.violated))
     return [f"no trial satisfies every constraint; the best one violates {violated}"]
+
+
+def memorisation_warnings(results: StudyResults) -> list[str]:
+    """A line for the best trial and one for the baseline if its samples copy training images.
+
+    More than 1 % of them, and more than twice as many as among held-out images.
+    """
+    lines = []
+    named = [("the best trial", results.best), ("the baseline", results.baseline)]
+    for name, trial in named if results.best is not results.baseline else named[1:]:
+        share = trial.scores.get("copy_share", 0.0) if trial is not None else 0.0
+        held_out = trial.scores.get("copy_share/held_out", 0.0) if trial is not None else 0.0
+        if share > max(_COPIES, 2 * held_out):
+            lines.append(
+                f"{100 * share:.2g} % of the samples of {name} are near copies of training images "
+                f"({100 * held_out:.2g} % of held-out images are): its {fields.short(results.metric)} rewards "
+                "memory; compare fid/held_out and the NLL, or bound copy_share in study.constraints"
+            )
+    return lines
 
 
 def describe_constraint(name: str) -> str:

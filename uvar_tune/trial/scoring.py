@@ -13,7 +13,7 @@ Legend: N samples, H and W image size, L positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ class SampleScorer:
 
     def __init__(self, config: Config, assets: Assets, *, seed: int, device="cpu"):
         evaluation = config.evaluation
-        self._config, self._seed = config, seed
+        self._config, self._assets, self._seed = config, assets, seed
         self.reference = load_split(config, evaluation.reference_split)
         self.extractor = open_extractor(
             evaluation.extractor, weights=evaluation.weights or assets.classifier, device=str(device)
@@ -207,9 +207,30 @@ class SampleScorer:
         return evaluate(self._inputs(features), ["fidelity"])
 
     def diversity(self, samples: Samples, features: Features, vqvae, *, ssim: bool = False) -> dict[str, float]:
-        """Density, coverage, codes in use; with a classifier conditional accuracy; with ``ssim`` pairwise SSIM."""
+        """Density, coverage, codes in use, copies of training images, the Fréchet distance to held-out images.
+
+        With a classifier also conditional accuracy; with ``ssim`` pairwise SSIM.
+        """
         families = ["density", *(["classes"] if self._classifies else []), "codes", *(["ssim"] if ssim else [])]
-        return evaluate(self._inputs(features, samples, vqvae), families)
+        inputs = self._inputs(features, samples, vqvae)
+        tokens = {split: TokenCache.open(self._assets.tokens[split]) for split in ("train", "validation")}
+        copies = replace(
+            inputs,
+            training_tokens_ML=tokens["train"].tokens_NL,
+            training_labels_M=tokens["train"].labels_N,
+            held_out_tokens_ML=tokens["validation"].tokens_NL,
+            held_out_labels_M=tokens["validation"].labels_N,
+        )
+        return evaluate(inputs, families) | evaluate(copies, ["copies"]) | self._held_out_fidelity(inputs)
+
+    def _held_out_fidelity(self, inputs: MetricInputs) -> dict[str, float]:
+        """`fid/held_out`: the Fréchet distance to the validation split, where scores refer to the training split."""
+        if self._config.evaluation.reference_split != "train" or "fid" not in inputs.metrics:
+            return {}
+        held_out = load_split(self._config, "validation")
+        reference = reference_features(held_out, self.extractor, cache_root=Path(self._assets.cache) / "features")
+        fid = evaluate(replace(inputs, reference=reference, metrics=("fid",)), ["fidelity"])["fid"]
+        return {"fid/held_out": fid}
 
     def _inputs(self, features: Features, samples: Samples | None = None, vqvae=None) -> MetricInputs:
         return MetricInputs(
