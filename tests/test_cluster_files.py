@@ -50,7 +50,7 @@ def test_named_modules_and_settings_exist(path):
     text = path.read_text()
     for module in set(re.findall(r"\buvar_tune\.([a-z_]+)", text)):
         assert importlib.util.find_spec(f"uvar_tune.{module}"), module
-    named = re.findall(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.([a-z_0-9]+))", text)
+    named = re.findall(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.([a-z_0-9]+))(?![\w(])", text)
     unknown = {name for name, key in named if key not in FILE_ENDINGS} - set(dotted_names())
     assert not unknown
 

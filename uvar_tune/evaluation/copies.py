@@ -1,7 +1,7 @@
 """Memorisation: how many samples copy a training image, and whether samples lie nearer to the training set than new
 images do.
 
-Networks that memorise have a low FID against the training set. Tokens tell them apart at no cost: a sample is compared,
+Networks that memorise have a low FID against the training set. Tokens show it at no cost: a sample is compared,
 position by position, with the tokens of every training image of its class. Copies across classes are not looked for.
 
 Shapes: N samples, M training images, H held-out images, L positions, B rows of a block.

@@ -21,6 +21,8 @@ _SHORT = {
     "is": "IS",
     "conditional_accuracy": "recognised",
     "nll_token": "NLL",
+    "copy_share": "copies",
+    "training_proximity": "nearness to training images",
     "code_usage": "codes used",
     "grad_share/second_order": "2nd's gradient",
     "grad_share/semantic_entropy": "SE's gradient",

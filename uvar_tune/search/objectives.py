@@ -22,6 +22,8 @@ FURTHER = (
     "nll_token",
     "nll_image",
     "nll_class",
+    "copy_share",
+    "training_proximity",
     "code_usage",
     "code_entropy",
 )
