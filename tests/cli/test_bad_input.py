@@ -39,6 +39,8 @@ CASES = {
         "/nowhere is not a directory",
     ),
     "root in a file": (["run.root=/dev/null/runs"], "cannot be written"),
+    "queue": (["study.queue=[{loss.lambda_1: 99}]"], "study.queue[0]: loss.lambda_1: 99 is outside its range"),
+    "warm start": (["study.warm_start=nowhere"], "no study 'nowhere' below"),
 }
 
 

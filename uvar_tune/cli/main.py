@@ -28,6 +28,7 @@ from uvar_tune.tracking import mlflow_client
 PROGRAM = "uvar-tune"
 COMMANDS = {
     "sweep": study.sweep,
+    "queue": study.queue,
     "list": study.list_studies,
     "show": study.show,
     "report": study.report,

@@ -1,4 +1,4 @@
-"""Commands on studies: sweep, list, show, report, export, sync."""
+"""Commands on studies: sweep, queue, list, show, report, export, sync."""
 
 from __future__ import annotations
 
@@ -48,6 +48,23 @@ def sweep(
     for line in summary_lines(outcome):
         echo(line)
     return 0 if outcome.succeeded else FAILED
+
+
+def queue(
+    study: Annotated[str, typer.Argument(metavar="NAME", help="Name of the study; it may be running.")],
+    values: Annotated[
+        list[str],
+        typer.Argument(metavar="key=value...", help="Searched settings and their values, e.g. loss.lambda_1=0.3."),
+    ],
+    root: Root = None,
+):
+    """Queue a trial. It runs before new proposals; settings left out are sampled."""
+    from uvar_tune.config.loading import parse_overrides
+    from uvar_tune.search.queue import queue_trial
+    from uvar_tune.study_dir import StudyDirectory, resolve_root
+
+    number = queue_trial(StudyDirectory(resolve_root(root), study), parse_overrides(values))
+    echo(f"trial {number} of study {study!r} is queued; a running sweep takes it next, else run the sweep again")
 
 
 def list_studies(root: Root = None, as_json: Json = False):

@@ -63,12 +63,17 @@ def check_name(name: str) -> None:
 
 
 def check_study(config: Config, phases: tuple[str, ...]) -> None:
-    """Check metric, number of replicates, feature network and number of samples (the last with a warning).
+    """Check metric, queued trials, number of replicates, feature network and number of samples (the last with a
+    warning).
 
     Raises:
         ConfigError: one of them is invalid.
     """
     check_objective(config)
+    if config.study.queue:
+        from uvar_tune.search.queue import check_queue  # imports Optuna
+
+        check_queue(config)
     if "confirm" in phases:
         from uvar_tune.analysis.confirmation import check_replicates
 
@@ -76,6 +81,14 @@ def check_study(config: Config, phases: tuple[str, ...]) -> None:
     check_weights(config)
     if text := few_samples(config):
         logger.warning(f"warning: {text}")
+
+
+def check_warm_start(config: Config) -> None:
+    """Raise `ConfigError` if a new study cannot start from the trials of `study.warm_start`."""
+    if config.study.warm_start is not None:
+        from uvar_tune.search.warm_start import source_trials
+
+        source_trials(config)
 
 
 def few_samples(config: Config) -> str | None:

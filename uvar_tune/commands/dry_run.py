@@ -14,6 +14,7 @@ from uvar_tune.commands.checks import (
     check_images,
     check_study,
     check_study_directory,
+    check_warm_start,
     phases_of,
 )
 from uvar_tune.config.schema import Config
@@ -42,6 +43,8 @@ def preview_study(config: Config, *, phase: str | None = None) -> None:
     files = StudyDirectory(resolve_root(config.run.root), config.study.name)
     check_images(config)
     check_study_directory(config, files)
+    if not files.config.exists():
+        check_warm_start(config)
     results = _load_results(config, files)
     forecasts = _forecast_phases(config, files, phases, results)
     concurrent, resources = _check_machine(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from uvar_tune.commands.checks import check_first_phase, check_images, check_study, phases_of
+from uvar_tune.commands.checks import check_first_phase, check_images, check_study, check_warm_start, phases_of
 from uvar_tune.config.schema import Config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 
@@ -68,6 +68,7 @@ def _run_phases(session: RunSession, names: tuple[str, ...], callbacks: StudyCal
             return summarize(config, files)
     else:
         check_first_phase(names, files.name, lambda: False)
+        check_warm_start(config)
     check_images(config)
     phases = _train(session, names, callbacks)
     if reason := phases.search().stop_reason():

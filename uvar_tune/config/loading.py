@@ -46,6 +46,15 @@ def read_config(
     )
 
 
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """The values of ``section.key=value`` arguments by dotted name; the last of equal names counts.
+
+    Raises:
+        ConfigError: an argument of another form, an unknown setting, or a value that is not YAML.
+    """
+    return {name: value for name, value, _ in map(_parse_override, texts)}
+
+
 def config_from_mapping(tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
     """The validated configuration of plain data, with ``section.key=value`` overrides.
 

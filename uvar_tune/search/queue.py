@@ -116,7 +116,7 @@ def queue_trial(directory: StudyDirectory, values: Mapping[str, Any]) -> int:
     Raises:
         ConfigError: the study has not started, or the values are not in its space.
     """
-    config = directory.stored()
+    config = directory.load_config()
     checked = check_queued(config, values, "queue")
     url = directory.storage_url(config)
     if not require_existing_study(url, directory.name, directory.directory):

@@ -81,7 +81,7 @@ def _locate(config: Config) -> tuple[str, str]:
     if source == config.study.name:
         raise ConfigError(f"{source!r} is this study", where=_WHERE)
     directory = StudyDirectory(resolve_root(config.run.root), source)
-    other = directory.stored()
+    other = directory.load_config()
     if other.study.metrics != config.study.metrics:
         raise ConfigError(
             f"study {source!r} has the metrics {', '.join(other.study.metrics)}, this one "
