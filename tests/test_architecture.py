@@ -30,6 +30,7 @@ LIBRARIES = {
     "typer": {"cli"},
     "ray": {"ray_backend"},
     "optuna": {"search"},
+    "optuna_dashboard": {"search"},
     "sqlalchemy": {"search"},
     "mlflow": {"tracking"},
     "torch_fidelity": {"evaluation.fidelity"},

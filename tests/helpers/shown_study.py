@@ -13,6 +13,7 @@ from uvar_tune.analysis.confirmation import confirm_arms
 from uvar_tune.commands.summary import summarize
 from uvar_tune.config.loading import validate
 from uvar_tune.evaluation.image_grid import save_grid
+from uvar_tune.search.dashboard import SampleGrids, artifact_directory, newest_grid
 from uvar_tune.search.load import load_results
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
@@ -75,7 +76,10 @@ class ShownStudy:
 
     def search(self) -> ShownStudy:
         """Run all trials."""
-        search = Search(self.config, self.url)
+        grids = SampleGrids(
+            artifact_directory(self.files.directory), lambda number: newest_grid(self.files.trial(number))
+        )
+        search = Search(self.config, self.url, grids=grids)
         while (proposal := search.ask()) is not None:
             self._run(search, proposal, proposal.number, self.files.trial(proposal.number))
         return self

@@ -11,6 +11,7 @@ from tests.helpers.search_cases import SPACE, Clock, bowl, details, ended, run_t
 from uvar_tune.config.loading import validate
 from uvar_tune.config.space import searched_entries
 from uvar_tune.errors import ConfigError
+from uvar_tune.search import _optuna_compat as compat
 from uvar_tune.search._optuna_compat import create_marked_trial
 from uvar_tune.search.pruning import rung_values
 from uvar_tune.search.study import Search
@@ -235,9 +236,11 @@ class TestContract:
         search = self.opened(storage_url, name, trials=3, constraints=bounds)
         search.ask()
         search.complete(1, scored(4.0, details(fid=4.0, nll_token=2.125)))
-        assert search.study.get_trials(deepcopy=False)[1].constraints == pytest.approx(
-            {"nll_token max_above_baseline": 0.075, "seconds max": 1.0}
-        )
+        trial = search.study.get_trials(deepcopy=False)[1]
+        excesses = pytest.approx({"nll_token max_above_baseline": 0.075, "seconds max": 1.0})
+        assert compat.named_constraints(trial) == compat.without_legacy_constraints(trial).constraints == excesses
+        assert trial.system_attrs["constraints"] == pytest.approx([0.075, 1.0])  # what optuna-dashboard reads
+        assert search.study.metric_names == ["fid"]
 
     def test_relative_search_needs_the_baseline(self, storage_url, name):
         search = self.opened(storage_url, name, trials=3, space={}, terms={"lambda_unit": "share"})

@@ -29,6 +29,7 @@ from uvar_tune.config.space import baseline_point
 from uvar_tune.errors import ConfigError
 from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.ray_backend.tuner import TuneRunner
+from uvar_tune.search.dashboard import SampleGrids, artifact_directory, newest_grid
 from uvar_tune.search.load import load_results
 from uvar_tune.search.replicates import Replicates
 from uvar_tune.search.study import Search
@@ -83,8 +84,12 @@ class Phases:
     def search(self, trials: int | None = None) -> Search:
         """The search, with ``trials`` instead of `study.trials` if given."""
         config = self.config if trials is None else self.config.with_values({"study.trials": trials})
+        directory = self.files.directory
         return Search(
-            config, self._url, last_active=lambda number: last_time(self.files.trial(number) / "metrics.jsonl")
+            config,
+            self._url,
+            last_active=lambda number: last_time(self.files.trial(number) / "metrics.jsonl"),
+            grids=SampleGrids(artifact_directory(directory), lambda number: newest_grid(self.files.trial(number))),
         )
 
     def pending(self, names: tuple[str, ...]) -> bool:

@@ -15,11 +15,13 @@ from typing import Any
 
 from uvar_tune.analysis.export import UNCONFIRMED, export_trial
 from uvar_tune.analysis.results import StudyResults, TrialResult
+from uvar_tune.commands.dashboard_notes import write_notes
 from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_url
 from uvar_tune.metrics import HEADLINE
 from uvar_tune.reporting import describe_state, write_report
 from uvar_tune.reporting.costs import costs
+from uvar_tune.search.dashboard import artifact_directory
 from uvar_tune.search.load import load_results
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 from uvar_tune.tracking import Outbox, RunLogger, Tracker
@@ -76,6 +78,12 @@ def summarize(
     run_id = tracker.run_id(results.best.number) if tracker else None
     export = export_trial(results, results.best, files.export, mlflow_run=run_id, unconfirmed=True)
     pages = write_report(results, files.report)
+    write_notes(
+        config,
+        files.storage_url(config),
+        results,
+        {trial.number: _comparison_tags(results, trial) for trial in results.ranked()},
+    )
     if tracker:
         log_summary(results, tracker, [export, *map(Path, pages.values())])
     return StudyOutcome(results, files, config, export, pages, cpu_sec)
@@ -134,6 +142,7 @@ def summary_lines(outcome: StudyOutcome) -> list[str]:
     root = [] if files.root == resolve_root(None) else ["--root", files.root]
     in_mlflow = _command(python, "-m", "uvar_tune", "ui", files.name, *root)
     storage = redact_url(files.storage_url(outcome.config).removeprefix("journal:"))
+    artifacts = artifact_directory(files.directory)
     return [
         *_cost_lines(results, outcome.cpu_sec),
         f"best: trial {best.number}, {results.metric} {best.value:.4g}, exported to {outcome.export} "
@@ -141,7 +150,7 @@ def summary_lines(outcome: StudyOutcome) -> list[str]:
         f"report: {outcome.pages['html']}",
         f"picture: {outcome.pages['png']}",
         f"MLflow UI:        {page if page and uri.startswith('http') else in_mlflow}",
-        f"Optuna dashboard: {_command(Path(python).parent / 'optuna-dashboard', storage)}",
+        f"Optuna dashboard: {_command(Path(python).parent / 'optuna-dashboard', storage, '--artifact-dir', artifacts)}",
         f"final run:        {_command(python, '-m', 'uvar_tune', 'train', outcome.export)}",
     ]
 

@@ -6,6 +6,7 @@ release.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,6 +40,29 @@ def storage_methods(storage_class: type) -> Iterable[str]:
     public = ("create_", "set_", "get_", "delete_")
     names = [name for name in dir(optuna.storages.BaseStorage) if name.startswith(public)]
     return [*names, *(name for name in PRIVATE_STORAGE_METHODS if hasattr(storage_class, name))]
+
+
+# Where Optuna kept the excesses of all constraints before it had named ones, and where optuna-dashboard reads them.
+LEGACY_CONSTRAINTS = "constraints"
+
+
+def set_legacy_constraints(trial: optuna.Trial, excesses: Sequence[float]) -> None:
+    """Store the excesses in the form that optuna-dashboard reads, besides `Trial.set_constraint`."""
+    trial.storage.set_trial_system_attr(trial._trial_id, LEGACY_CONSTRAINTS, list(excesses))
+
+
+def named_constraints(trial: FrozenTrial) -> dict[str, float]:
+    """The constraints of `Trial.set_constraint`, without those in the older form, whose names are their indices."""
+    return {key: value for key, value in trial.constraints.items() if not key.isdigit()}
+
+
+def without_legacy_constraints(trial: FrozenTrial) -> FrozenTrial:
+    """The trial with each constraint once, for a sampler."""
+    if LEGACY_CONSTRAINTS not in trial.system_attrs:
+        return trial
+    trial = copy.copy(trial)
+    trial.system_attrs = {key: value for key, value in trial.system_attrs.items() if key != LEGACY_CONSTRAINTS}
+    return trial
 
 
 class StudyView(optuna.Study):

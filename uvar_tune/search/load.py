@@ -15,6 +15,7 @@ from uvar_tune.analysis.confirmation import SECOND_ALONE, SEMANTIC_ALONE, baseli
 from uvar_tune.analysis.results import BASELINE, Replicate, StudyResults, TrialResult, require_same_protocol
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
+from uvar_tune.search import _optuna_compat as compat
 from uvar_tune.search.budget import spent
 from uvar_tune.search.importance import importances
 from uvar_tune.search.objectives import directions, pareto_front
@@ -172,7 +173,7 @@ def _trial_result(config: Config, files: StudyDirectory, trial: FrozenTrial, run
         effective_parameters=attributes.get("effective_parameters", {}),
         rungs=rungs,
         metric_values=dict(zip(config.study.metrics, values, strict=True)) if values else {},
-        violations=dict(trial.constraints),
+        violations=compat.named_constraints(trial),
         wall_sec=_wall_sec(attributes),
         inference_at_bound=attributes.get("inference_at_bound", []),
     )

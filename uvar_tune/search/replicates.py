@@ -27,6 +27,7 @@ from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
 from uvar_tune.search._optuna_compat import reopen_trial
 from uvar_tune.search.attempts import PURPOSES, check_pruned, crash_record, final_outcome, is_retried
+from uvar_tune.search.dashboard import name_metrics
 from uvar_tune.search.objectives import directions
 from uvar_tune.search.storage import open_storage, open_study
 from uvar_tune.specs import Proposal, TrialOutcome
@@ -72,6 +73,7 @@ class Replicates:
         name = f"{config.study.name}/{self.phase}"
         _check_max_pairs(self.storage, name, plan)
         self.study = open_study(self.storage, name, directions(config)[:1], plan)
+        name_metrics(self.study, config.study.metrics[:1])
         self.arms: dict[str, dict[str, Any]] = self.study.user_attrs["space"]["arms"]  # in the order of the first start
         self._study_id = self.storage.get_study_id_from_name(name)
         self.study.sampler = optuna.samplers.RandomSampler(seed=0)  # nothing is sampled

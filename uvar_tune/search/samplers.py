@@ -33,6 +33,7 @@ from uvar_tune.analysis.results import BASELINE
 from uvar_tune.config.schema import Config
 from uvar_tune.config.space import grid_point, searched_entries
 from uvar_tune.config.space_entry import SpaceEntry
+from uvar_tune.search import _optuna_compat as compat
 from uvar_tune.search._optuna_compat import StudyView
 
 
@@ -172,7 +173,11 @@ class _WithoutBaseline(optuna.samplers.BaseSampler):
 
         def select(trials: list[FrozenTrial], states: Sequence[TrialState] | None) -> list[FrozenTrial]:
             completed = states is None or TrialState.COMPLETE in states
-            own = [trial for trial in trials if trial.user_attrs.get("kind", BASELINE) != BASELINE]
+            own = [
+                compat.without_legacy_constraints(trial)
+                for trial in trials
+                if trial.user_attrs.get("kind", BASELINE) != BASELINE
+            ]
             if len(own) + 1 < len(trials) and completed:
                 foreign = [trial for trial in trials if "kind" not in trial.user_attrs]
                 own += [trial for trial in prior_trials(foreign, self._space) if self._is_complete(trial)]

@@ -47,6 +47,7 @@ from uvar_tune.search.attempts import (
     is_retried,
 )
 from uvar_tune.search.budget import Spent, exhausted
+from uvar_tune.search.dashboard import SampleGrids, name_metrics
 from uvar_tune.search.objectives import directions, violations
 from uvar_tune.search.pruning import Rungs
 from uvar_tune.search.queue import check_queued, enqueue_configured
@@ -71,6 +72,7 @@ class Search:
         last_active: trial number → when the attempt of a dead driver was last active (the time of its last log record),
             for the budgets. Without it such an attempt costs nothing.
         sub_study: a search of its own next to the study's, in the Optuna study `NAME/SUB_STUDY`.
+        grids: attaches sample grids to the trials, for optuna-dashboard.
     """
 
     def __init__(
@@ -81,13 +83,14 @@ class Search:
         clock: Callable[[], float] = time.time,
         last_active: Callable[[int], float | None] = lambda number: None,
         sub_study: str = "",
+        grids: SampleGrids | None = None,
     ):
         self.config = config
         self.storage = open_storage(storage_url)
         space = {name: entry.model_dump(mode="json") for name, entry in config.space.items()}
         name = f"{config.study.name}/{sub_study}" if sub_study else config.study.name
         self.study = open_study(self.storage, name, directions(config), space)
-        self._is_main, self._prepared = not sub_study, False
+        self._is_main, self._prepared, self._grids = not sub_study, False, grids
         self._prior: list[FrozenTrial] = []
         self._study_id = self.storage.get_study_id_from_name(name)
         self._rungs = Rungs(config, self.study, self.storage)
@@ -165,8 +168,10 @@ class Search:
         if number == 0:
             self._baseline = measured
         if study.constraints:
-            for key, excess in violations(self.config, measured, self._baseline or {}).items():
+            excesses = violations(self.config, measured, self._baseline or {})
+            for key, excess in excesses.items():
                 self._running[number].trial.set_constraint(key, _finite(number, excess))
+            compat.set_legacy_constraints(self._running[number].trial, list(excesses.values()))
         self._finish(number, TrialState.COMPLETE, values, {**attributes, "provenance": dict(provenance or {})})
 
     def prune(self, number: int, outcome: TrialOutcome, provenance: Mapping[str, Any] | None = None) -> None:
@@ -249,6 +254,7 @@ class Search:
     def _prepare(self) -> None:
         """What a driver does before its first proposal; reading a study does none of it."""
         self._rungs.reconcile(self.study, self._rung_metric)
+        name_metrics(self.study, self.config.study.metrics)
         if self._last_number < 0 or self._prepared:
             return
         self._prepared = True
@@ -389,6 +395,8 @@ class Search:
         trial = self._running[number].trial
         for key, value in {**attributes, "attempts": attempts}.items():
             trial.set_user_attr(key, value)
+        if self._grids is not None:
+            self._grids.attach(trial)
         self.study.tell(trial, values, state=state)
         self._rungs.finished(number, state, values[self._rung_metric] if values else None)
         self._baseline_failed = self._baseline_failed or (number == 0 and state != TrialState.COMPLETE)

@@ -66,7 +66,9 @@ def difference_text(
     return f"{difference:+.3g}{relative}, one seed, {'within' if inside else 'beyond'} noise"
 
 
-def study_description(study: str, question: str, state: str, best: int | None = None) -> dict[str, str]:
+def study_description(
+    study: str, question: str, state: str, best: int | None = None, *, links: bool = True
+) -> dict[str, str]:
     """The tag that MLflow displays as the description of a study's run (Markdown); see `fill`.
 
     Args:
@@ -74,18 +76,18 @@ def study_description(study: str, question: str, state: str, best: int | None = 
         question: `study.question`.
         state: what has been reached, in a sentence or two.
         best: number of the best trial, which has been exported; its figure and commands are added.
+        links: whether pages and figures in MLflow are named.
     """
     lines = [f"**State:** {literal(state)}"]
     asked = f"**Question:** {literal(question) or 'none is given'}"
     commands = [(f"uvar-tune show {study}", "the table of all trials")]
-    if best is None:
-        lines.append(asked)
-    else:
+    if best is not None and links:
         lines.append(
             f"[Ranked trials](#{_PAGE}) · [charts](#{_PAGE}&compareRunsMode=CHART) · "
             f"[report](get-artifact?path=report/report.html&run_uuid={_RUN})"
         )
-        lines.append(asked)
+    lines.append(asked)
+    if best is not None:
         directory = f"ROOT/{study}"
         commands += [
             (f"uvar-tune sweep {directory}/study.yaml --phase confirm", "a verdict, over fresh seeds"),
@@ -95,7 +97,7 @@ def study_description(study: str, question: str, state: str, best: int | None = 
     width = max(len(command) for command, _ in commands)
     code = "\n".join(f"    {command:<{width}}  # {purpose}" for command, purpose in commands)
     lines += ["**Commands** (ROOT is `run.root`, by default `runs`):", code]
-    if best is not None:
+    if best is not None and links:
         lines.append(f"![parallel coordinates](get-artifact?path=report/study.png&run_uuid={_RUN})")
     return {DESCRIPTION: "\n\n".join(lines)}
 
@@ -104,8 +106,8 @@ def trial_description(study: str, number: int) -> dict[str, str]:
     """The description of a trial's run: how to see it and to run it again."""
     commands = (
         f"uvar-tune show {study} --trial {number}",
-        f"uvar-tune export --study {study} --trial {number} --unconfirmed    # prints the path of FILE",
-        "uvar-tune train FILE --replay                                     # the same trial again",
+        f"uvar-tune export --study {study} --trial {number} --unconfirmed  # prints the path of FILE",
+        "uvar-tune train FILE --replay  # repeats the trial and compares its numbers",
     )
     code = "\n".join(f"    {command}" for command in commands)
     return {DESCRIPTION: f"Trial {number} of study {study}. Run it again:\n\n{code}"}
