@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ _ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its consumers are three more processes
 }
 _START_SEC, _STOP_SEC = 120.0, 10.0
+_ERROR = re.compile(r"[\w.]*(Error|Exception): |Error: ")  # the last line of a traceback
 _MAX_TRIES = 100  # of ports from `LOCAL_PORT` on
 
 
@@ -50,7 +52,7 @@ def ui_server(tracking_uri: str, port: int | None = None) -> Iterator[UIServer]:
 
     Raises:
         ConfigError: the port is in use.
-        InfrastructureError: the server does not start; the message has its last line.
+        InfrastructureError: the server does not start; the message has its error.
     """
     port = free_port() if port is None else _checked(port)
     arguments = ["server", "--workers", "1", "--host", HOST, "--port", str(port), "--backend-store-uri", tracking_uri]
@@ -114,7 +116,8 @@ def _wait_until_healthy(process: subprocess.Popen, port: int, log, tracking_uri:
         time.sleep(0.1)
     log.seek(0)
     lines = [line.strip() for line in log.read().splitlines() if line.strip()]
-    reason = redact_secrets(lines[-1], tracking_uri) if lines else "without a message"
+    errors = [line for line in lines if _ERROR.match(line)]
+    reason = redact_secrets((errors or lines or ["without a message"])[-1], tracking_uri)
     ended = "ended at its start" if process.poll() is not None else f"did not answer within {_START_SEC:.0f} s"
     raise InfrastructureError(f"the MLflow server {ended}: {reason}")
 
