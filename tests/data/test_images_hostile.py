@@ -6,6 +6,7 @@ import hashlib
 import os
 import struct
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -40,9 +41,19 @@ def misplaced(path):
     path.write_bytes(content.replace(struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 11)))
 
 
+def floating_point(path):
+    Image.fromarray(np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)).save(path, "TIFF")
+
+
+def thirty_two_bits(path):
+    Image.fromarray(np.full((20, 20), 1 << 20, np.int32)).save(path, "TIFF")
+
+
 @pytest.mark.parametrize(
     "make, why",
     [
+        (floating_point, "range is unknown"),
+        (thirty_two_bits, "exceed 16 bits"),
         (dangling, "No such file"),
         (circular, "symbolic links"),
         (device, "not a regular file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,18 @@ def test_torn_last_line_is_dropped(journal, left):
     assert resumed.unfinished() == [0, 1, 2]  # the torn line was the end of trial 1
     run_to_end(resumed)
     assert Search(study_config(trials=5), journal).done()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda lines: [*lines, b"\n"], lambda lines: [*lines[:-1], lines[-1][:-1] + lines[-1]]]
+)
+def test_damaged_line_is_named(journal, damage):
+    Search(study_config(trials=2), journal).ask()
+    path = Path(journal.removeprefix("journal:"))
+    lines = damage(path.read_bytes().splitlines(keepends=True))
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ConfigError, match=f"run.storage: line {len(lines)} of {path} is damaged"):
+        Search(study_config(trials=2), journal)
 
 
 def test_a_whole_journal_is_left_as_it_is(journal):

@@ -156,7 +156,7 @@ class TestContract:
     def test_another_space_is_refused_with_the_difference(self, storage_url, name):
         self.opened(storage_url, name)
         narrower = {**SPACE, "loss.lambda_1": {**SPACE["loss.lambda_1"], "high": 5}}
-        with pytest.raises(ConfigError, match="loss.lambda_1 was .*6.0.*, is .*5.0"):
+        with pytest.raises(ConfigError, match="loss.lambda_1: high was 6.0, is 5.0"):
             self.opened(storage_url, name, space=narrower)
 
     def test_several_metrics_are_recorded_together(self, storage_url, name):

@@ -12,6 +12,12 @@ def metrics_log(tmp_path):
     return MetricsLog(tmp_path / "metrics.jsonl")
 
 
+def test_values_that_are_not_finite_stay_in_the_log(tmp_path, metrics_log):
+    metrics_log.metrics(64, {"fid": math.nan, "kid": 1.0})
+    assert [point[0] for point in new_points(tmp_path, 0)[0]] == ["kid"]
+    assert missing_points(tmp_path, {"fid": math.nan, "is": math.inf}, 7.0) == []
+
+
 def test_points_have_value_time_and_images(tmp_path, metrics_log):
     metrics_log.metrics(64, {"loss/total": 0.5, "grad_norm": math.inf, "images_per_sec": 7.0, "ece_class": 0.5})
     metrics_log.event("log", text="not a metric")
@@ -19,7 +25,6 @@ def test_points_have_value_time_and_images(tmp_path, metrics_log):
     recorded = int(read_records(tmp_path / "metrics.jsonl")[0][0]["time"] * 1000)
     assert points == [
         ("loss/total", 0.5, recorded, 64),
-        ("optimizer/grad_norm", math.inf, recorded, 64),
         ("speed/images_per_sec", 7.0, recorded, 64),
         ("other/ece_class", 0.5, recorded, 64),
     ]

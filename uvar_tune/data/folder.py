@@ -35,6 +35,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 _FURTHER_FORMATS = {"gif": ("GIF", None), "avif": ("AVIF", "avif"), "jp2": ("JPEG2000", "jpg_2000")}
 _MARGIN = 1.125
 _CROP_SEED = 20_240_301  # constant: crops are part of the data
+_READER = "2"  # raised whenever other files become unreadable
 _RECIPE = "lanczos-1.125/crop/white/exif/2"
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -101,7 +102,7 @@ def read_class_folders(
         decode=functools.partial(read_image, formats=formats),
         on_corrupt=config.on_corrupt,
         recipe=recipe,
-        cache_key="/".join(formats),
+        cache_key="/".join((_READER, *formats)),
     )
     if missing := _classes_without(verified.files, class_names):
         raise ConfigError(f"no readable image of {missing} in {directory}", where=where)
@@ -219,8 +220,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("F"):
+        raise ValueError("pixels are floating-point numbers, whose range is unknown; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, in whatever byte order
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("pixels exceed 16 bits; convert it to 8 or 16 bits")
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")

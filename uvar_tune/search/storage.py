@@ -8,6 +8,7 @@ storage and the server's host, never credentials.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import re
@@ -34,6 +35,7 @@ _FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 0.2, 5.0
 _IDENTITY = ".identity"  # a file in the study directory
 _DIRECTORY = "directory"  # the study attribute that holds its content
 _WHERE = "run.storage"
+_LAST_LINE_BYTES = 1 << 20
 # What a database says → what to do about it. PostgreSQL's, MySQL's and SQLite's words; the first match counts.
 _REMEDIES = (
     (r"password authentication failed|Access denied|no password supplied", "check user and password of the URL"),
@@ -146,7 +148,41 @@ def _open_journal(path: str) -> optuna.storages.BaseStorage:
     journal = optuna.storages.journal
     if os.path.exists(path) and _complete_bytes(path) < os.path.getsize(path):
         _truncate_torn_line(path, journal.JournalFileSymlinkLock(path))
-    return optuna.storages.JournalStorage(journal.JournalFileBackend(path))
+    storage = optuna.storages.JournalStorage(journal.JournalFileBackend(path))
+    try:
+        storage.get_all_studies()  # reads the journal
+        damaged = not _last_line_parses(path)  # which Optuna notices only once another line follows
+    except json.JSONDecodeError:
+        damaged = True
+    if damaged:
+        raise ConfigError(
+            f"line {_damaged_line(path)} of {path} is damaged (NFS without locks does that); copy the file, delete "
+            "that line, and start again",
+            where=_WHERE,
+        )
+    return storage
+
+
+def _last_line_parses(path: str) -> bool:
+    with open(path, "rb") as journal:
+        journal.seek(max(0, os.path.getsize(path) - _LAST_LINE_BYTES))
+        *_, last = [b"{}", *journal.readlines()]
+    try:
+        json.loads(last)
+    except ValueError:
+        return not last.endswith(b"\n") or len(last) >= _LAST_LINE_BYTES  # being written, or longer than looked at
+    return True
+
+
+def _damaged_line(path: str) -> int | None:
+    """The number of the first line that is not JSON."""
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line)
+            except ValueError:
+                return number
+    return None
 
 
 def _truncate_torn_line(path: str, lock) -> None:
@@ -287,7 +323,7 @@ def open_study(storage, name: str, directions: list[str], space: dict[str, Any])
     elif attributes["space"] != space:
         before = attributes["space"]
         changes = [
-            f"{key} was {before.get(key)}, is {space.get(key)}"
+            f"{key}: {_change(before.get(key), space.get(key))}"
             for key in {**before, **space}
             if before.get(key) != space.get(key)
         ]
@@ -296,6 +332,14 @@ def open_study(storage, name: str, directions: list[str], space: dict[str, Any])
             where=_WHERE,
         )
     return study
+
+
+def _change(before: Any, after: Any) -> str:
+    """What differs between two values; of two mappings only the fields that differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        fields = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        return ", ".join(f"{key} was {before.get(key)}, is {after.get(key)}" for key in fields)
+    return f"was {before}, is {after}"
 
 
 def study_trials(storage, name: str) -> list[FrozenTrial]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ def milliseconds(seconds: float) -> int:
 def new_points(directory: Path, offset: int) -> tuple[list[MetricPoint], int]:
     """The metrics of a trial's log from a byte offset on, and the offset behind them.
 
-    Values of single scales are left to `missing_points`.
+    Values of single scales are left to `missing_points`. Values that are not finite stay in the log: MLflow's page does
+    not load with NaN, its filters take NaN for 0, and SQL stores replace infinity.
 
     Args:
         directory: the trial directory.
@@ -45,7 +47,7 @@ def new_points(directory: Path, offset: int) -> tuple[list[MetricPoint], int]:
         for record in records
         if record["kind"] == "metrics"
         for key, value in record["values"].items()
-        if scale_of(key) is None
+        if scale_of(key) is None and math.isfinite(value)
     ], end
 
 
@@ -66,6 +68,7 @@ def missing_points(directory: Path | None, values: dict[str, float], default_tim
     return [
         MetricPoint(metric_key(key), float(value), milliseconds(last_time), scale_of(key) or int(step))
         for key, value in {**missing, **scales}.items()
+        if math.isfinite(value)
     ]
 
 
