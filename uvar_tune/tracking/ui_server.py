@@ -20,6 +20,7 @@ from uvar_tune.tracking.saved_view import LOCAL_PORT
 HOST = "127.0.0.1"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",  # why it does not start
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its consumers are three more processes
 }
 _START_SEC, _STOP_SEC = 120.0, 10.0
