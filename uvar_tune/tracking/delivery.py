@@ -140,17 +140,23 @@ class Delivery:
 
     def operations(self, stop: Callable[[], bool]) -> None:
         """Deliver the operations of the outbox, in order."""
-        for operation, end in self._outbox.read(self.state.offset):
-            if stop():
-                return
-            try:
-                getattr(self, f"_{operation['op']}")(operation)
-            except PermanentError as error:
-                self._reject(operation, str(error))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                self._reject(operation, f"not a valid operation: {error!r}")
-            self.state.offset = end
+        try:
+            for operation, end in self._outbox.read(self.state.offset):
+                if stop():
+                    return
+                self._deliver(operation)
+                self.state.offset = end
+                self._save(soon=True)
+        finally:
             self._save()
+
+    def _deliver(self, operation: dict[str, Any]) -> None:
+        try:
+            getattr(self, f"_{operation['op']}")(operation)
+        except PermanentError as error:
+            self._reject(operation, str(error))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._reject(operation, f"not a valid operation: {error!r}")
 
     def metrics(self, stop: Callable[[], bool]) -> None:
         """Deliver what the metrics logs of running trials have gained, and queue their new sample images."""
@@ -277,7 +283,7 @@ class Delivery:
             )
         runs[key] = run_id
         self._confirmed.add(key)
-        self._save()
+        self._save(soon=True)
         return run_id
 
     def _create(self, key: str, created: float) -> str:
@@ -405,9 +411,9 @@ class Delivery:
             if upload not in self.state.uploads:
                 self.state.uploads.append(upload)
 
-    def _save(self) -> None:
+    def _save(self, *, soon: bool = False) -> None:
         with self._state_lock:
-            self._outbox.save_state(self.state)
+            self._outbox.save_state(self.state, soon=soon)
 
     def _reject(self, item: dict[str, Any], reason: str) -> None:
         self._outbox.dead_letter(item, reason)
@@ -439,6 +445,13 @@ class ArtifactUploader:
         """
         with self._state_lock:
             uploads = list(self._state.uploads)
+        try:
+            self._upload_all(uploads, stop)
+        finally:
+            with self._state_lock:
+                self._outbox.save_state(self._state)
+
+    def _upload_all(self, uploads: list[Upload], stop: Callable[[], bool]) -> None:
         failed, error = 0, None
         for upload in uploads:
             if stop():
@@ -476,7 +489,7 @@ class ArtifactUploader:
     def _remove(self, upload: Upload) -> None:
         with self._state_lock:
             self._state.uploads.remove(upload)
-            self._outbox.save_state(self._state)
+            self._outbox.save_state(self._state, soon=True)
 
     def _requeue(self, upload: Upload) -> None:
         with self._state_lock:

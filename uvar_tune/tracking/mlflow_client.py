@@ -187,9 +187,17 @@ class MLflowExperiment:
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in points]
+        parameters, run_tags = [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()]
+        if (
+            len(metrics) + len(parameters) + len(run_tags) <= _MAX_METRICS
+            and max(len(params), len(tags)) <= _MAX_PARAMS
+        ):
+            with contextlib.suppress(PermanentError), self._translated_errors():  # what is refused is found below
+                self._client.log_batch(run_id, metrics, parameters, run_tags)
+                return []
         refusals = self._log(run_id, "metric", metrics, _MAX_METRICS)
-        refusals += self._log(run_id, "param", [Param(*item) for item in params.items()], _MAX_PARAMS)
-        return refusals + self._log(run_id, "tag", [RunTag(*item) for item in tags.items()], _MAX_PARAMS)
+        refusals += self._log(run_id, "param", parameters, _MAX_PARAMS)
+        return refusals + self._log(run_id, "tag", run_tags, _MAX_PARAMS)
 
     def _log(self, run_id: str, kind: str, items: list[Any], at_most: int) -> list[Refusal]:
         """Log items of one kind; a batch that is refused is halved until the refused items are alone."""

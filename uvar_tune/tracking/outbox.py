@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.io.locks import FileLock, LockHeldError
 
+_SAVE_SHARE = 50  # a save soon after another waits for 50 times as long as that took
 STUDY = "study"  # key of the parent run; the key of a trial is its number, that of a replicate "noise/0"
 _MAX_BUFFERED_OPERATIONS = 10_000  # the oldest are dropped first
 
@@ -136,6 +138,7 @@ class Outbox:
         self._mutex = threading.Lock()
         self._buffer: deque[bytes] = deque(maxlen=_MAX_BUFFERED_OPERATIONS)
         self._lock = FileLock(self.directory / ".lock")
+        self._next_save = 0.0
 
     def append(self, operation: dict[str, Any]) -> str | None:
         """Append an operation.
@@ -207,10 +210,20 @@ class Outbox:
             return DeliveryState.parse(self._state.read_text(encoding="utf-8"))
         return DeliveryState()
 
-    def save_state(self, state: DeliveryState) -> None:
-        """Replace the state atomically. On a full disk the older one remains, from which delivery repeats."""
+    def save_state(self, state: DeliveryState, *, soon: bool = False) -> None:
+        """Replace the state atomically. On a full disk the older one remains, from which delivery repeats.
+
+        Args:
+            state: the state of delivery.
+            soon: another call follows: of many calls in a row, few write the file, whose size grows with the study.
+        """
+        began = time.monotonic()
+        if soon and began < self._next_save:
+            return
         with contextlib.suppress(OSError):
-            write_text_atomic(self._state, json.dumps(asdict(state)))
+            write_text_atomic(self._state, json.dumps(vars(state), default=vars))
+        ended = time.monotonic()
+        self._next_save = ended + _SAVE_SHARE * (ended - began)
 
     def dead_letter(self, item: dict[str, Any], reason: str) -> None:
         """Store what the server refused, with the reason."""
