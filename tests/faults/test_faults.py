@@ -12,7 +12,15 @@ import time
 import psutil
 import pytest
 
-from tests.helpers.faulty_study import images_seen, kill_group, metric_rows, records, train_workers, values, wait_until
+from tests.helpers.faulty_study import (
+    images_seen,
+    kill_group,
+    metric_rows,
+    recorded_rows,
+    train_workers,
+    values,
+    wait_until,
+)
 from tests.helpers.mlflow_server import MLflow
 
 pytestmark = pytest.mark.ray
@@ -86,11 +94,5 @@ def check_sync(cli, directory, server: MLflow, text: str) -> None:
         server.kill()
     assert synced.returncode == 0, synced.stdout + synced.stderr
     for number in range(2):
-        recorded = {
-            (key, record["images"])
-            for record in records(directory, number)
-            if record["kind"] == "metrics"
-            for key in record["values"]
-        }
         rows = metric_rows(server.directory / "mlflow.db", f"{directory.name}/{number}")
-        assert recorded <= set(rows) and len(rows) == len(set(rows))
+        assert recorded_rows(directory, number) <= set(rows) and len(rows) == len(set(rows))

@@ -20,6 +20,7 @@ from tests.helpers.faulty_study import (
     alone,
     images_seen,
     metric_rows,
+    recorded_rows,
     records,
     values,
     wait_until,
@@ -137,14 +138,8 @@ def assert_all_there_once(directory: Path, server) -> None:
     database = server.directory / "mlflow.db"
     for number in range(TRIALS):
         trial = f"{directory.name}/{number}"
-        recorded = [
-            (key, record["images"])
-            for record in records(directory, number)
-            if record["kind"] == "metrics"
-            for key in record["values"]
-        ]
         rows = metric_rows(database, trial)
-        assert len(rows) == len(set(rows)) and set(recorded) <= set(rows) and len(recorded) == len(set(recorded))
+        assert len(rows) == len(set(rows)) and recorded_rows(directory, number) <= set(rows)
         [(run_id, status)] = query(
             database,
             "select r.run_uuid, r.status from runs r join tags t on r.run_uuid = t.run_uuid where "

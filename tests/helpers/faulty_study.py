@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -163,6 +164,19 @@ def kill_group(process: subprocess.Popen) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     living(children)
+
+
+def recorded_rows(directory: Path, number: int) -> set[tuple[str, int]]:
+    """(key, step) of every finite value in a trial's metrics log, as MLflow is to have it; of scales the last curve."""
+    from uvar_tune.tracking.metric_names import metric_key, scale_of
+
+    return {
+        (metric_key(key), scale_of(key) or record["images"])
+        for record in records(directory, number)
+        if record["kind"] == "metrics"
+        for key, value in record["values"].items()
+        if math.isfinite(float(value))
+    }
 
 
 def metric_rows(database: Path, trial: str) -> list[tuple[str, int]]:
