@@ -68,7 +68,8 @@ class ShownStudy:
         self.tracker, self.random = store.tracker(name), random.Random(0)
         self.url = self.files.storage_url(self.config)
         self.tracker.start_study(
-            study_parameters(self.config), {**provenance_tags(PROVENANCE), **study_tags(name, QUESTION)}
+            study_parameters(self.config),
+            {**provenance_tags(PROVENANCE), **study_tags(name, self.config.study.question)},
         )
         self.tracker.save_view(**saved_view(self.config, "minimize"))
         self.tracker.log_artifact(None, self.files.config, "")

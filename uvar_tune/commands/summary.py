@@ -30,7 +30,8 @@ from uvar_tune.tracking.presentation import difference_text
 from uvar_tune.tracking.saved_view import view_url
 from uvar_tune.training import latest_valid
 
-_MAX_RANKED = 1000  # trials that get a rank in MLflow, whose page shows 100 at a time
+_MAX_RANKED = 1000  # trials that get a rank in MLflow
+_TABLE_PAGE = 100  # trials that its table loads at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,10 @@ def log_summary(results: StudyResults, tracker: RunLogger, pages: Iterable[Path]
     for rank, trial in enumerate(results.ranked()[:_MAX_RANKED], start=1):
         tracker.set_tags(trial.number, {"uvar.rank": rank, **_comparison_tags(results, trial)})
     question = results.config.get("study", {}).get("question", "")
-    tracker.set_tags(None, study_tags(results.name, question, describe_state(results), best.number))
+    state = describe_state(results)
+    if len(results.trials) > _TABLE_PAGE:
+        state += f" MLflow shows {_TABLE_PAGE} trials at a time, the best first; the first {_MAX_RANKED:,} have a rank."
+    tracker.set_tags(None, study_tags(results.name, question, state, best.number))
 
 
 def selected_sampling(trial: TrialResult) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import re
@@ -162,6 +163,8 @@ class MLflowExperiment:
 
     def create_run(self, name: str, tags: dict[str, str], time_ms: int) -> str:
         """Create a run; its id."""
+        with contextlib.suppress(KeyError, OSError):  # a container without an entry for its user
+            tags = {"mlflow.user": getpass.getuser(), **tags}
         with self._translated_errors():
             return self._client.create_run(self.experiment_id, start_time=time_ms, tags=tags, run_name=name).info.run_id
 
