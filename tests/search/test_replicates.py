@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.search_cases import details, scored, study_config
 from uvar_tune.analysis.confirmation import stopped_arms
 from uvar_tune.errors import ConfigError
-from uvar_tune.search.replicates import Replicates, confirmation_design, load_replicates
+from uvar_tune.search.replicates import Replicates, StopRule, confirmation_design, load_replicates
 
 FIRST = {"baseline": {}, "trial 3": {"training.learning_rate": 1e-3}}
 OTHER = {"baseline": {}, "trial 9": {"training.learning_rate": 2e-3}}
@@ -73,7 +73,7 @@ def sequential(journal):
         arms = {
             name: {"training.learning_rate": i / 1e3} for i, name in enumerate(("baseline", "good", "same", "bad"), 1)
         }
-        rule = lambda replicates, design: stopped_arms(config, replicates, design)  # noqa: E731
+        rule = StopRule(lambda replicates, design: stopped_arms(config, replicates, design))
         return Replicates(config, journal, "confirm", arms, count, stop_rule=rule)
 
     return start

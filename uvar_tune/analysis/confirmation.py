@@ -2,8 +2,9 @@
 
 The best trial of a search is only a candidate: its score is selected among many. The arms are the baseline
 (cross-entropy), the best trials, the 2×2 design around the best one (each term alone; both together are the trial
-itself) and label smoothing as a competitor. Every network is scored at its own best CFG scale and temperature, because
-a comparison at one fixed point mistakes sharper predictions for better ones.
+itself) and label smoothing as a competitor. A trial that differs from the baseline in another scientific parameter
+(the depth, say) is compared with a control of its own: cross-entropy at that value. Every network is scored at its own
+best CFG scale and temperature, because a comparison at one fixed point mistakes sharper predictions for better ones.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from uvar_tune.metrics import metric
 
 SECOND_ALONE, SEMANTIC_ALONE, SMOOTHING = "2nd alone", "SE alone", "label smoothing"
 _LAMBDA_1, _LAMBDA_2 = "loss.lambda_1", "loss.lambda_2"
+_CONTROL = "cross-entropy, "  # begins the name of a control
+_FIRST_ORDER = ("loss.first_order", "loss.epsilon", "loss.alpha")  # settings of the loss that no λ weights
 
 
 def check_replicates(config: Config) -> None:
@@ -72,11 +75,50 @@ def confirm_arms(config: Config, results: StudyResults, tuned_baseline: Mapping[
         **raw,
     }
     arms = {BASELINE: plain, SMOOTHING: {**plain, "loss.first_order": "label_smoothing"}}
-    arms |= {arm_of(trial): trained_values(config, trial) for trial in candidates}
+    trained = {arm_of(trial): trained_values(config, trial) for trial in candidates}
+    for values in trained.values():
+        if other := _other_settings(config, values, plain):
+            arms[_control_name(other)] = {**plain, **other}
+    arms |= trained
     best = trained_values(config, candidates[0])
     if all(best.get(name, config.get(name)) > 0 for name in (_LAMBDA_1, _LAMBDA_2)):  # else it has one term only
         arms[SECOND_ALONE], arms[SEMANTIC_ALONE] = {**best, _LAMBDA_2: 0.0}, {**best, _LAMBDA_1: 0.0}
     return arms
+
+
+def _other_settings(config: Config, values: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The scientific settings in which an arm differs from the baseline, except λ and what λ weights."""
+    return {
+        name: values[name]
+        for name, entry in config.space.items()
+        if entry.role == "scientific"
+        and (not name.startswith("loss.") or name in _FIRST_ORDER)
+        and name in values
+        and values[name] != plain.get(name, config.get(name))
+    }
+
+
+def _control_name(other: Mapping[str, Any]) -> str:
+    return _CONTROL + ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in other.items())
+
+
+def control_arms(config: Config, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The arm that each arm is compared with: the baseline, or a control that shares its other scientific settings.
+
+    Args:
+        config: of the study.
+        arms: arm → values, the baseline among them.
+
+    Returns:
+        Arm → its control. The baseline and the controls themselves, which are not tested, are left out.
+    """
+    plain = arms.get(BASELINE, {})
+    controls = {}
+    for arm, values in arms.items():
+        if arm != BASELINE and not arm.startswith(_CONTROL):
+            name = _control_name(_other_settings(config, values, plain))
+            controls[arm] = name if name in arms and arm != SMOOTHING else BASELINE
+    return controls
 
 
 def verdicts(
@@ -85,9 +127,9 @@ def verdicts(
     search_values: Mapping[str, float | None],
     design: SequentialDesign,
 ) -> tuple[list[Verdict], dict[str, str]]:
-    """Test every arm against the baseline.
+    """Test every arm against the baseline or its control.
 
-    Of each arm the first replicates count that it and the baseline have finished without a gap. An arm that lost a
+    Of each arm the first replicates count that it and its control have finished without a gap. An arm that lost a
     replicate for a reason of its own (it diverged) is not tested: without that replicate its mean would be biased in
     its favour.
 
@@ -110,7 +152,12 @@ def verdicts(
             scores[replicate.arm][replicate.index] = replicate.value
     untested = _lost_arms(replicates)
     tested = {arm: values for arm, values in scores.items() if arm not in untested}
-    pairs = {arm: _finished_in_order(values, tested.get(BASELINE, {})) for arm, values in tested.items()}
+    controls = control_arms(config, {replicate.arm: replicate.attributes["values"] for replicate in replicates})
+    for arm, control in controls.items():
+        if control in untested and control != BASELINE and arm not in untested:
+            untested[arm] = f"its control, {control}, has no scores ({untested[control]})"
+            tested.pop(arm, None)
+    pairs = {arm: _finished_in_order(values, tested.get(controls.get(arm, arm), {})) for arm, values in tested.items()}
     if not pairs.get(BASELINE):
         raise ConfigError(
             f"the baseline has no replicate to compare with ({untested.get(BASELINE, 'none has finished')})",
@@ -123,12 +170,14 @@ def verdicts(
         for arm, count in pairs.items()
         if count
     ]
-    baseline = next(arm for arm in arms if arm.name == BASELINE)
-    candidates = [arm for arm in arms if arm.name != BASELINE]
+    by_name = {arm.name: arm for arm in arms}
+    candidates = [arm for arm in arms if arm.name in controls]
     if not candidates:
         return [], untested
+    own = {arm: by_name[control] for arm, control in controls.items() if control in by_name}
     direction = metric(config.study.metric).direction
-    return compare_with_baseline(baseline, candidates, direction=direction, design=design), untested
+    decided = compare_with_baseline(by_name[BASELINE], candidates, direction=direction, design=design, controls=own)
+    return decided, untested
 
 
 def stopped_arms(config: Config, replicates: Sequence[Replicate], design: SequentialDesign) -> set[str]:

@@ -13,8 +13,7 @@ once for each N, with a fixed seed. The repeated p-value holds at any look, and 
 conservative.
 
 Rounds: a study that is extended after its confirmation and then has other candidates is confirmed again on fresh seeds.
-    The
-rounds share one error rate: round r may spend `round_share(r)` of it, and the shares add up to one.
+The rounds share one error rate: round r may spend `round_share(r)` of it, and the shares add up to one.
 
 Legend: N pairs at most, n pairs so far, R simulated paths, … any leading axes.
 """

@@ -3,10 +3,12 @@
 A pair is one replicate: candidate and baseline trained and sampled under the same seeds, whose common effect cancels in
 the difference. Better: a paired one-sided t test rejects "no better" after Holm's correction over the candidates.
 Worse: the mirrored test, corrected as a family of its own. Under a `SequentialDesign` the p-values hold at every look,
-    and all rounds of
-confirmation share one error rate. So the probability of *any* false "better" in a study is at most 5 %, whatever the
-pattern of looks and however the candidates correlate through the shared baseline, and likewise for "worse"; an arm
-cannot be both. Fewer than four pairs never give a verdict.
+and all rounds of confirmation share one error rate. So the probability of *any* false "better" in a study is at most
+5 %, whatever the pattern of looks and however the candidates correlate through the shared baseline, and likewise for
+"worse"; an arm cannot be both. Fewer than four pairs never give a verdict.
+
+A candidate may have a control of its own instead of the baseline: the cross-entropy with the candidate's other settings
+(its depth, say), so that the difference is due to the terms alone.
 
 Legend: M candidates, N pairs, … any leading axes.
 """
@@ -23,7 +25,7 @@ import numpy as np
 import scipy  # lazy: its subpackages are imported on first use
 
 from uvar_tune.analysis.noise import ALPHA, CONFIDENCE, MIN_PAIRS, seeds_needed
-from uvar_tune.analysis.results import require_same_protocol
+from uvar_tune.analysis.results import BASELINE, require_same_protocol
 from uvar_tune.analysis.sequential import (
     SequentialDesign,
     is_futile,
@@ -89,6 +91,7 @@ class Verdict:
         max_pairs: pairs at the last look of the design; None without a sequential design.
         round_number: of the confirmation.
         stopped: why no further pairs are needed: better, worse, futile or complete; "" while more are to come.
+        control: the arm that it is compared with; ``baseline`` above is the mean of this arm.
     """
 
     arm: str
@@ -115,6 +118,7 @@ class Verdict:
     max_pairs: int | None = None
     round_number: int = 1
     stopped: str = ""
+    control: str = BASELINE
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; ``Verdict(**tree)`` restores it."""
@@ -122,9 +126,14 @@ class Verdict:
 
 
 def compare_with_baseline(
-    baseline: Arm, candidates: Sequence[Arm], *, direction: str, design: SequentialDesign | None = None
+    baseline: Arm,
+    candidates: Sequence[Arm],
+    *,
+    direction: str,
+    design: SequentialDesign | None = None,
+    controls: Mapping[str, Arm] | None = None,
 ) -> list[Verdict]:
-    """Test every candidate against the baseline.
+    """Test every candidate against the baseline, or against its control.
 
     Args:
         baseline: its scores.
@@ -132,6 +141,7 @@ def compare_with_baseline(
             them, because an arm may stop before the others.
         direction: of the metric, minimize or maximize.
         design: of a sequential test; None for a single look at a number of pairs that was fixed beforehand.
+        controls: candidate → the arm that it is compared with instead of the baseline.
 
     Returns:
         One verdict a candidate, in their order.
@@ -141,18 +151,26 @@ def compare_with_baseline(
             is not finite; the message names it.
     """
     sign = {"minimize": -1.0, "maximize": 1.0}[choose(direction, ("minimize", "maximize"), "direction")]
-    replicates = _check(baseline, candidates, prefix=design is not None)
-    base_N = np.array([baseline.scores[r] for r in replicates], dtype=np.float64)
-    scores = [np.array([arm.scores[r] for r in replicates if r in arm.scores], dtype=np.float64) for arm in candidates]
-    resolution = _ROUNDING * max(np.abs(values_N).max() for values_N in (base_N, *scores))
-    tests = [_test(sign * (scores_N - base_N[: len(scores_N)]), resolution, design) for scores_N in scores]
+    bases = [(controls or {}).get(arm.name, baseline) for arm in candidates]
+    _check(bases, candidates, prefix=design is not None)
+    scores = [_values(arm, sorted(arm.scores)) for arm in candidates]
+    base_scores = [_values(base, sorted(arm.scores)) for base, arm in zip(bases, candidates, strict=True)]
+    resolution = _ROUNDING * max(np.abs(values_N).max() for values_N in (*base_scores, *scores))
+    tests = [
+        _test(sign * (scores_N - base_N), resolution, design)
+        for scores_N, base_N in zip(scores, base_scores, strict=True)
+    ]
     for key in ("better", "worse"):
         adjusted = holm(np.array([test[f"{key}_over_looks"] for test in tests]))
         tests = [{**test, f"{key}_adjusted": float(p)} for test, p in zip(tests, adjusted, strict=True)]
     return [
-        _verdict(arm, sign, scores_N, base_N[: len(scores_N)], test, len(candidates), design)
-        for arm, scores_N, test in zip(candidates, scores, tests, strict=True)
+        dataclasses.replace(_verdict(arm, sign, scores_N, base_N, test, len(candidates), design), control=base.name)
+        for arm, base, scores_N, base_N, test in zip(candidates, bases, scores, base_scores, tests, strict=True)
     ]
+
+
+def _values(arm: Arm, replicates: Sequence[int]) -> np.ndarray:
+    return np.array([arm.scores[replicate] for replicate in replicates], dtype=np.float64)
 
 
 def _test(gains_N: np.ndarray, resolution: float, design: SequentialDesign | None) -> dict[str, float]:
@@ -287,25 +305,23 @@ def half_width(sd: float, count: int, tail: float) -> float:
     return float(scipy.stats.t.isf(tail, count - 1)) * sd / math.sqrt(count)
 
 
-def _check(baseline: Arm, candidates: Sequence[Arm], prefix: bool) -> list[int]:
-    """The baseline's replicates in order; ConfigError if the arms cannot be compared.
+def _check(bases: Sequence[Arm], candidates: Sequence[Arm], prefix: bool) -> None:
+    """Raise ConfigError if the arms cannot be compared.
 
     Args:
-        baseline: its arm.
+        bases: the arm that each candidate is compared with.
         candidates: the other arms.
-        prefix: whether an arm may have the first of the baseline's replicates only.
+        prefix: whether an arm may have the first of its base's replicates only.
     """
     if not candidates:
         raise ConfigError("no candidate to compare with the baseline", where="confirm")
-    names = [arm.name for arm in (baseline, *candidates)]
+    names = [*dict.fromkeys(base.name for base in bases), *(arm.name for arm in candidates)]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise ConfigError("two arms have this name", where=f"arm {double!r}")
-    if not baseline.scores:
-        raise ConfigError("no replicate has a score", where=f"arm {baseline.name!r}")
-    for arm in (baseline, *candidates):
-        _check_arm(arm, baseline, prefix)
-    return sorted(baseline.scores)
+    for base, arm in zip(bases, candidates, strict=True):
+        _check_arm(base, base, prefix)
+        _check_arm(arm, base, prefix)
 
 
 def _check_arm(arm: Arm, baseline: Arm, prefix: bool) -> None:

@@ -16,6 +16,7 @@ from uvar_tune.analysis.confirmation import (
     arm_of,
     baseline_noise,
     confirm_arms,
+    control_arms,
     search_values,
     stopped_arms,
     trained_values,
@@ -31,7 +32,7 @@ from uvar_tune.io.atomic import write_text_atomic
 from uvar_tune.ray_backend.tuner import TuneRunner
 from uvar_tune.search.dashboard import SampleGrids, artifact_directory, newest_grid
 from uvar_tune.search.load import load_results
-from uvar_tune.search.replicates import Replicates
+from uvar_tune.search.replicates import Replicates, StopRule
 from uvar_tune.search.study import Search
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking.metrics_log import last_time
@@ -195,7 +196,7 @@ class Phases:
             arms: values by the name of the arm.
         """
         config, pairs = self.confirmation_config(), self.config.study.confirm_replicates
-        rule = functools.partial(stopped_arms, self.config)
+        rule = StopRule(functools.partial(stopped_arms, self.config), control_arms(self.config, arms))
         return Replicates(config, self._url, "confirm", arms, pairs, stop_rule=rule)
 
     def confirmation_config(self) -> Config:
@@ -246,8 +247,9 @@ def _verdict_line(verdict, metric: str) -> str:
     bias = f", selection bias of the search {verdict.selection_bias:.3g}" if verdict.selection_bias is not None else ""
     undecided = verdict.seeds_needed and verdict.verdict == "not distinguishable"
     needed = f", would take {verdict.seeds_needed} pairs" if undecided else ""
+    against = f"{verdict.baseline:.4g}" + (f" ({verdict.control})" if verdict.control != BASELINE else "")
     return (
-        f"  {verdict.arm}: {verdict.verdict}; {metric} {verdict.value:.4g} against {verdict.baseline:.4g}, "
+        f"  {verdict.arm}: {verdict.verdict}; {metric} {verdict.value:.4g} against {against}, "
         f"difference {verdict.difference:+.3g} {interval} over {verdict.pairs} of at most "
         f"{verdict.max_pairs} pairs{bias}{needed}"
     )

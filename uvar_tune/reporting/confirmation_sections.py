@@ -70,7 +70,7 @@ def verdicts(results: StudyResults) -> str:
         p = [value for value in (one["p_adjusted"], one["p_worse_adjusted"]) if value is not None]
         rows.append(
             [
-                one["arm"],
+                _compared(one),
                 one["verdict"],
                 one["value"],
                 f"{_signed(one['difference'])}{_interval(one)}",
@@ -84,10 +84,11 @@ def verdicts(results: StudyResults) -> str:
         marks.append({"better": "better", "worse": "worse"}.get(one["verdict"], ""))
     if not rows and not results.untested:
         return ""
-    base = results.confirmed.get(_BASELINE)
-    if base:
-        rows.append([_BASELINE, None, base["mean"], None, None, None, None, None, _points(results, _BASELINE)])
-        marks.append("base")
+    controls = {one.get("control", _BASELINE): None for one in results.verdicts.values()}
+    for arm in [_BASELINE, *(name for name in controls if name != _BASELINE)]:
+        if base := results.confirmed.get(arm):
+            rows.append([arm, None, base["mean"], None, None, None, None, None, _points(results, arm)])
+            marks.append("base")
     name = fields.short(results.metric)
     heads = [
         "arm",
@@ -113,6 +114,12 @@ _VERDICTS = (
     "adjusted for all looks and, by Holm's method, for all arms. Pairs needed: to detect a true difference of "
     "this size with probability 80 %. Selection bias: by how much the search overestimated the arm.</p>"
 )
+
+
+def _compared(one: dict[str, Any]) -> str:
+    """The name of an arm, with its control where that is not the baseline."""
+    control = one.get("control", _BASELINE)
+    return one["arm"] if control == _BASELINE else f"{one['arm']} (against {control})"
 
 
 def _points(results: StudyResults, arm: str) -> str | None:

@@ -11,7 +11,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from uvar_tune.analysis.confirmation import SECOND_ALONE, SEMANTIC_ALONE, baseline_noise, search_values, verdicts
+from uvar_tune.analysis.confirmation import (
+    SECOND_ALONE,
+    SEMANTIC_ALONE,
+    baseline_noise,
+    control_arms,
+    search_values,
+    verdicts,
+)
 from uvar_tune.analysis.results import BASELINE, Replicate, StudyResults, TrialResult, require_same_protocol
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError
@@ -99,7 +106,7 @@ def _phase_results(config: Config, storage, results: StudyResults) -> dict[str, 
         fields["noise"] = noise.as_dict()
     replicates = load_replicates(storage, results.name, "confirm")
     if any(replicate.arm == BASELINE and replicate.value is not None for replicate in replicates):
-        fields |= {"confirmed": _confirmed(replicates), "factorial": _factorial(replicates)}
+        fields |= {"confirmed": _confirmed(replicates), "factorial": _factorial(config, replicates)}
         try:
             design = confirmation_design(storage, config)
             tested, fields["untested"] = verdicts(config, replicates, search_values(results), design)
@@ -132,8 +139,11 @@ def _confirmed(replicates: Sequence[Replicate]) -> dict[str, dict[str, Any]]:
     return arms
 
 
-def _factorial(replicates: Sequence[Replicate]) -> dict[str, str]:
-    """Cell of the 2×2 design → arm. Both terms together are the trial from which the one-term arms were derived."""
+def _factorial(config: Config, replicates: Sequence[Replicate]) -> dict[str, str]:
+    """Cell of the 2×2 design → arm; without terms it is the baseline or the control of the other three.
+
+    Both terms together are the trial from which the one-term arms were derived.
+    """
     values = {replicate.arm: replicate.attributes["values"] for replicate in replicates}
     if SECOND_ALONE not in values or SEMANTIC_ALONE not in values:
         return {}
@@ -145,7 +155,10 @@ def _factorial(replicates: Sequence[Replicate]) -> dict[str, str]:
         ),
         None,
     )
-    return {"none": BASELINE, "second": SECOND_ALONE, "semantic": SEMANTIC_ALONE, "both": both} if both else {}
+    if both is None:
+        return {}
+    none = control_arms(config, values)[both]
+    return {"none": none, "second": SECOND_ALONE, "semantic": SEMANTIC_ALONE, "both": both}
 
 
 def _trial_result(config: Config, files: StudyDirectory, trial: FrozenTrial, rungs: dict[int, float]) -> TrialResult:

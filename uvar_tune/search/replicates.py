@@ -14,6 +14,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -32,7 +33,18 @@ from uvar_tune.search.objectives import directions
 from uvar_tune.search.storage import open_storage, open_study
 from uvar_tune.specs import Proposal, TrialOutcome
 
-StopRule = Callable[[Sequence[Replicate], SequentialDesign], set[str]]
+
+@dataclass(frozen=True)
+class StopRule:
+    """Makes a phase sequential.
+
+    Attributes:
+        stopped: (all replicates, design) → the arms that need no further replicates.
+        controls: arm → the arm that it is compared with, where that is not the baseline.
+    """
+
+    stopped: Callable[[Sequence[Replicate], SequentialDesign], set[str]]
+    controls: Mapping[str, str] = field(default_factory=dict)
 
 
 class Replicates:
@@ -46,7 +58,7 @@ class Replicates:
         count: replicates of each arm, at most.
         samplings: evaluation seeds on which each network is scored; the first score is the value.
         checkpoints: arm → directory of a trial whose network is scored as it is, instead of training one.
-        stop_rule: which arms need no further replicates, given all replicates and the design; None runs all of them.
+        stop_rule: which arms need no further replicates; None runs all of them.
 
     Raises:
         ConfigError: ``count`` differs from the maximum that was fixed when a sequential phase began.
@@ -68,7 +80,7 @@ class Replicates:
         requested = {name: dict(values) for name, values in arms.items()}
         self.phase = self.folder = _phase_of(self.storage, config.study.name, phase, requested)
         self._count, self._samplings, self._checkpoints = count, samplings, dict(checkpoints or {})
-        self._stop_rule = stop_rule
+        self._stop_rule, self._controls = stop_rule, dict(stop_rule.controls) if stop_rule else {}
         plan = {"arms": requested} if stop_rule is None else {"arms": requested, "max_pairs": count}
         name = f"{config.study.name}/{self.phase}"
         _check_max_pairs(self.storage, name, plan)
@@ -105,20 +117,29 @@ class Replicates:
         ]
 
     def _may_start(self, arm: str, index: int, scored: set[tuple[str, int]], stopped: set[str]) -> bool:
-        """In a sequential phase, whether the last pair has been looked at: of the arm, or of any arm for the
-        baseline.
+        """In a sequential phase, whether the last pair has been looked at: of the arm, or of any arm that is compared
+        with it.
         """
         if self._stop_rule is None or index < MIN_PAIRS:
             return True
-        others = set(self.arms) - stopped - {BASELINE} if arm == BASELINE else {arm}
-        return any({(other, index - 1), (BASELINE, index - 1)} <= scored for other in others)
+        others = self._compared_with(arm) - stopped or {arm}
+        return any({(other, index - 1), (self._control(other), index - 1)} <= scored for other in others)
 
     def _stopped(self, replicates: Sequence[Replicate]) -> set[str]:
-        """Arms that need no further replicates; the baseline does as long as any other arm does."""
+        """Arms that need no further replicates; the baseline and a control do as long as an arm compared with it."""
         if self._stop_rule is None:
             return set()
-        stopped = self._stop_rule(replicates, self.design)
-        return stopped | {BASELINE} if set(self.arms) <= stopped | {BASELINE} else stopped
+        stopped = self._stop_rule.stopped(replicates, self.design)
+        bases = {arm for arm in self.arms if self._compared_with(arm)}
+        return stopped | {base for base in bases if self._compared_with(base) <= stopped}
+
+    def _control(self, arm: str) -> str:
+        """The arm that ``arm`` is compared with; itself for the baseline and controls."""
+        return arm if arm == BASELINE or arm in self._controls.values() else self._controls.get(arm, BASELINE)
+
+    def _compared_with(self, base: str) -> set[str]:
+        """The arms that are compared with ``base``; of an arm that is no control none."""
+        return {arm for arm in self.arms if arm != base and self._control(arm) == base}
 
     def report(self, number: int, images: int, value: float) -> bool:
         """Replicates are never stopped at a rung."""
