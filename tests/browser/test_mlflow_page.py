@@ -52,11 +52,13 @@ def test_description_shows_question_and_commands(shown, tab):
     page.get_by_text("Show more").click()
     assert QUESTION in page.locator("body").inner_text()  # letter by letter
     assert page.get_by_text(re.compile("--phase confirm")).count() == 1
+    compared = page.get_by_role("link", name="best and baseline").get_attribute("href")
     picture = page.locator("img[src*='report/study.png']")
     picture.wait_for()
     page.wait_for_function("image => image.naturalWidth > 100", arg=picture.element_handle())
     save_screenshot(page, shown.screenshots, "mlflow_study.png")
     assert page.get_by_role("link", name="Ranked trials").get_attribute("href").endswith(shown.url().partition("#")[2])
+    tab.open(f"{shown.root}/{compared}", "Comparing 2 Runs")
 
 
 def test_plain_link_has_the_same_order(shown, tab):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import subprocess
 from unittest import mock
 
@@ -122,10 +123,11 @@ def _run(files, work, phase, proposal, tracker):
 
 def content(store):
     """Everything that MLflow has of the study by study, phase or trial, without ids and the times of study metrics."""
-    runs = {}
-    for run in store.active_runs():
+    runs, active = {}, store.active_runs()
+    ids = re.compile("|".join(run.info.run_id for run in active))
+    for run in active:
         run_id = run.info.run_id
-        tags = {key: tag.replace(run_id, "ID") for key, tag in run.data.tags.items() if key != "mlflow.parentRunId"}
+        tags = {key: ids.sub("ID", tag) for key, tag in run.data.tags.items() if key != "mlflow.parentRunId"}
         name = tags.get("uvar.trial") or tags["mlflow.runName"]
         assert name not in runs
         rows = store.query(

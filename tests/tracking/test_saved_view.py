@@ -77,8 +77,10 @@ def test_text_of_users_is_displayed_letter_by_letter(text):
 
 def test_description_names_answer_run_and_commands():
     text = study_description("shown", "why {{run}}?", "Best: trial 3.", 3)[DESCRIPTION]
-    filled = fill({DESCRIPTION: text, "other": "{{run}}"}, "r1", "/experiments/1/runs?x")
+    filled = fill({DESCRIPTION: text, "other": "{{run}}"}, "r1", "/experiments/1/runs?x", {"3": "a3", "0": "a0"}, "1")
     assert filled["other"] == "{{run}}" and "run_uuid=r1" in filled[DESCRIPTION]
+    compared = "(#/compare-runs?runs=%5B%22a3%22%2C+%22a0%22%5D&experiments=%5B%221%22%5D)"
+    assert compared in filled[DESCRIPTION]
     assert "{{" not in filled[DESCRIPTION] and "(#/experiments/1/runs?x)" in filled[DESCRIPTION]
     assert "uvar-tune train ROOT/shown/export/shown-00003.yaml --replay" in filled[DESCRIPTION]
 

@@ -116,6 +116,7 @@ def show(
             echo(json.dumps(describe_study(results), indent=2))
         else:
             _print_ranked(results)
+            _print_mlflow_page(files)
         return
     description = describe_trial(results, trial)
     if as_json:
@@ -159,6 +160,7 @@ def report(
         pages = write_report(loaded[0][1], directory)
     for path in pages.values():
         echo(path)
+    _print_mlflow_page(directories[0])
     if log:
         tracker = directories[0].open_tracker()
         tracker.start_study(params={}, tags={})
@@ -235,6 +237,13 @@ def _print_ranked(results) -> None:
     from uvar_tune.reporting import ranked_table
 
     print_table(ranked_table(results))
+
+
+def _print_mlflow_page(files) -> None:
+    from uvar_tune.commands.links import mlflow_page
+
+    if (files.directory / "mlflow").exists():
+        echo(f"MLflow UI: {mlflow_page(files)}")
 
 
 def _print_columns(header: list[str], rows: list[list[str]]) -> None:

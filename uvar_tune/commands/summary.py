@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import shlex
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 from uvar_tune.analysis.export import UNCONFIRMED, export_trial
 from uvar_tune.analysis.results import StudyResults, TrialResult
 from uvar_tune.commands.dashboard_notes import write_notes
+from uvar_tune.commands.links import command_line, mlflow_page, python
 from uvar_tune.config.schema import Config
 from uvar_tune.io.uri import redact_url
 from uvar_tune.metrics import HEADLINE
@@ -23,11 +21,10 @@ from uvar_tune.reporting import describe_state, write_report
 from uvar_tune.reporting.costs import costs
 from uvar_tune.search.dashboard import artifact_directory
 from uvar_tune.search.load import load_results
-from uvar_tune.study_dir import StudyDirectory, resolve_root
-from uvar_tune.tracking import Outbox, RunLogger, Tracker
+from uvar_tune.study_dir import StudyDirectory
+from uvar_tune.tracking import RunLogger, Tracker
 from uvar_tune.tracking.parameters import study_tags
 from uvar_tune.tracking.presentation import difference_text
-from uvar_tune.tracking.saved_view import view_url
 from uvar_tune.training import latest_valid
 
 _MAX_RANKED = 1000  # trials that get a rank in MLflow
@@ -141,21 +138,18 @@ def summary_lines(outcome: StudyOutcome) -> list[str]:
     if results.best is None:
         return ["no trial has a score"]
     best, verdict = results.best, results.verdict(results.best)
-    uri, python = files.tracking_uri(), _python()
-    page = view_url(uri, Outbox(files.directory / "mlflow"))
-    root = [] if files.root == resolve_root(None) else ["--root", files.root]
-    in_mlflow = _command(python, "-m", "uvar_tune", "ui", files.name, *root)
     storage = redact_url(files.storage_url(outcome.config).removeprefix("journal:"))
-    artifacts = artifact_directory(files.directory)
+    dashboard = [Path(python()).parent / "optuna-dashboard", storage]
+    dashboard += ["--artifact-dir", artifact_directory(files.directory)]
     return [
         *_cost_lines(results, outcome.cpu_sec),
         f"best: trial {best.number}, {results.metric} {best.value:.4g}, exported to {outcome.export} "
         f"(verdict: {verdict['verdict'] if verdict else UNCONFIRMED})",
         f"report: {outcome.pages['html']}",
         f"picture: {outcome.pages['png']}",
-        f"MLflow UI:        {page if page and uri.startswith('http') else in_mlflow}",
-        f"Optuna dashboard: {_command(Path(python).parent / 'optuna-dashboard', storage, '--artifact-dir', artifacts)}",
-        f"final run:        {_command(python, '-m', 'uvar_tune', 'train', outcome.export)}",
+        f"MLflow UI:        {mlflow_page(files)}",
+        f"Optuna dashboard: {command_line(*dashboard)}",
+        f"final run:        {command_line(python(), '-m', 'uvar_tune', 'train', outcome.export)}",
     ]
 
 
@@ -169,16 +163,3 @@ def _cost_lines(results: StudyResults, cpu_sec: float | None) -> list[str]:
     if cpu_sec is not None:
         lines.append(f"CPU seconds of this command, all processes: {cpu_sec:.0f} ({cpu_sec / 60:.1f} minutes)")
     return lines
-
-
-def _command(*arguments: str | Path) -> str:
-    """A command line for a POSIX shell."""
-    return shlex.join(map(str, arguments))
-
-
-def _python() -> str:
-    """The path of this interpreter, relative to the current directory if it is below it."""
-    try:
-        return str(Path(sys.executable).relative_to(os.getcwd()))
-    except ValueError:
-        return sys.executable

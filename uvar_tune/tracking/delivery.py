@@ -174,7 +174,7 @@ class Delivery:
 
     def _start_study(self, operation: dict[str, Any]) -> None:
         run_id = self._run(STUDY, operation["time"])
-        self._describe(STUDY, run_id, operation["params"], fill(operation["tags"], run_id, self.state.page))
+        self._describe(STUDY, run_id, operation["params"], self._filled(operation["tags"], run_id))
 
     def _start_trial(self, operation: dict[str, Any]) -> None:
         key, time_ms = str(operation["number"]), milliseconds(operation["time"])
@@ -214,7 +214,7 @@ class Delivery:
     def _set_tags(self, operation: dict[str, Any]) -> None:
         key = STUDY if operation["number"] is None else str(operation["number"])
         run_id = self._run(key, operation["time"])
-        self._log(key, run_id, (), {}, fill(operation["tags"], run_id, self.state.page))
+        self._log(key, run_id, (), {}, self._filled(operation["tags"], run_id))
 
     def _save_view(self, operation: dict[str, Any]) -> None:
         identity = {**self._identity(STUDY), "uvar.level": "trial", "uvar.phase": SEARCH}
@@ -405,6 +405,9 @@ class Delivery:
             write_text_atomic(path, json.dumps(table))
             self._queue(Upload(key, self._outbox.relative(path), ""))
         return path.exists()
+
+    def _filled(self, tags: dict[str, str], run_id: str) -> dict[str, str]:
+        return fill(tags, run_id, self.state.page, self.state.runs, self._server.experiment_id)
 
     def _queue(self, upload: Upload) -> None:
         with self._state_lock:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Any
+from urllib.parse import urlencode
 
 SEARCH = "search"  # the phase of the trials of the search
 _SYMBOLS = {"loss.lambda_1": "λ1", "loss.lambda_2": "λ2"}
@@ -11,6 +14,8 @@ _TWO_SIDED_95 = 1.96  # standard deviations
 _MAX_VALUES = 5  # in the name of a run
 DESCRIPTION = "mlflow.note.content"
 _RUN, _PAGE = "{{run}}", "{{page}}"  # known when the tag is sent
+_COMPARED = re.compile(r"\{\{trials ([\d,]+)\}\}")
+_BASELINE = 0  # number of the baseline's trial
 
 
 def phase_of(key: int | str) -> str:
@@ -84,6 +89,7 @@ def study_description(
     if best is not None and links:
         lines.append(
             f"[Ranked trials](#{_PAGE}) · [charts](#{_PAGE}&compareRunsMode=CHART) · "
+            f"[best and baseline](#{_trials(best, _BASELINE)}) · "
             f"[report](get-artifact?path=report/report.html&run_uuid={_RUN})"
         )
     lines.append(asked)
@@ -113,12 +119,31 @@ def trial_description(study: str, number: int) -> dict[str, str]:
     return {DESCRIPTION: f"Trial {number} of study {study}. Run it again:\n\n{code}"}
 
 
-def fill(tags: dict[str, str], run_id: str, page: str | None) -> dict[str, str]:
-    """The tags with the run's id and the address of the saved view in the description."""
+def _trials(*numbers: int) -> str:
+    """Placeholder of the page that compares trials."""
+    return f"{{{{trials {','.join(map(str, numbers))}}}}}"
+
+
+def fill(tags: dict[str, str], run_id: str, page: str | None, runs: dict[str, str], experiment: str) -> dict[str, str]:
+    """The tags with ids and addresses in the description, which are known when it is sent.
+
+    Args:
+        tags: of the run.
+        run_id: of the run.
+        page: address of the saved view behind ``#``.
+        runs: key of a trial → id of its run.
+        experiment: id of the experiment.
+    """
     if DESCRIPTION not in tags:
         return tags
+
+    def compared(match: re.Match) -> str:
+        ids = list(dict.fromkeys(runs[number] for number in match.group(1).split(",") if number in runs))
+        query = {"runs": json.dumps(ids), "experiments": json.dumps([experiment])}
+        return f"/compare-runs?{urlencode(query)}"
+
     text = tags[DESCRIPTION].replace(_RUN, run_id).replace(_PAGE, page or "/experiments")
-    return {**tags, DESCRIPTION: text}
+    return {**tags, DESCRIPTION: _COMPARED.sub(compared, text)}
 
 
 def literal(text: str) -> str:
