@@ -33,8 +33,7 @@ def density_coverage(
 
     Returns:
         `density`: mean over generated samples of the number of balls that contain it, divided by ``neighbours`` (1 if
-            both
-        sets have the same distribution); `coverage`: share of balls that contain a generated sample.
+            both sets have the same distribution); `coverage`: share of balls that contain a generated sample.
 
     Raises:
         ConfigError: too few reference samples.

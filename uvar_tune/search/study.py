@@ -5,8 +5,7 @@ A trial keeps its number over all its attempts; a trial that a dead driver left 
 parameters, before any new one.
 
 Outcomes: COMPLETE with a score · PRUNED with `outcome` stopped (at a rung), diverged, out_of_memory or infeasible, so
-    that
-the sampler avoids it · crash and preemption: the same trial again, then FAIL after `run.max_attempts` crashes, or
+that the sampler avoids it · crash and preemption: the same trial again, then FAIL after `run.max_attempts` crashes, or
 PRUNED as out_of_memory if every crash was a node low on memory.
 
 Training seeds differ from trial to trial, so that the search does not fit one of them. A grid learns nothing from one
