@@ -20,6 +20,9 @@ class Metric:
         unit: of its values.
         direction: minimize or maximize; target if a certain value is best; None if it is monitored only.
         title: for people.
+        use: OBJECTIVE if it may be `study.metric`: a score of the samples, computed at every inference point. FURTHER
+            if it may be one of `study.further_metrics` or be bounded by `study.constraints`. None: recorded only.
+        short: head of its column; None: the name.
         target: the best value; None if it is that of the data.
     """
 
@@ -27,7 +30,12 @@ class Metric:
     unit: str
     direction: str | None
     title: str
+    use: str | None = None
+    short: str | None = None
     target: float | None = None
+
+
+OBJECTIVE, FURTHER = "objective", "further"
 
 
 def _table(*rows: tuple) -> dict[str, Metric]:
@@ -35,33 +43,33 @@ def _table(*rows: tuple) -> dict[str, Metric]:
 
 
 METRICS = _table(
-    ("fid", "squared feature distance", "minimize", "Fréchet distance"),
-    ("kid", "squared MMD", "minimize", "Kernel distance"),
-    ("is", "classes", "maximize", "Inception score"),
+    ("fid", "squared feature distance", "minimize", "Fréchet distance", OBJECTIVE, "FID"),
+    ("kid", "squared MMD", "minimize", "Kernel distance", OBJECTIVE, "KID"),
+    ("is", "classes", "maximize", "Inception score", OBJECTIVE, "IS"),
     ("is_std", "classes", None, "Standard deviation of the inception score over its splits"),
-    ("precision", "share", "maximize", "Precision"),
-    ("recall", "share", "maximize", "Recall"),
+    ("precision", "share", "maximize", "Precision", OBJECTIVE),
+    ("recall", "share", "maximize", "Recall", OBJECTIVE),
     ("f1", "share", "maximize", "Harmonic mean of precision and recall"),
-    ("density", "ratio", "target", "Density", 1.0),
-    ("coverage", "share", "maximize", "Coverage"),
+    ("density", "ratio", "target", "Density", FURTHER, None, 1.0),
+    ("coverage", "share", "maximize", "Coverage", FURTHER),
     ("ssim_pairwise", "1", "minimize", "Mean SSIM of pairs of samples"),
     ("diversity_ssim", "1", "maximize", "1 - mean SSIM of pairs of samples"),
-    ("nll_token", "nats", "minimize", "Negative log-likelihood per token"),
-    ("nll_image", "nats", "minimize", "Negative log-likelihood per image"),
-    ("nll_class", "nats", "minimize", "Negative log-likelihood of the class read-out"),
-    ("accuracy", "share", "maximize", "Accuracy of argmax_y p(R|y)"),
-    ("conditional_accuracy", "share", "maximize", "Samples classified as their label"),
-    ("ece_token", "share", "minimize", "Expected calibration error, tokens"),
-    ("ece_class", "share", "minimize", "Expected calibration error, classes"),
+    ("nll_token", "nats", "minimize", "Negative log-likelihood per token", FURTHER, "NLL"),
+    ("nll_image", "nats", "minimize", "Negative log-likelihood per image", FURTHER),
+    ("nll_class", "nats", "minimize", "Negative log-likelihood of the class read-out", FURTHER),
+    ("accuracy", "share", "maximize", "Accuracy of argmax_y p(R|y)", FURTHER),
+    ("conditional_accuracy", "share", "maximize", "Samples classified as their label", FURTHER, "recognised"),
+    ("ece_token", "share", "minimize", "Expected calibration error, tokens", FURTHER),
+    ("ece_class", "share", "minimize", "Expected calibration error, classes", FURTHER),
     ("temperature_token", "1", None, "Temperature of least token NLL"),
     ("temperature_class", "1", None, "Temperature of least class NLL"),
     ("auroc_ood", "share", "maximize", "AUROC of the OOD score"),
     ("mce", "percent", "minimize", "Mean corruption error, over the divisor's"),
     ("corruption_error", "percent", "minimize", "Error under corruption, plain mean"),
-    ("copy_share", "share", "minimize", "Samples that copy a training image"),
-    ("training_proximity", "probability", "target", "Samples nearer to the training set than new images", 0.5),
-    ("code_usage", "share", "maximize", "Codes in use"),
-    ("code_entropy", "nats", "target", "Entropy of the codes in use"),
+    ("copy_share", "share", "minimize", "Samples that copy a training image", FURTHER, "copies"),
+    ("training_proximity", "probability", "target", "Samples nearer to training than new images", FURTHER, None, 0.5),
+    ("code_usage", "share", "maximize", "Codes in use", FURTHER, "codes used"),
+    ("code_entropy", "nats", "target", "Entropy of the codes in use", FURTHER),
     ("entropy", "nats", None, "Predictive entropy"),
     ("dispersion", "anchor", None, "Dispersion of the predictions"),
     ("dispersion_reference", "anchor", None, "Dispersion of the reference"),
@@ -104,6 +112,11 @@ FEATURE_WIDTHS = {  # feature network → number of features of FID
     "clip-vit-l-14-336px": 768,
 }
 _SUFFIX = re.compile(r"(/scale_\d+)?$")
+
+
+def names_for(*uses: str) -> tuple[str, ...]:
+    """The metrics with one of these uses, in the order of the registry."""
+    return tuple(name for name, entry in METRICS.items() if entry.use in uses)
 
 
 def metric(name: str) -> Metric:

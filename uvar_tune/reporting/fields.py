@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from uvar_tune.analysis.results import OF_LAMBDA_1, StudyResults, TrialResult
-from uvar_tune.metrics import metric
+from uvar_tune.metrics import METRICS, metric
 
 LAMBDA_1, LAMBDA_2, REFERENCE = "loss.lambda_1", "loss.lambda_2", "loss.reference"
 CFG = "inference.cfg_scale"
@@ -16,14 +16,6 @@ _SHORT = {
     LAMBDA_1: "λ₁",
     LAMBDA_2: "λ₂",
     CFG: "CFG",
-    "fid": "FID",
-    "kid": "KID",
-    "is": "IS",
-    "conditional_accuracy": "recognised",
-    "nll_token": "NLL",
-    "copy_share": "copies",
-    "training_proximity": "nearness to training images",
-    "code_usage": "codes used",
     "grad_share/second_order": "2nd's gradient",
     "grad_share/semantic_entropy": "SE's gradient",
     "grad_share/second_order_cosine": "2nd·CE cosine",
@@ -35,7 +27,8 @@ def short(name: str) -> str:
     """A dotted name or a metric as a column head."""
     if name.endswith(EFFECTIVE):
         return short(name.removesuffix(EFFECTIVE)) + EFFECTIVE
-    return _SHORT.get(name, name.rpartition(".")[2].replace("_", " "))
+    registered = METRICS[name].short if name in METRICS else None
+    return registered or _SHORT.get(name, name.rpartition(".")[2].replace("_", " "))
 
 
 def label(results: StudyResults, name: str) -> str:

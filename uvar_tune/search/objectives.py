@@ -7,26 +7,10 @@ from typing import Any
 
 from uvar_tune.config.schema import Config
 from uvar_tune.errors import ConfigError, nearest
-from uvar_tune.metrics import metric
+from uvar_tune.metrics import FURTHER, OBJECTIVE, metric, names_for
 
-# Scores of the samples. The first objective is one of them: they move with the CFG scale, which it chooses.
-OBJECTIVES = ("fid", "kid", "is", "precision", "recall")
-# Further metrics. Held-out NLL alone all but prefers λ = 0, so it is never the first one.
-FURTHER = (
-    "density",
-    "coverage",
-    "conditional_accuracy",
-    "accuracy",
-    "ece_token",
-    "ece_class",
-    "nll_token",
-    "nll_image",
-    "nll_class",
-    "copy_share",
-    "training_proximity",
-    "code_usage",
-    "code_entropy",
-)
+OBJECTIVES = names_for(OBJECTIVE)  # the first objective is one of them: they move with the CFG scale, which it chooses
+FURTHER_METRICS = names_for(FURTHER)  # held-out NLL alone all but prefers λ = 0, so it is never the first one
 COSTS = ("seconds", "gpu_peak_gib")  # of a trial, recorded with its score; a constraint may bound them
 
 
@@ -39,14 +23,14 @@ def check_objective(config: Config) -> None:
     study = config.study
     _check_name(config, study.metric, OBJECTIVES, "study.metric")
     for name in study.further_metrics:
-        _check_name(config, name, (*OBJECTIVES, *FURTHER), "study.further_metrics")
+        _check_name(config, name, (*OBJECTIVES, *FURTHER_METRICS), "study.further_metrics")
         if metric(name).direction == "target":
             raise ConfigError(
                 f"{name!r} has a target, neither more nor less is better: bound it by study.constraints",
                 where="study.further_metrics",
             )
     for name in study.constraints:
-        _check_name(config, name, (*OBJECTIVES, *FURTHER, *COSTS), "study.constraints")
+        _check_name(config, name, (*OBJECTIVES, *FURTHER_METRICS, *COSTS), "study.constraints")
     if study.rungs and study.pruning_metric not in OBJECTIVES:
         raise ConfigError(
             f"{study.pruning_metric!r} cannot stop trials: rungs score the samples of a short run (one of: "
