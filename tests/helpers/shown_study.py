@@ -33,6 +33,7 @@ from uvar_tune.tracking.presentation import phase_of, run_name
 from uvar_tune.trial.trial import write_config
 
 QUESTION = 'Do λ1 & λ2 "lower" the <b>FID</b> of a *small* VAR on digits? 🎲'
+CLASSES = ["<b>cat</b>", 'dog "D"', "🦉", "it's a fox"]
 PROVENANCE = {"commit": "0123456789ab", "data_sha256": {"train": "12" * 32, "validation": "34" * 32}}
 PROTOCOL = {"metric_version": "1", "samples": 1000, "reference": "4677e795", "feature_network": "digits", "divisor": ""}
 IMAGES = {"train": 1438, "validation": 359}
@@ -107,7 +108,7 @@ class ShownStudy:
         """Summarise the study as the driver does; the results, once MLflow has everything."""
         results = self.results()
         tokenizer = self.files.cache / "tokenizers" / "small"
-        write_checkpoint(results.best.directory, tokenizer)
+        write_checkpoint(results.best.directory, tokenizer, CLASSES)
         outcome = summarize(self.config, self.files, self.tracker)
         self.tracker.finish_study("FINISHED")
         assert self.tracker.close(timeout_sec)

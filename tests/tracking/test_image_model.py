@@ -19,7 +19,7 @@ import mlflow, pandas, json
 mlflow.set_tracking_uri(sys.argv[1]); mlflow.set_registry_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 import uvar_tune
-rows = pandas.DataFrame({"label": [1, "dog", 2], "seed": [3, 3, 4]})
+rows = pandas.DataFrame({"label": [1, 'dog "D"', "🦉"], "seed": [3, 3, 4]})
 images = model.predict(rows, params={"cfg_scale": 2.0})
 print(json.dumps({"code": uvar_tune.__file__, "shape": images.shape, "dtype": str(images.dtype),
                   "equal": bool((images[0] == images[1]).all()), "other": bool((images[0] != images[2]).any())}))
