@@ -22,7 +22,7 @@ _PROGRESS_INTERVAL_SEC = 5.0
 _CPU_INTERVAL_SEC = 1.0
 
 
-def print_table(table: RenderableType, width: int = 140) -> None:
+def print_table(table: RenderableType, width: int = 100) -> None:
     """Print a table at the width of the terminal, or at ``width`` columns if the output is not a terminal."""
     Console(width=None if Console().is_terminal else width).print(table)
 

@@ -59,7 +59,7 @@ METRICS = _table(
     ("nll_class", "nats", "minimize", "Negative log-likelihood of the class read-out", FURTHER),
     ("accuracy", "share", "maximize", "Accuracy of argmax_y p(R|y)", FURTHER),
     ("conditional_accuracy", "share", "maximize", "Samples classified as their label", FURTHER, "recognised"),
-    ("ece_token", "share", "minimize", "Expected calibration error, tokens", FURTHER),
+    ("ece_token", "share", "minimize", "Expected calibration error, tokens", FURTHER, "ECE"),
     ("ece_class", "share", "minimize", "Expected calibration error, classes", FURTHER),
     ("temperature_token", "1", None, "Temperature of least token NLL"),
     ("temperature_class", "1", None, "Temperature of least class NLL"),

@@ -14,7 +14,7 @@ def results(tmp_path_factory):
 
 
 def printed(results) -> list[str]:
-    console = Console(width=140, record=True, file=open("/dev/null", "w", encoding="utf-8"))
+    console = Console(width=100, record=True, file=open("/dev/null", "w", encoding="utf-8"))
     console.print(ranked_table(results))
     return console.export_text().splitlines()
 
@@ -44,9 +44,9 @@ def test_columns_have_effective_values(results):
     assert cell(results, unscored, None, "inference.cfg_scale") is None  # a profile not taken has chosen nothing
 
 
-def test_table_fits_140_columns(results):
+def test_table_fits_100_columns(results):
     lines = printed(results)
-    assert max(map(len, lines)) <= 140 and not any("…" in line for line in lines)
+    assert max(map(len, lines)) <= 100 and not any("…" in line for line in lines)
     assert sum("baseline" in line for line in lines) == 1
 
 
@@ -68,7 +68,7 @@ def test_empty_columns_are_omitted(results, tmp_path):
     ranks = [cell(whole, trial, rank, "feasible") for rank, trial in ordered(whole) if rank]
     assert ranks == ["yes"] * ranks.count("yes") + ["no"] * ranks.count("no") and ranks.count("no") > 0
     lines = printed(whole)
-    assert max(map(len, lines)) <= 140 and not any("…" in line for line in lines)
+    assert max(map(len, lines)) <= 100 and not any("…" in line for line in lines)
     assert any("better" in line for line in lines) and "fresh paired seeds" in " ".join(lines)
 
 
@@ -117,5 +117,41 @@ def test_selected_parameter_that_varies_is_a_column(results):
 def test_table_without_scores_or_trials(results):
     unscored = tuple(trial for trial in results.trials if trial.state != "COMPLETE")
     lines = printed(dataclasses.replace(results, trials=unscored))
-    assert sum("search" in line for line in lines) == len(unscored) > 0
+    words = {fields.outcome(trial) for trial in unscored}
+    assert sum(any(f" {word} │" in line for word in words) for line in lines) == len(unscored) > 0
     assert any("rank" in line for line in printed(dataclasses.replace(results, trials=())))
+
+
+def test_column_that_says_nothing_is_left_out(results):
+    heads = printed(results)[2]
+    assert "attempts" not in heads and "IS" not in heads  # each trial has one attempt and the same IS
+    twice = dataclasses.replace(results.trials[1], attempts=2)
+    heads = printed(dataclasses.replace(results, trials=(results.trials[0], twice)))[2]
+    assert "attempts" in heads
+
+
+def test_score_within_noise_is_marked(tmp_path):
+    whole = whole_study(tmp_path, 12)
+    lines = {line.split("│")[2].strip(): line for line in printed(whole) if line.startswith("│")}
+    marked = {number for number, line in lines.items() if "≈" in line}
+    near = {str(trial.number) for trial in whole.trials if fields.within_noise(whole, trial)}
+    assert near and marked == near and "0 baseline" in lines
+    assert {number for number, line in lines.items() if "!" in line} == {
+        str(trial.number) for trial in whole.trials if not trial.feasible and trial.value is not None
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (61, "1 min 1 s"),
+        (3600, "1 h"),
+        (4320, "1 h 12 min"),
+        (90061, "1 d 1 h"),
+        (None, "–"),
+    ],
+)
+def test_durations_have_two_units(seconds, text):
+    assert fields.format_duration(seconds) == text

@@ -44,7 +44,18 @@ COMMANDS = {
 }
 
 _SUBSTITUTE = "uvar_tune.substitute"
-_SUBSTITUTES = {"λ": "lambda", "·": "*", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "²": "^2"}
+_SUBSTITUTES = {
+    "λ": "lambda",
+    "≈": "~",
+    "·": "*",
+    "×": "x",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "→": "->",
+    "²": "^2",
+}
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from uvar_tune.analysis.results import OF_LAMBDA_1, StudyResults, TrialResult
 from uvar_tune.metrics import METRICS, metric
+from uvar_tune.tracking.presentation import is_within_noise
 
 LAMBDA_1, LAMBDA_2, REFERENCE = "loss.lambda_1", "loss.lambda_2", "loss.reference"
 CFG = "inference.cfg_scale"
@@ -82,6 +83,26 @@ def format_value(value: Any, digits: int = 4) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds in the two largest units, such as `1 h 12 min`; a dash for None."""
+    if seconds is None:
+        return "–"
+    rest, parts = round(seconds), []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count or parts or unit == "s":
+            parts.append(f"{count} {unit}" if count or not parts else "")
+    return " ".join(part for part in parts[:2] if part)
+
+
+def within_noise(results: StudyResults, trial: TrialResult) -> bool:
+    """Whether the trial's score differs from the baseline's by less than the noise of one seed, where that is known."""
+    baseline, noise = results.baseline, results.noise
+    if noise is None or None in (trial.value, baseline and baseline.value) or trial is baseline:
+        return False
+    return is_within_noise(trial.value - baseline.value, math.sqrt(noise["replicate"]["value"]))
 
 
 def outcome(trial: TrialResult) -> str:

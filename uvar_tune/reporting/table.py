@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult
+from uvar_tune.analysis.results import BASELINE, SEARCH, StudyResults, TrialResult
 from uvar_tune.reporting import fields
 
-_ROWS, _WIDTH = 30, 138  # of the table for the terminal
+_ROWS, _WIDTH = 30, 98  # of the table for the terminal
+_NOISE = " ≈"  # follows a score that differs from the baseline's by less than the noise of one seed
+_INFEASIBLE = " !"  # follows a score that comes with a violated constraint
 _FIXED = ("rank", "trial", "kind")
 _LAST = ("outcome", "attempts", "seconds")
 _WORDS = ("kind", "outcome", "verdict", "feasible")
@@ -75,7 +77,7 @@ def ordered(results: StudyResults) -> list[tuple[int | None, TrialResult]]:
 
 
 def ranked_table(results: StudyResults) -> Table:
-    """The best 30 trials and the baseline, with as many columns as fit into 140 characters."""
+    """The best 30 trials and the baseline, with as many columns as fit into 100 characters."""
     rows = ordered(results)
     shown = [row for i, row in enumerate(rows) if i < _ROWS or row[1].kind == BASELINE]
     names = _fitting(results, shown)
@@ -87,7 +89,7 @@ def ranked_table(results: StudyResults) -> Table:
     )
     for name in names:
         table.add_column(
-            fields.label(results, name), justify="left" if is_text_column(results, name) else "right", no_wrap=True
+            _head(results, name), justify="left" if is_text_column(results, name) else "right", no_wrap=True
         )
     best = results.best
     for rank, trial in shown:
@@ -97,23 +99,36 @@ def ranked_table(results: StudyResults) -> Table:
 
 
 def _reading_note(results: StudyResults) -> str:
-    if results.best is None or results.verdict(results.best) is None:
-        return "The best of several is a candidate, not a result."
-    return "Verdicts come from fresh paired seeds; the other scores are those of the search."
+    notes = ["The best of several is a candidate, not a result."]
+    if results.best is not None and results.verdict(results.best) is not None:
+        notes = ["Verdicts come from fresh paired seeds; the other scores are those of the search."]
+    if any(fields.within_noise(results, trial) for trial in results.trials):
+        notes.append("≈: as near to the baseline as another training seed.")
+    if any(not trial.feasible for trial in results.trials):
+        notes.append("!: violates a constraint.")
+    return " ".join(notes)
+
+
+def _head(results: StudyResults, name: str) -> str:
+    return "time" if name == "seconds" else fields.label(results, name)
 
 
 def _fitting(results: StudyResults, rows) -> list[str]:
-    """The columns that fit: scores are dropped first, from the last, then attempts and further parameters."""
-    names = columns(results)
+    """The columns that fit: scores are dropped first, from the last, then time and further parameters.
+
+    Columns that say nothing are left out: the spread of the inception score, what is the same in every row.
+    """
+    names = [name for name in columns(results) if not _says_nothing(results, rows, name)]
     own = [
         name for name in fields.parameters(results) if name not in (fields.LAMBDA_1, fields.LAMBDA_2, fields.REFERENCE)
     ]
     optional = [*own, "attempts", "seconds", *_effective_names(results), *fields.score_names(results)]
+    optional = [name for name in optional if name in names]
 
     def width(name: str) -> int:
         return (
             max(
-                len(fields.label(results, name)),
+                len(_head(results, name)),
                 *(len(_cell_text(results, trial, rank, name)) for rank, trial in rows),
                 0,
             )
@@ -130,8 +145,25 @@ def _fitting(results: StudyResults, rows) -> list[str]:
     return [name for name in names if name not in optional or name in fitting]
 
 
+def _says_nothing(results: StudyResults, rows, name: str) -> bool:
+    if name == "attempts":
+        return all(trial.attempts <= 1 for _, trial in rows)
+    if name in ("kind", "outcome", "feasible"):  # part of other cells
+        return True
+    if name not in fields.score_names(results):
+        return False
+    return name == "is_std" or len({_cell_text(results, trial, rank, name) for rank, trial in rows} - {"–"}) < 2
+
+
 def _cell_text(results: StudyResults, trial: TrialResult, rank: int | None, name: str) -> str:
+    if name == "trial" and trial.kind != SEARCH:
+        return f"{trial.number} {trial.kind}"
+    if name == results.metric and trial.value is None:
+        return fields.outcome(trial)
     value = cell(results, trial, rank, name)
     if name == "seconds":
-        return fields.format_value(value if value is None else round(value))
+        return fields.format_duration(value)
+    if name == results.metric:
+        marks = _NOISE * fields.within_noise(results, trial) + _INFEASIBLE * (not trial.feasible)
+        return fields.format_value(value) + marks
     return fields.format_value(value)

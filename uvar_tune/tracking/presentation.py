@@ -67,8 +67,18 @@ def difference_text(
     relative = f" ({difference / baseline:+.1%})" if baseline else ""
     if noise_sd is None:
         return f"{difference:+.3g}{relative}, one seed, noise unknown"
-    inside = abs(difference) <= _TWO_SIDED_95 * math.sqrt(2) * noise_sd  # both have one seed
+    inside = is_within_noise(difference, noise_sd)
     return f"{difference:+.3g}{relative}, one seed, {'within' if inside else 'beyond'} noise"
+
+
+def is_within_noise(difference: float, noise_sd: float) -> bool:
+    """Whether two scores of one seed each differ by no more than 95 % of the differences of equal networks do.
+
+    Args:
+        difference: of the scores.
+        noise_sd: standard deviation of a replicate of the baseline.
+    """
+    return abs(difference) <= _TWO_SIDED_95 * math.sqrt(2) * noise_sd
 
 
 def study_description(
