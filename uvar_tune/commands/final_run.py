@@ -18,7 +18,9 @@ from uvar_tune.search.objectives import check_objective
 from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
 from uvar_tune.tracking import Tracker
+from uvar_tune.tracking.model_files import selected_sampling
 from uvar_tune.tracking.parameters import provenance_tags, run_parameters, score_parameters
+from uvar_tune.training import latest_valid
 from uvar_tune.trial.outcome_file import read_outcome
 from uvar_tune.trial.preflight import check_inputs
 from uvar_tune.trial.trial import write_config
@@ -116,6 +118,9 @@ def _train(session: RunSession, replay: bool) -> TrialOutcome:
     if outcome.kind is OutcomeKind.COMPLETE:
         parameters = {**outcome.inference_parameters, **score_parameters(outcome.protocol, run_seeds)}
         session.tracker.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)
+        checkpoint = None if replay else latest_valid(directory / "checkpoints", on_skip=lambda path, reason: None)
+        if checkpoint is not None:
+            session.tracker.log_model(0, checkpoint, selected_sampling(outcome.inference_parameters))
     else:
         session.tracker.finish_trial(0, status="FAILED")
     if is_config_error(outcome):

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from uvar_tune.analysis.export import UNCONFIRMED
 from uvar_tune.analysis.results import StudyResults, TrialResult
-from uvar_tune.commands.summary import selected_sampling
 from uvar_tune.errors import ConfigError, InfrastructureError
 from uvar_tune.io.uri import redact_url
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import run_ids
 from uvar_tune.tracking.delivery import PermanentError, TransientError
-from uvar_tune.tracking.model_files import model_name
+from uvar_tune.tracking.model_files import model_name, selected_sampling
 from uvar_tune.training import latest_valid
 
 _NAME = re.compile(r"[^/:.%\"'\s][^/:.%\"']{0,249}")  # a name in a link models:/NAME/VERSION
@@ -56,7 +55,7 @@ def register_models(
         for trial in reversed(trials):
             run_id = runs[trial.number]
             model_id = server.log_model(
-                run_id, checkpoints[trial.number], model_name(files.name, trial.number), selected_sampling(trial)
+                run_id, checkpoints[trial.number], model_name(files.name, trial.number), selected_sampling(trial.params)
             )
             verdict = results.verdict(trial)
             word = verdict["verdict"] if verdict else UNCONFIRMED

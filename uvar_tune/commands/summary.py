@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from uvar_tune.analysis.export import UNCONFIRMED, export_trial
 from uvar_tune.analysis.results import StudyResults, TrialResult
@@ -23,6 +22,7 @@ from uvar_tune.search.dashboard import artifact_directory
 from uvar_tune.search.load import load_results
 from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import RunLogger, Tracker
+from uvar_tune.tracking.model_files import selected_sampling
 from uvar_tune.tracking.parameters import study_tags
 from uvar_tune.tracking.presentation import difference_text
 from uvar_tune.training import latest_valid
@@ -93,7 +93,7 @@ def log_summary(results: StudyResults, tracker: RunLogger, pages: Iterable[Path]
     checkpoint = latest_valid(best.directory / "checkpoints", on_skip=lambda path, reason: None)
     if checkpoint is not None:
         tracker.log_artifact(best.number, checkpoint, "checkpoint")
-        tracker.log_model(best.number, checkpoint, selected_sampling(best))
+        tracker.log_model(best.number, checkpoint, selected_sampling(best.params))
     for path in pages:
         tracker.log_artifact(None, path, "report")
     shown = {results.metric, *results.further_metrics, *HEADLINE}
@@ -105,12 +105,6 @@ def log_summary(results: StudyResults, tracker: RunLogger, pages: Iterable[Path]
     if len(results.trials) > _TABLE_PAGE:
         state += f" MLflow shows {_TABLE_PAGE} trials at a time, the best first; the first {_MAX_RANKED:,} have a rank."
     tracker.set_tags(None, study_tags(results.name, question, state, best.number))
-
-
-def selected_sampling(trial: TrialResult) -> dict[str, Any]:
-    """The settings of the sampler that a trial selected, by name without section."""
-    names = ("cfg_scale", "cfg_ramp", "top_k", "top_p", "temperature")
-    return {name: trial.params[f"inference.{name}"] for name in names if f"inference.{name}" in trial.params}
 
 
 def _comparison_tags(results: StudyResults, trial: TrialResult) -> dict[str, str]:

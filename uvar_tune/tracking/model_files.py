@@ -26,6 +26,11 @@ def model_name(study: str, number: int) -> str:
     return f"{study}-t{number:03d}".replace(".", "-")
 
 
+def selected_sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the sampler among the parameters of a trial, by name without section."""
+    return {name: parameters[f"inference.{name}"] for name in _SETTINGS if f"inference.{name}" in parameters}
+
+
 def model_tags(checkpoint: Path) -> dict[str, str]:
     """The tags that identify a checkpoint among the models of a run.
 
