@@ -39,6 +39,8 @@ from uvar_tune.tracking.metrics_log import last_time
 
 logger = logging.getLogger(__name__)
 
+_EXTREME = 0.5  # share of the spread that one pair has, from which it is said
+
 
 class SearchWork:
     """The trials of a search as work for `TuneRunner`.
@@ -245,6 +247,8 @@ def _verdict_line(verdict, metric: str) -> str:
     low, high = verdict.simultaneous_low, verdict.simultaneous_high
     interval = f"[{low:.3g}, {high:.3g}]" if low is not None else "no interval"
     bias = f", selection bias of the search {verdict.selection_bias:.3g}" if verdict.selection_bias is not None else ""
+    if verdict.extreme_share is not None and verdict.extreme_share > _EXTREME:
+        bias += f", one pair has {verdict.extreme_share:.0%} of the spread (skewness {verdict.skewness:+.1f})"
     undecided = verdict.seeds_needed and verdict.verdict == "not distinguishable"
     needed = f", would take {verdict.seeds_needed} pairs" if undecided else ""
     against = f"{verdict.baseline:.4g}" + (f" ({verdict.control})" if verdict.control != BASELINE else "")
