@@ -83,7 +83,7 @@ def weighted_z(p: np.ndarray, pairs: int, max_pairs: int) -> np.ndarray:
 
 
 def late_z(p: np.ndarray, pairs: int, max_pairs: int) -> np.ndarray:
-    """The same with O'Brien–Fleming weights, which trust early looks less: at most `weighted_z` where that is positive."""
+    """`weighted_z` with O'Brien–Fleming weights, which trust early looks less: at most that where it is positive."""
     return scipy.stats.norm.isf(p) * (pairs / max_pairs) ** 0.5
 
 
