@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,3 @@ def save_screenshot(page, directory: str | None, name: str) -> None:
     if directory:
         Path(directory).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(directory) / name))
-
-
-def has_browser() -> bool:
-    return Path(CHROMIUM).exists() and shutil.which(CHROMIUM) is not None
