@@ -5,16 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-import shutil
-import subprocess
 import sys
-import sysconfig
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import REPOSITORY, environment
+from tests.helpers.commands import REPOSITORY
 from tests.test_architecture import imported, modules
 
 tomllib = pytest.importorskip("tomllib")
@@ -54,32 +50,3 @@ def test_packages_with_private_use_are_bounded():
 def test_console_script_is_the_module():
     module, _, function = PROJECT["scripts"]["uvar-tune"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
-
-
-def test_wheel_brings_the_search_spaces(tmp_path):
-    """Installed in an environment of its own, the command finds the shipped spaces from an empty directory."""
-    source = tmp_path / "source"
-    skipped = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "reports", "__pycache__")
-    shutil.copytree(REPOSITORY, source, ignore=skipped)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)])
-    wheel = next(tmp_path.glob("*.whl"))
-    run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")])
-    python = tmp_path / "env" / "bin" / "python"
-    site = Path(run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
-    # the other packages are shared; this entry, unlike a site directory, ignores the checkout's editable installation
-    (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)])
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    shown = run(
-        [str(python.with_name("uvar-tune")), "sweep", "search_spaces/digits_confirm.yaml", "--dry-run"], cwd=empty
-    )
-    assert "study 'digits_confirm' below" in shown and list(empty.iterdir()) == []
-
-
-def run(command: list[str], cwd: Path | None = None) -> str:
-    variables = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr

@@ -7,9 +7,9 @@ from PIL import Image
 
 from tests.helpers.synthetic_study import study, whole_study
 from uvar_tune.errors import ConfigError
-from uvar_tune.reporting import fields, write_report
-from uvar_tune.reporting.figures import Values, _selection_curve, several_axes
-from uvar_tune.reporting.study_figure import _OFF, _axis, _height
+from uvar_tune.reporting import fields, interactive, sections, write_report
+from uvar_tune.reporting.figures import Values, selection_curve, several_axes
+from uvar_tune.reporting.study_figure import OFF, axis_of, height_of
 
 VOID = {"meta", "img", "br"}
 
@@ -57,7 +57,7 @@ def test_page_is_complete_and_self_contained(results, tmp_path):
     )
     page, text = read(pages), pages["html"].read_text()
     assert len(page.links) == 5 and all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert "http://" not in text and "https://" not in text and page.scripts == 1
+    assert "http://" not in text and "https://" not in text and page.scripts == 3  # data, library, own
     words = " ".join(page.words)
     for wanted in (
         "Do λ1 and λ2 lower the FID?",
@@ -109,7 +109,7 @@ def test_page_escapes_text_and_hides_passwords(results, tmp_path):
     last = results.trials[-1]
     trials = (*results.trials[:-1], dataclasses.replace(last, params={**last.params, "loss.reference": hostile}))
     page = read(write_report(dataclasses.replace(results, config=config, space=space, trials=trials), tmp_path))
-    assert page.scripts == 1 and hostile in page.words
+    assert page.scripts == 3 and hostile in page.words
     text = write_report(results, tmp_path)["html"].read_text()
     assert "s3cret" not in text and "postgresql://db/optuna" in text
 
@@ -125,7 +125,17 @@ def test_page_of_smallest_studies(tmp_path, count):
 def test_page_of_a_thousand_trials(tmp_path):
     results = whole_study(tmp_path / "study", 1000, direction="maximize")
     pages = write_report(results, tmp_path)
-    assert read(pages).rows > 1000 and pages["html"].stat().st_size < 6_000_000
+    assert read(pages).rows > 1000 and pages["html"].stat().st_size < 5_000_000
+    assert "left out" not in pages["html"].read_text()
+
+
+def test_page_says_which_trials_are_left_out(tmp_path):
+    results = study(tmp_path / "study", 24)
+    first = results.trials[-1]
+    more = tuple(dataclasses.replace(first, number=number, value=50.0 + number) for number in range(24, 10_000))
+    many = dataclasses.replace(results, trials=(*results.trials, *more))
+    text = sections.table(many)
+    assert "9,000 of 10,000 trials" in text and text.count("data-trial=") == 1000 == len(interactive.shown_trials(many))
 
 
 def test_unwritable_report_directory_is_an_error(results, tmp_path):
@@ -158,24 +168,24 @@ def test_selection_curve_has_best_score_of_each_scale(results, tmp_path):
     ]
     trials = tuple(dataclasses.replace(trial, inference_points=points) for trial in results.trials)
     several = dataclasses.replace(results, trials=trials)
-    assert _selection_curve(several, trials[0]) == [(1.0, 5.0), (2.0, 7.0)] == _selection_curve(results, trials[0])
+    assert selection_curve(several, trials[0]) == [(1.0, 5.0), (2.0, 7.0)] == selection_curve(results, trials[0])
     assert several_axes(several) and not several_axes(results)
     assert "(dots; the best" in " ".join(read(write_report(several, tmp_path)).words)
 
 
 def test_axes_use_the_scale_of_the_search(results):
-    axis = _axis(results, "loss.lambda_1", results.ranked())
+    axis = axis_of(results, "loss.lambda_1", results.ranked())
     middle = dataclasses.replace(results.best, params={"loss.lambda_1": (0.01 * 6.0) ** 0.5})
-    assert _height(results, axis, middle) == pytest.approx(0.5)
-    assert _height(results, axis, results.baseline) == _OFF
-    assert _height(results, _axis(results, "loss.reference", results.ranked()), results.baseline) == _OFF
+    assert height_of(results, axis, middle) == pytest.approx(0.5)
+    assert height_of(results, axis, results.baseline) == OFF
+    assert height_of(results, axis_of(results, "loss.reference", results.ranked()), results.baseline) == OFF
     assert [label for _, label in axis.ticks] == ["0.01", "0.1", "1", "6"]
 
 
 def test_integer_axis_has_integer_ticks(results):
     depth = {"role": "nuisance", "type": "int", "low": 1, "high": 4, "log": False}
     trials = [dataclasses.replace(results.best, params={**results.best.params, "model.depth": 3})]
-    axis = _axis(dataclasses.replace(results, space={**results.space, "model.depth": depth}), "model.depth", trials)
+    axis = axis_of(dataclasses.replace(results, space={**results.space, "model.depth": depth}), "model.depth", trials)
     assert [label for _, label in axis.ticks] == ["1", "2", "3", "4"]
     heights = [axis.place(value) for value in (1, 2, 3, 4)]
     assert [height for height, _ in axis.ticks] == pytest.approx(heights) and heights == pytest.approx(
@@ -192,6 +202,6 @@ def test_axis_of_selected_scales(results, values, seen):
         for value in values
     ]
     searched = dataclasses.replace(results, space={**results.space, "inference.cfg_scale": entry})
-    axis = _axis(searched, "inference.cfg_scale", trials)
+    axis = axis_of(searched, "inference.cfg_scale", trials)
     assert [label for _, label in axis.ticks] == seen
-    assert [_height(searched, axis, trial) for trial in trials] == [axis.place(value) for value in values]
+    assert [height_of(searched, axis, trial) for trial in trials] == [axis.place(value) for value in values]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -51,26 +50,9 @@ def one_file(arguments: list[str], default: str | None = None) -> tuple[str, lis
 
 
 def default_space() -> str:
-    """`digits.yaml` of the search spaces: in the working directory, else as shipped."""
+    """`search_spaces/digits.yaml` in the working directory, else in the checkout of the package."""
     local = Path("search_spaces/digits.yaml")
-    return str(local if local.exists() else shipped_spaces() / local.name)
-
-
-def shipped_spaces() -> Path:
-    """The directory of the search spaces that come with the package: of the checkout, or of the installation."""
-    checkout = Path(__file__).resolve().parents[2] / "search_spaces"
-    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "uvar_tune" / "search_spaces"
-
-
-def space_file(path: str) -> str:
-    """The path of a space file; one that is not there but is shipped under its name is taken from the package.
-
-    So `search_spaces/afhq.yaml` means the same in a checkout, in an empty directory and in a job.
-    """
-    if Path(path).parent.name not in ("", "search_spaces") or Path(path).is_absolute() or os.path.exists(path):
-        return path
-    shipped = shipped_spaces() / Path(path).name
-    return str(shipped) if shipped.exists() else path
+    return str(local if local.exists() else Path(__file__).resolve().parents[2] / local)
 
 
 def echo(text: object, file: TextIO | None = None) -> None:

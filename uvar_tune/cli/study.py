@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uvar_tune.cli.options import Json, Root, default_space, echo, one_file, space_file
+from uvar_tune.cli.options import Json, Root, default_space, echo, one_file
 from uvar_tune.errors import FAILED, ConfigError
 
 _SYNC_TIMEOUT_SEC = 24 * 3600.0  # an upper bound; a server that does not answer ends the command at once
@@ -33,7 +33,7 @@ def sweep(
     from uvar_tune.config.loading import read_config
 
     path, overrides = one_file(arguments or [], default_space())
-    config = read_config(space_file(path), overrides, name=study, trials=trials)
+    config = read_config(path, overrides, name=study, trials=trials)
     if dry_run:
         from uvar_tune.commands.dry_run import preview_study
 

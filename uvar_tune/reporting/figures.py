@@ -18,7 +18,7 @@ from uvar_tune.tracking.metrics_log import AXES, read_records
 INK, FAINT, BEST, BASELINE = "#24292f", "#8c959f", "#0b3d91", "#c2410c"
 _SCALE = LinearSegmentedColormap.from_list("value", ["#d3dbe6", "#7fa3d1", BEST])  # worst … best
 _DPI = 150
-_CURVES = {
+CURVES = {
     "loss/total": "L, the total",
     "loss/ce": "L_CE, cross-entropy",
     "loss/second_order": "L_2nd, dispersion",
@@ -94,7 +94,7 @@ class Values:
 
 def cfg_curves(results: StudyResults, path: Path) -> Path | None:
     """The study metric over the CFG scale, a line a trial; None if no checkpoint was scored at several scales."""
-    curves = {trial.number: points for trial in results.ranked() if len(points := _selection_curve(results, trial)) > 1}
+    curves = {trial.number: points for trial in results.ranked() if len(points := selection_curve(results, trial)) > 1}
     if not curves:
         return None
     with styled():
@@ -112,7 +112,7 @@ def cfg_curves(results: StudyResults, path: Path) -> Path | None:
                 mec="none",
                 alpha=alpha,
             )
-        for trial, colour, name in _highlighted(results):
+        for trial, colour, name in highlighted(results):
             if trial.number in curves:
                 axes.plot(
                     *zip(*curves[trial.number], strict=True),
@@ -154,7 +154,7 @@ def several_axes(results: StudyResults) -> bool:
     return any(point.keys() & AXES for trial in results.trials for point in trial.inference_points)
 
 
-def _selection_curve(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:
+def selection_curve(results: StudyResults, trial: TrialResult) -> list[tuple[float, float]]:
     """(CFG scale, its best score on selection seeds)."""
     better = min if results.direction == "minimize" else max
     points: dict[float, float] = {}
@@ -165,7 +165,7 @@ def _selection_curve(results: StudyResults, trial: TrialResult) -> list[tuple[fl
     return sorted(points.items())
 
 
-def _highlighted(results: StudyResults) -> list[tuple[TrialResult, str, str]]:
+def highlighted(results: StudyResults) -> list[tuple[TrialResult, str, str]]:
     """(trial, colour, name) of the baseline and the best trial, in drawing order."""
     best, baseline = results.best, results.baseline
     found = [(baseline, BASELINE, f"baseline (trial {baseline.number})")] if baseline and baseline is not best else []
@@ -175,8 +175,8 @@ def _highlighted(results: StudyResults) -> list[tuple[TrialResult, str, str]]:
 
 def training_curves(results: StudyResults, path: Path) -> Path | None:
     """Loss terms and gradient norm of the best trial and the baseline over images seen; None if none is logged."""
-    curves = [(colour, name, _recorded(trial)) for trial, colour, name in _highlighted(results)]
-    keys = [key for key in _CURVES if any(key in recorded for _, _, recorded in curves)]
+    curves = [(colour, name, logged_curves(trial)) for trial, colour, name in highlighted(results)]
+    keys = [key for key in CURVES if any(key in recorded for _, _, recorded in curves)]
     if not keys:
         return None
     rows = -(-len(keys) // 3)
@@ -187,7 +187,7 @@ def training_curves(results: StudyResults, path: Path) -> Path | None:
             for colour, name, recorded in curves:
                 if key in recorded:
                     axes.plot(*recorded[key], color=colour, lw=1.3, alpha=0.9, label=name)
-            axes.set_title(_CURVES[key], fontsize=10, loc="left")
+            axes.set_title(CURVES[key], fontsize=10, loc="left")
             axes.xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k" if images >= 1000 else f"{images:g}")
             axes.margins(x=0.02)
         for axes in list(grid)[len(keys) :]:
@@ -198,7 +198,8 @@ def training_curves(results: StudyResults, path: Path) -> Path | None:
         return save(figure, path)
 
 
-def _recorded(trial: TrialResult) -> dict[str, tuple[list[int], list[float]]]:
+def logged_curves(trial: TrialResult) -> dict[str, tuple[list[int], list[float]]]:
+    """Key of the metrics log → (images seen, values)."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for record in read_records(trial.directory / "metrics.jsonl")[0]:
         for key, value in record.get("values", {}).items():

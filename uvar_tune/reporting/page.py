@@ -8,10 +8,10 @@ from pathlib import Path
 from uvar_tune.analysis.results import StudyResults
 from uvar_tune.errors import ConfigError
 from uvar_tune.io.atomic import write_text_atomic
-from uvar_tune.reporting import confirmation_sections, fields, search_sections, sections
+from uvar_tune.reporting import confirmation_sections, fields, interactive, search_sections, sections
 from uvar_tune.reporting.charts import importance_chart, pareto_chart, verdict_chart
 from uvar_tune.reporting.figures import cfg_curves, several_axes, training_curves
-from uvar_tune.reporting.page_assets import CSS, SCRIPT
+from uvar_tune.reporting.page_assets import CSS
 from uvar_tune.reporting.study_figure import study_figure
 from uvar_tune.reporting.warnings import study_warnings
 
@@ -32,8 +32,20 @@ _FRONT = (
     "Every trial with a score, outliers excepted. No other trial is at least as good in all metrics as a trial on the "
     "Pareto front."
 )
+_OF_CHARTS = {
+    "png": "Above: each line is a trial, the darker the better (on a dark page, the brighter). Drag along an axis "
+    "to select trials, and the table follows; drag a name to move its axis. Below: each parameter alone. The star is "
+    "the best trial, a cross violates a constraint, and the dashed line is the baseline; inside the band "
+    "a difference is no larger than that of two seeds of the baseline (95 %).",
+    "verdicts": "Mean difference of an arm from the baseline (dashed); bars: its 90 % interval, unadjusted for the "
+    "number of arms.",
+    "cfg": "Each checkpoint is scored at several scales without retraining; these scores are on the sampling seeds "
+    "that select the scale. A click on a name of the legend hides its lines.",
+    "training": "A click on a name of the legend hides its lines.",
+}  # captions while the charts are displayed
 _NAMED = 8  # parameters of the best trial in the head
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+# No request to anywhere. Plotly compiles its shaders' drawing commands (unsafe-eval).
+_POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"
 
 
 def write_report(results: StudyResults, directory: Path) -> dict[str, Path]:
@@ -85,8 +97,15 @@ def _page(results: StudyResults, figures: dict[str, Path]) -> str:
         "importance": search_sections.importance_caption(results),
         "pareto": _FRONT,
     }
+    charts = interactive.figures(results)
     drawn = {
-        key: sections.figure(figures.get(key), caption, narrow=key not in ("png", "training"))
+        key: sections.figure(
+            figures.get(key),
+            caption,
+            narrow=key not in ("png", "training"),
+            of_charts=_OF_CHARTS.get(key, ""),
+            charts=[f"{key}-{at}" for at in range(len(charts.get(key, ())))],
+        )
         for key, caption in captions.items()
     }
     parts = [
@@ -110,7 +129,10 @@ def _page(results: StudyResults, figures: dict[str, Path]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}: {metric}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>\n<body>'
-        f"{''.join(parts)}<script>{SCRIPT}</script></body></html>\n"
+        f"<main>{''.join(parts)}</main>"
+        f'<script type="application/json" id="data">{interactive.page_data(results, charts)}</script>'
+        f'<script type="text/plain" id="library">{interactive.library()}</script>'
+        f"<script>{interactive.script()}</script></body></html>\n"
     )
 
 

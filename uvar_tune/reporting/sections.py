@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,45 @@ from uvar_tune.reporting import costs as spent
 from uvar_tune.reporting import fields, warnings
 from uvar_tune.reporting.table import cell, columns, is_text_column, ordered
 
+MAX_ROWS = 1000  # of the table of trials
 _MAX_WIDTH = 1400  # pixels; wider sample grids are downscaled
 
 
-def figure(path: Path | None, caption: str, narrow: bool = False) -> str:
-    """An embedded image with its caption (HTML)."""
+def figure(
+    path: Path | None, caption: str, narrow: bool = False, charts: Sequence[str] = (), of_charts: str = ""
+) -> str:
+    """An embedded image with its caption (HTML), and the places of the charts that replace it on a screen.
+
+    Args:
+        path: of the image; None gives an empty text.
+        caption: HTML.
+        narrow: whether the figure is narrower than the page.
+        of_charts: caption while the charts are displayed; empty if it is the same.
+        charts: ids of the charts; without them, or without a script, the image is what is displayed.
+    """
     if path is None:
         return ""
     alt = escape(caption or path.stem, quote=True)
     kind = ' class="narrow"' if narrow else ""
-    return f'<figure{kind}><img src="{_inlined(path)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+    places = "".join(
+        f'<div class="chart" id="chart-{escape(name)}" role="group" aria-label="{alt or escape(name)}"></div>'
+        for name in charts
+    )
+    still = ' class="still"' if charts else ""
+    image = _with_fewer_colours(path) if charts else _inlined(path)
+    if charts and of_charts:
+        caption = f'<span class="still">{caption}</span><span class="chart">{of_charts}</span>'
+    return f'<figure{kind}>{places}<img{still} src="{image}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _with_fewer_colours(path: Path) -> str:
+    """For print: 128 colours take a third of the space."""
+    from PIL import Image
+
+    written = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").quantize(128).save(written, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
 
 
 def _inlined(path: Path) -> str:
@@ -41,7 +70,9 @@ def table(results: StudyResults) -> str:
         f'<th{_word(name in words)} title="{escape(name)}">{escape(fields.label(results, name))}</th>' for name in names
     )
     rows = []
-    for rank, trial in ordered(results):
+    every = ordered(results)
+    kept = [row for at, row in enumerate(every) if at < MAX_ROWS or row[1] is results.baseline]
+    for rank, trial in kept:
         marked = (
             "best"
             if trial is results.best
@@ -53,14 +84,18 @@ def table(results: StudyResults) -> str:
         )
         why = f' title="{escape(_why(trial), quote=True)}"' if trial.violated else ""
         cells = "".join(_cell(cell(results, trial, rank, name), name in words) for name in names)
-        rows.append((f'<tr class="{marked}"{why}>' if marked else f"<tr{why}>") + f"{cells}</tr>")
+        named = f' class="{marked}"' if marked else ""
+        rows.append(f'<tr{named} data-trial="{trial.number}"{why}>{cells}</tr>')
     notes = "A click on a head sorts." + (
         " The reference enters only where λ₁ &gt; 0." if fields.REFERENCE in names else ""
     )
     if "feasible" in names:
         notes += " Trials that violate a constraint are ranked behind the others."
+    if len(kept) < len(every):
+        notes += f" {len(every) - len(kept):,} of {len(every):,} trials, the lowest in rank, are left out of this page."
     return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Trials">'
+        f'<table class="sortable" id="trials"><thead><tr>{heads}</tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table></div><p class="soft">{notes}</p>'
     )
 

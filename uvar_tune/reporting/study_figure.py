@@ -1,6 +1,6 @@
 """The paper's study figure: parallel coordinates over λ1, λ2 (log), reference and CFG, to the objective (colour).
 
-Every axis runs from 0 to 1. A value that the axis does not hold is drawn below it, at `_OFF`: λ = 0 on a log axis, or a
+Every axis runs from 0 to 1. A value that the axis does not hold is drawn below it, at `OFF`: λ = 0 on a log axis, or a
 parameter that does not affect the trial. The last axis is the study metric, better values above, in the line colours.
 """
 
@@ -18,7 +18,7 @@ from uvar_tune.analysis.results import OF_LAMBDA_1, StudyResults, TrialResult
 from uvar_tune.reporting import fields
 from uvar_tune.reporting.figures import BASELINE, BEST, FAINT, INK, Values, canvas, save, styled
 
-_OFF = -0.14
+OFF = -0.14
 _JITTER = 0.035  # height over which lines through one category are spread
 
 
@@ -46,7 +46,7 @@ def study_figure(results: StudyResults, path: Path) -> Path:
         *fields.parameters(results),
         *([fields.CFG] if any(fields.CFG in trial.params for trial in ranked) else []),
     ]
-    axes_list = [_axis(results, name, ranked) for name in names]
+    axes_list = [axis_of(results, name, ranked) for name in names]
     with styled():
         figure = canvas(max(9.0, 1.9 * (len(names) + 1)), 5.2)
         axes = figure.add_subplot()
@@ -57,7 +57,7 @@ def study_figure(results: StudyResults, path: Path) -> Path:
             )
         _draw_objective(axes, len(names), results, values)
         _draw_trials(axes, axes_list, ranked, results, values)
-        axes.set(xlim=(-0.35, len(names) + 0.5), ylim=(_OFF - 0.1, 1.16))
+        axes.set(xlim=(-0.35, len(names) + 0.5), ylim=(OFF - 0.1, 1.16))
         axes.legend(
             handles=_legend(results, ranked), loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=9
         )
@@ -67,7 +67,7 @@ def study_figure(results: StudyResults, path: Path) -> Path:
 def _draw_trials(axes, axes_list, ranked, results: StudyResults, values: Values) -> None:
     alpha = min(0.85, max(0.1, 25 / len(ranked)))
     for rank, trial in reversed(list(enumerate(ranked))):  # the best above the others
-        heights = [_height(results, axis, trial) for axis in axes_list] + [values.position(trial.value)]
+        heights = [height_of(results, axis, trial) for axis in axes_list] + [values.position(trial.value)]
         if trial is results.best:
             style = {"color": BEST, "lw": 3.0, "alpha": 1.0, "zorder": 5}
         elif trial is results.baseline:
@@ -83,15 +83,16 @@ def _draw_trials(axes, axes_list, ranked, results: StudyResults, values: Values)
         axes.plot(range(len(heights)), heights, solid_joinstyle="round", **style)
     baseline = results.baseline
     if results.best is baseline:
-        heights = [_height(results, axis, baseline) for axis in axes_list] + [values.position(baseline.value)]
+        heights = [height_of(results, axis, baseline) for axis in axes_list] + [values.position(baseline.value)]
         axes.plot(range(len(heights)), heights, color=BASELINE, lw=1.4, ls=(0, (4, 2)), zorder=6)
 
 
-def _height(results: StudyResults, axis: Axis, trial: TrialResult) -> float:
+def height_of(results: StudyResults, axis: Axis, trial: TrialResult) -> float:
+    """Where a trial's line crosses an axis: 0 to 1, or `OFF`."""
     if not fields.applies(results, trial, axis.name):
-        return _OFF
+        return OFF
     height = axis.place(trial.params[axis.name])
-    return min(1.0, max(0.0, height + _shift(axis, trial))) if height > -1e-6 else _OFF
+    return min(1.0, max(0.0, height + _shift(axis, trial))) if height > -1e-6 else OFF
 
 
 def _shift(axis: Axis, trial: TrialResult) -> float:
@@ -100,7 +101,8 @@ def _shift(axis: Axis, trial: TrialResult) -> float:
     return _JITTER * (2 * ((0.5 + trial.number * 0.618034) % 1) - 1) if crowded else 0.0
 
 
-def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
+def axis_of(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
+    """The axis of a parameter, on the scale on which it was searched."""
     entry = results.space.get(name, {})
     used = [trial.params[name] for trial in ranked if fields.applies(results, trial, name)]
     if entry.get("type") == "categorical":
@@ -118,7 +120,7 @@ def _axis(results: StudyResults, name: str, ranked: list[TrialResult]) -> Axis:
     if entry.get("log"):
         return Axis(
             name,
-            lambda value: math.log(value / low) / math.log(high / low) if value > 0 else _OFF,
+            lambda value: math.log(value / low) / math.log(high / low) if value > 0 else OFF,
             _log_ticks(low, high),
         )
     span = (high - low) or 1.0
@@ -145,9 +147,9 @@ def _draw_axis(axes, x: float, axis: Axis, name: str, conditional: bool) -> None
         axes.plot([x - 0.025, x], [height, height], color=INK, lw=1.1, zorder=4)
         axes.text(x - 0.045, height, label, ha="right", va="center", fontsize=9, bbox=halo, zorder=7)
     if conditional or axis.name in (fields.LAMBDA_1, fields.LAMBDA_2, *OF_LAMBDA_1):
-        axes.plot([x], [_OFF], marker="_", ms=10, color=INK, zorder=4)
+        axes.plot([x], [OFF], marker="_", ms=10, color=INK, zorder=4)
         absent = "0" if axis.name in (fields.LAMBDA_1, fields.LAMBDA_2) else "none"
-        axes.text(x, _OFF - 0.03, absent, ha="center", va="top", fontsize=9)
+        axes.text(x, OFF - 0.03, absent, ha="center", va="top", fontsize=9)
 
 
 def _draw_objective(axes, x: float, results: StudyResults, values: Values) -> None:
