@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "require_same_protocol",
 ]
 
+_NOTEBOOK_ROWS = 10
 BASELINE, SEARCH, QUEUED = "baseline", "search", "queued"  # kinds of trials
 
 
@@ -111,6 +113,15 @@ class TrialResult:
                 row |= {"time": record["time"], **record["values"]}
         table = [rows[images] for images in sorted(rows)]
         return pandas.DataFrame(table, columns=None if table else ["images", "time"])
+
+    def _repr_html_(self) -> str:
+        """What a notebook displays: the state, the settings and the scores."""
+        rows = {"outcome": self.outcome or self.state.lower(), **self.params, "value": self.value, **self.scores}
+        cells = "".join(
+            f'<tr><th style="text-align:left">{escape(name)}</th><td>{escape(_notebook_text(value))}</td></tr>'
+            for name, value in rows.items()
+        )
+        return f"<table><caption>Trial {self.number} ({escape(self.kind)})</caption><tbody>{cells}</tbody></table>"
 
     def pipeline(self, **options: Any):
         """The trained network as a `uvar_tune.VARPipeline`.
@@ -243,6 +254,24 @@ class StudyResults:
         """The verdict of the phase `confirm` on a trial; None if it was not tested."""
         return self.verdicts.get(f"trial {trial.number}")
 
+    def _repr_html_(self) -> str:
+        """What a notebook displays: the best ten trials and the baseline."""
+        ranked = self.ranked()
+        shown = [trial for rank, trial in enumerate(ranked) if rank < _NOTEBOOK_ROWS or trial is self.baseline]
+        names = [name for name in self.space if any(name in trial.params for trial in shown)]
+        heads = ["trial", "kind", self.metric, "verdict", *names]
+        body = ""
+        for trial in shown:
+            verdict = (self.verdict(trial) or {}).get("verdict")
+            cells = [trial.number, trial.kind, trial.value, verdict, *(trial.params.get(name) for name in names)]
+            body += "<tr>" + "".join(f"<td>{escape(_notebook_text(cell))}</td>" for cell in cells) + "</tr>"
+        head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+        caption = f"{escape(self.name)}: {len(shown)} of {len(self.trials):,} trials, {escape(self.metric)} to "
+        return (
+            f"<table><caption>{caption}{self.direction}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table>"
+        )
+
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a trial.
 
@@ -308,6 +337,10 @@ class StudyResults:
             export_trial(self, one, target, mlflow_run=runs.get(one.number), unconfirmed=unconfirmed)
             for one in select_trials(self, top=top, number=trial)
         ]
+
+
+def _notebook_text(value: Any) -> str:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def require_same_protocol(protocol: Mapping[str, Any], reference: Mapping[str, Any], *, where: str, of: str) -> None:
