@@ -111,7 +111,7 @@ def verdicts(results: StudyResults) -> str:
 _VERDICTS = (
     '<p class="soft">Each arm ran under the same fresh seeds as the baseline. Each network was sampled at its own best '
     "point (the table has the median over the seeds). p: paired one-sided test on the side of the difference, the "
-    "larger of Student's and Johnson's (which corrects for skewness), "
+    "larger of Student's and of one corrected for skewness, "
     "adjusted for all looks and, by Holm's method, for all arms. Pairs needed: to detect a true difference of "
     "this size with probability 80 %. Selection bias: by how much the search overestimated the arm.</p>"
 )
