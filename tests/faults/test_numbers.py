@@ -23,7 +23,14 @@ SPACE = {
     "model.width": {"role": "nuisance", "type": "categorical", "choices": [32, 2**16]},
     "loss.lambda_1": {"role": "scientific", "type": "categorical", "choices": [0, 1e36]},
 }
-STUDY = {"name": "numbers", "trials": 6, "startup_trials": 6, "seed": 2}  # each comes, and the last is fine
+GOOD = {"training.learning_rate": 2e-3, "model.width": 32, "loss.lambda_1": 0}
+QUEUE = [  # each comes, and the last is fine
+    {**GOOD, "training.learning_rate": 1e30},
+    {**GOOD, "model.width": 2**16},
+    {**GOOD, "loss.lambda_1": 1e36},
+    GOOD,
+]
+STUDY = {"name": "numbers", "trials": 5, "queue": QUEUE}
 FINE, NO_MEMORY, NO_NUMBER, STEEP = "complete", "allocate memory", "loss is not a finite number", "grad_norm is inf"
 
 
