@@ -19,8 +19,8 @@ def derive(study_seed: int, phase: str, index: int, purpose: str) -> int:
 
     Args:
         study_seed: ``study.seed``.
-        phase: explore, refine, noise, confirm, prepare, …
-        index: trial number in explore and refine (0 of a grid), replicate number in noise and confirm.
+        phase: explore (all trials of a search), noise, confirm, prepare, final, evaluate, …
+        index: trial number in a search (0 of a grid), replicate number in noise and confirm.
         purpose: what it seeds: initialisation, order, dropout, proposal, sampling-a, sampling-b, …
     """
     if purpose.startswith(_COMMON):

@@ -38,7 +38,7 @@ from uvar_tune.trial.trial import write_config
 
 logger = logging.getLogger(__name__)
 
-# The process that drives a trial only waits: it takes no CPU from the workers, and runs on the node of the driver.
+# The process that drives a trial only waits: it takes no CPU from the workers, and runs on the head node.
 _DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 _PROCESS_LOST = crash(None, "the process that drives the trial was lost", CrashReason.PROCESS_LOST)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from uvar_tune.config.sections.base import Positive, Section
+from uvar_tune.metrics import OBJECTIVE, names_for
 
 
 class EvaluationConfig(Section):
@@ -20,13 +21,7 @@ class EvaluationConfig(Section):
     """Feature network."""
     weights: str | None = None
     """File with the feature network's weights (default: its own download or training)."""
-    metrics: tuple[Literal["fid", "kid", "is", "precision", "recall"], ...] = (
-        "fid",
-        "kid",
-        "is",
-        "precision",
-        "recall",
-    )
+    metrics: tuple[Literal[names_for(OBJECTIVE)], ...] = names_for(OBJECTIVE)
     """Metrics to compute."""
     reference_split: Literal["train", "validation"] = "train"
     """Images to compare with."""
