@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch_fidelity import metric_fid
 
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.fidelity import (
@@ -55,6 +56,15 @@ def test_kid_is_the_unbiased_mmd():
     expected = off[0] + off[1] - 2 * k[0][1].mean()
     got = scores_from_features(features(x), features(y), metrics=["kid"])
     assert got["kid"] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_reference_moments_are_computed_once(monkeypatch):
+    counted, compute = [], metric_fid.fid_features_to_statistics
+    monkeypatch.setattr(metric_fid, "fid_features_to_statistics", lambda x: counted.append(len(x)) or compute(x))
+    reference = features(torch.eye(20, 4))
+    for count in (30, 40):
+        scores_from_features(features(torch.eye(count, 4)), reference, metrics=["fid"])
+    assert sorted(counted) == [20, 30, 40]
 
 
 def test_is_by_definition():

@@ -13,6 +13,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.features_NF)
+
+    @cached_property
+    def statistics(self) -> dict[str, np.ndarray]:
+        """Mean and covariance in float64 for FID, computed once: a reference meets many sets of samples."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        return fid_features_to_statistics(self.features_NF.double())
 
 
 class Extractor:
@@ -318,7 +326,7 @@ def scores_from_features(
     Raises:
         ConfigError: an unknown metric, too few images, or a KID subset larger than a set.
     """
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -328,7 +336,7 @@ def scores_from_features(
     seed &= 0xFFFFFFFF
     pair, scores = (generated.features_NF, reference.features_NF), {}
     if "fid" in metrics:
-        scores["fid"] = fid_statistics_to_metric(*(fid_features_to_statistics(some.double()) for some in pair), False)
+        scores["fid"] = fid_statistics_to_metric(generated.statistics, reference.statistics, False)
     if "kid" in metrics:
         size = kid_subset_size or min(1000, len(generated), len(reference))
         scores["kid"] = kid_features_to_metric(*pair, kid_subset_size=size, rng_seed=seed, verbose=False)

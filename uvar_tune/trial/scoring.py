@@ -48,6 +48,8 @@ from uvar_tune.trial.factory import load_split
 from uvar_tune.trial.loss_constants import loss_constants
 
 SHARE_IMAGES = 128  # held-out images on which gradient shares are measured
+GRID_IMAGES = 200  # at most, in the grid of samples of a trial
+_COMPUTED_BY = {"f1": ("precision", "recall"), "is_std": ("is",)}  # scores that come with other metrics
 _SHARES = ("second_order", "semantic_entropy", "second_order_cosine", "semantic_entropy_cosine")
 
 
@@ -202,9 +204,17 @@ class SampleScorer:
         check_sets(samples.images_N3HW, self.reference)
         return self.extractor(samples.images_N3HW)
 
-    def fidelity(self, features: Features) -> dict[str, float]:
-        """The metrics of `evaluation.metrics`."""
-        return evaluate(self._inputs(features), ["fidelity"])
+    def fidelity(self, features: Features, *, only: str | None = None) -> dict[str, float]:
+        """The metrics of `evaluation.metrics`.
+
+        Args:
+            features: of the images.
+            only: a metric; no other is computed than it and those computed with it (`f1` needs precision and recall).
+        """
+        inputs = self._inputs(features)
+        if only is not None:
+            inputs = replace(inputs, metrics=_COMPUTED_BY.get(only, (only,)))
+        return evaluate(inputs, ["fidelity"])
 
     def diversity(self, samples: Samples, features: Features, vqvae, *, ssim: bool = False) -> dict[str, float]:
         """Density, coverage, codes in use, copies of training images, the Fréchet distance to held-out images.
@@ -319,7 +329,8 @@ class CheckpointScorer:
         for cfg_scale in scales:
             samples = draw({"cfg_scale": cfg_scale}, self._seeds[SAMPLING[SELECTION]])
             if self.is_rank_0:
-                scores = self.sample_scorer.fidelity(self.sample_scorer.features(samples))
+                features = self.sample_scorer.features(samples)
+                scores = self.sample_scorer.fidelity(features, only=study.pruning_metric)
                 values.append(scores[study.pruning_metric])
         self.var.train(training)
         if not values:
@@ -339,7 +350,8 @@ class CheckpointScorer:
             selected = {"point": point, "samples": samples}
             if search:
                 features = self.sample_scorer.features(samples)
-                fidelity = self.sample_scorer.fidelity(features)
+                only = None if row["seeds"] == EVALUATION else self.config.study.metric  # a selection needs no more
+                fidelity = self.sample_scorer.fidelity(features, only=only)
                 search.tell(row, fidelity[self.config.study.metric])
                 rows.append({**row, **fidelity})
                 self._observer.on_score(rows[-1])
@@ -353,7 +365,8 @@ class CheckpointScorer:
         for purpose in sorted(name for name in self._seeds if name.startswith(first) and name != first):
             samples = draw(point, self._seeds[purpose])
             if self.is_rank_0:
-                scores = self.sample_scorer.fidelity(self.sample_scorer.features(samples))
+                features = self.sample_scorer.features(samples)
+                scores = self.sample_scorer.fidelity(features, only=self.config.study.metric)
                 values.append(scores[self.config.study.metric])
         return values
 
@@ -463,9 +476,10 @@ def score_trial(scorer: CheckpointScorer, log: MetricsLog | None, directory: Pat
 
 
 def _first_of_each_class(samples: Samples, count: int) -> torch.Tensor:
-    """The first ``count`` images of every class, class by class."""
+    """The first ``count`` images of every class, class by class, of as many classes as `GRID_IMAGES` allows."""
     labels_N = samples.labels_N
-    return torch.cat([samples.images_N3HW[labels_N == label][:count] for label in labels_N.unique()])
+    shown = labels_N.unique()[: GRID_IMAGES // count]
+    return torch.cat([samples.images_N3HW[labels_N == label][:count] for label in shown])
 
 
 def current_protocol(config: Config, assets: Assets) -> dict[str, Any]:
