@@ -65,7 +65,7 @@ def test_page_is_complete_and_self_contained(results, tmp_path):
         fields.format_value(results.best.value),
         "feature network",
         "abc123",
-        "samples a score",
+        "samples per score",
         "Best: trial",
         "Baseline: trial 0",
     ):

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             name,
             help=description,
             description=description,
-            epilog="further options: the keyword arguments of run() in its module, as --name VALUE",
+            epilog="Further options: --official PATH (a checkout of the official code), where it is a side.",
         )
         command.add_argument("--json", action="store_true", help="rows as JSON instead of lines")
         command.add_argument("--small", action="store_true", help="a size that takes seconds, as a check")

@@ -21,7 +21,7 @@ _CfgScale = Annotated[
 
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory, or a trial's (its newest checkpoint).")
+        str, typer.Argument(metavar="CHECKPOINT", help="Directory of a checkpoint or of a trial (newest checkpoint).")
     ],
     tables: Annotated[str, typer.Option(help=f"{', '.join(TABLES)}, or all.")],
     baseline: Annotated[str | None, typer.Option(metavar="CHECKPOINT", help="Checkpoint to compare with.")] = None,
@@ -33,7 +33,8 @@ def evaluate(
         str | None, typer.Option(metavar="DIR", help="For JSON and Markdown (default: in the root).")
     ] = None,
     imagenet_c: Annotated[
-        str | None, typer.Option(metavar="DIR", help="ImageNet-C, KIND/SEVERITY/CLASS, instead of digits-c8.")
+        str | None,
+        typer.Option(metavar="DIR", help="ImageNet-C images: KIND/SEVERITY/CLASS (default: eight corruptions)."),
     ] = None,
     ood: Annotated[
         str | None, typer.Option(metavar="DIR", help="Out-of-distribution images, CLASS/IMAGE (ImageNet-O).")
@@ -42,7 +43,7 @@ def evaluate(
     device: Device = "auto",
     log: Annotated[bool, typer.Option(help="Log numbers and files to MLflow.")] = True,
 ):
-    """Compute the paper's tables for a checkpoint. Prints and writes baseline, ours and the published figures."""
+    """Compute the paper's tables for a checkpoint. Baseline, this checkpoint and the published figures side by side."""
     names = list(TABLES) if choose(tables, (*TABLES, "all"), "table", "--tables") == "all" else [tables]
     from uvar_tune.io.outputs import check_directory, check_exists
 

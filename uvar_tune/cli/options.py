@@ -21,7 +21,9 @@ TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the most pr
 Temperature = Annotated[float, typer.Option(min=1e-4, max=100, help="Divides the logits.")]
 Vae = Annotated[str | None, typer.Option(metavar="FILE.pth", help="Official tokenizer file, with --var.")]
 Var = Annotated[str | None, typer.Option(metavar="FILE.pth", help="Official VAR file, with --vae.")]
-Tokenizer = Annotated[str | None, typer.Option(metavar="PATH", help="The tokenizer, if it has moved.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Directory of the tokenizer (default: where it was trained).")
+]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
 Root = Annotated[
     str | None, typer.Option(metavar="DIR", help="Directory that holds the studies (run.root; default: runs).")

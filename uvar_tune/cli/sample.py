@@ -18,7 +18,7 @@ def generate(
         str | None,
         typer.Argument(
             metavar="[CHECKPOINT]",
-            help="Checkpoint directory, or a trial's (its newest checkpoint); omit it with --vae and --var.",
+            help="Directory of a checkpoint or of a trial (newest checkpoint); omit it with --vae and --var.",
         ),
     ] = None,
     label: Annotated[
@@ -88,14 +88,16 @@ def edit(
         list[str],
         typer.Argument(
             metavar="[CHECKPOINT] IMAGE",
-            help="Checkpoint directory, or a trial's (omit it with --vae and --var), and image file. "
+            help="Directory of a checkpoint or of a trial (omit it with --vae and --var), and image file. "
             "An image of another size than the model's is shrunk and centre-cropped.",
         ),
     ],
     out: Annotated[str, typer.Option(metavar="FILE.png", help="PNG file to write: original, known part, completions.")],
     mask: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Image file of IMAGE's size or the model's: white is sampled, black kept."),
+        typer.Option(
+            metavar="FILE", help="Image file of IMAGE's size or the model's: white is filled in, black is kept."
+        ),
     ] = None,
     box: Annotated[
         str | None,

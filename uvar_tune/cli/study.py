@@ -12,7 +12,10 @@ from uvar_tune.cli.options import Json, Root, default_space, echo, one_file
 from uvar_tune.errors import FAILED, ConfigError
 
 _SYNC_TIMEOUT_SEC = 24 * 3600.0  # an upper bound; a server that does not answer ends the command at once
-_PHASES = "calibrate, noise, explore, refine, inference, confirm"
+_PHASES = (
+    "calibrate (references), noise (of the baseline), explore and refine (the search), inference "
+    "(CFG and further axes), confirm (verdicts on fresh seeds)"
+)
 
 
 def sweep(

@@ -53,7 +53,8 @@ def tokenizer(
     ],
     name: Annotated[str | None, typer.Option(help="Name of the run (default: from the file).")] = None,
     official: Annotated[
-        str | None, typer.Option(metavar="FILE.pth", help="Also write it in the layout of the official VAR release.")
+        str | None,
+        typer.Option(metavar="FILE.pth", help="Also write the tokenizer in the official VAR release's layout."),
     ] = None,
 ):
     """Train the multi-scale VQ-VAE for tokenizer.path. The same command resumes."""

@@ -13,7 +13,8 @@ from uvar_tune.reporting.sections import Raw, grid
 _BASELINE = "baseline"
 _DOUBT = (
     "is a candidate, not a result: its score includes selection bias (winner's curse), and another training seed alone "
-    "changes such a score by several per cent. Repeat it and the baseline on fresh seeds: --phase confirm."
+    "changes such a score by several per cent. "
+    "Repeat it and the baseline on fresh seeds: uvar-tune sweep SPACE.yaml --phase confirm."
 )
 _FROM = {"not distinguishable": "from"}  # better than, worse than
 

@@ -158,7 +158,7 @@ def _head(results: StudyResults) -> str:
     cards.append(_card("", f"{len(results.trials):,}", f"trials<br>{escape(fields.outcomes(results))}"))
     samples = results.protocol.get("samples")
     if samples:
-        cards.append(_card("", f"{samples:,}", "samples a score"))
+        cards.append(_card("", f"{samples:,}", "samples per score"))
     notes = [
         confirmation_sections.headline(results),
         *(f'<p class="note warn">{_sentence(line)}</p>' for line in study_warnings(results)),
