@@ -5,6 +5,7 @@ attempt.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from uvar_tune.study_dir import StudyDirectory
 from uvar_tune.tracking import RunLogger
 from uvar_tune.tracking.parameters import effective_parameters, run_parameters, score_parameters, source_tags
 from uvar_tune.tracking.presentation import phase_of, run_name
+from uvar_tune.training.checkpoint import newest_images
 from uvar_tune.trial.outcome_file import read_crash, read_outcome
 from uvar_tune.trial.trial import write_config
 
@@ -250,6 +252,7 @@ class TrialCallbacks:
             return runner.give_up(disk_full_error(runner.files.directory, full))
         if outcome.reason is CrashReason.INFRASTRUCTURE:
             return runner.give_up(InfrastructureError(f"{outcome.message}; the same command continues"))
+        outcome = dataclasses.replace(outcome, images=newest_images(self._directory(proposal) / "checkpoints"))
         retried = self._work.crashed(proposal.number, outcome)
         logger.warning(
             f"{name}: attempt {proposal.attempt} crashed: {outcome.description}"

@@ -1,7 +1,8 @@
 """Attempts at the trials of a search: which ones run, what all of them cost, and how a dead driver left them.
 
-An attempt is one start of a trial, stored as ``{"started": s, "ended": s, "reason": …, "message": …}`` (seconds since
-the epoch). It has no end while it runs, and a reason only if it crashed.
+An attempt is one start of a trial, stored as ``{"started": s, "ended": s, "reason": …, "message": …, "images": …}``
+(seconds since the epoch; training images of the newest checkpoint). It has no end while it runs, and a reason only if
+it crashed.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class RunningTrials:
         """The stored attempts and one that starts now."""
         return [*self.closed(number, attempts), {"started": self._clock()}]
 
-    def end_attempt(self, number: int, **crash: str) -> list[Attempt]:
+    def end_attempt(self, number: int, **crash: str | int) -> list[Attempt]:
         """End the running attempt, unless it has ended, and add its cost; all attempts of the trial."""
         attempts = self._trials[number].attempts
         if "ended" not in attempts[-1]:
@@ -112,14 +113,23 @@ def attempt_spans(attempts: Iterable[Attempt]) -> list[tuple[float, float]]:
     return [(attempt["started"], attempt["ended"]) for attempt in attempts if "ended" in attempt]
 
 
-def crash_record(outcome: TrialOutcome) -> dict[str, str]:
+def crash_record(outcome: TrialOutcome) -> dict[str, Any]:
     """What an attempt stores of its crash."""
-    return {"reason": outcome.reason.value, "message": outcome.description[:_ATTEMPT_CHARACTERS]}
+    record = {"reason": outcome.reason.value, "message": outcome.description[:_ATTEMPT_CHARACTERS]}
+    return {**record, "images": outcome.images} if outcome.images else record
 
 
 def is_retried(attempts: Iterable[Attempt], max_attempts: int) -> bool:
-    """Whether a trial that has just crashed is tried again. Attempts that ended without a crash do not count."""
-    return sum("reason" in attempt for attempt in attempts) < max_attempts
+    """Whether a trial that has just crashed is tried again.
+
+    Attempts that ended without a crash do not count, nor do those that gained a checkpoint: on preemptible nodes a long
+    trial may crash any number of times and still end.
+    """
+    counted = saved = 0
+    for attempt in attempts:
+        gained, saved = attempt.get("images", 0) > saved, max(saved, attempt.get("images", 0))
+        counted += "reason" in attempt and not gained
+    return counted < max_attempts
 
 
 def final_outcome(attempts: Iterable[Attempt], last: TrialOutcome) -> dict[str, str]:

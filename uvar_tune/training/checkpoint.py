@@ -188,6 +188,11 @@ def _checkpoints(parent: Path) -> list[Path]:
     )
 
 
+def newest_images(parent: str | Path) -> int:
+    """Training images of the newest checkpoint below ``parent``, valid or not; 0 without one."""
+    return max((int(path.name) for path in _checkpoints(Path(parent))), default=0)
+
+
 def separate_tensors(state: _Weights) -> _Weights:
     """Contiguous copies on the CPU that share no memory, as safetensors requires."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}

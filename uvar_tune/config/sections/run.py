@@ -27,7 +27,7 @@ class RunConfig(Section):
     wait_resources_sec: PositiveFloat = 1800.0
     """Seconds to wait for an autoscaler to provide the resources of one trial."""
     max_attempts: Positive = 3
-    """Attempts that end in a crash before the trial fails; interrupted ones do not count."""
+    """Attempts that crash without having saved a further checkpoint, before the trial fails."""
     log_images: Positive | None = None
     """Images between two points of the curves (default: about 200 points per trial)."""
     checkpoint_images: Positive | None = None
