@@ -1,37 +1,36 @@
-"""What the end of a study logs: ranks, comparisons, the description; with more trials than MLflow's table shows."""
+"""What a study ends with: success, and the lines below its table."""
 
-from tests.helpers.synthetic_study import study, whole_study
-from uvar_tune.commands.summary import log_summary
-from uvar_tune.tracking import BufferedRunLogger, Outbox
-from uvar_tune.tracking.presentation import DESCRIPTION
+from __future__ import annotations
 
+import dataclasses
 
-def logged(tmp_path, results) -> tuple[dict[int, dict], str]:
-    """(tags by trial, description of the study) that the summary logs."""
-    run_logger = BufferedRunLogger(Outbox(tmp_path / "mlflow"))
-    log_summary(results, run_logger, [])
-    tags = {one["number"]: one["tags"] for one in run_logger.operations if one["op"] == "set_tags"}
-    return tags, tags.pop(None)[DESCRIPTION]
+import pytest
+
+from tests.helpers.search_cases import study_config
+from tests.helpers.synthetic_study import study
+from uvar_tune.commands.summary import StudyOutcome, summary_lines
+from uvar_tune.study_dir import StudyDirectory
 
 
-def test_trials_are_compared_with_the_baseline(tmp_path):
-    results = whole_study(tmp_path, 20)
-    tags, description = logged(tmp_path, results)
-    ranked = results.ranked()
-    assert [tags[trial.number]["uvar.rank"] for trial in ranked] == [str(rank) for rank in range(1, len(ranked) + 1)]
-    assert "uvar.verdict" not in tags[0]  # the baseline
-    best = tags[ranked[0].number]
-    assert best["uvar.verdict"] == results.verdict(ranked[0])["verdict"] and "pairs of seeds" in best["uvar.difference"]
-    others = [tags[trial.number] for trial in ranked[2:] if trial.number]
-    assert {one["uvar.verdict"] for one in others} == {"unconfirmed"}
-    assert all(
-        "one seed, within noise" in one["uvar.difference"] or "beyond" in one["uvar.difference"] for one in others
-    )
-    assert "at a time" not in description
+@pytest.fixture
+def outcome(tmp_path):
+    pages = {"html": "report.html", "png": "study.png"}
+    return StudyOutcome(study(tmp_path, 6), StudyDirectory(tmp_path, "study"), study_config(), pages=pages)
 
 
-def test_what_the_page_of_a_large_study_leaves_out_is_said(tmp_path):
-    results = study(tmp_path, 1200)
-    tags, description = logged(tmp_path, results)
-    assert len(results.ranked()) > 1000 == len(tags)
-    assert "MLflow shows 100 trials at a time, the best first" in description and "1,000 have a rank" in description
+def test_study_with_its_baseline_succeeds(outcome):
+    assert outcome.succeeded and not any("no baseline" in line for line in summary_lines(outcome))
+
+
+@pytest.mark.parametrize(("state", "kind"), [("FAIL", "crashed"), ("PRUNED", "diverged")])
+def test_study_without_its_baseline_is_no_success(outcome, state, kind):
+    lost = dataclasses.replace(outcome.results.baseline, state=state, outcome=kind, value=None, scores={})
+    trials = tuple(lost if trial.number == lost.number else trial for trial in outcome.results.trials)
+    without = dataclasses.replace(outcome, results=dataclasses.replace(outcome.results, trials=trials))
+    assert not without.succeeded and f"trial 0 ended as {kind}" in summary_lines(without)[-1]
+
+
+def test_running_baseline_is_no_loss(outcome):
+    running = dataclasses.replace(outcome.results.baseline, state="RUNNING", outcome=None, value=None)
+    trials = tuple(running if trial.number == 0 else trial for trial in outcome.results.trials)
+    assert dataclasses.replace(outcome, results=dataclasses.replace(outcome.results, trials=trials)).succeeded

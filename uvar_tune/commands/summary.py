@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from uvar_tune.analysis.export import UNCONFIRMED, export_trial
-from uvar_tune.analysis.results import StudyResults, TrialResult
+from uvar_tune.analysis.results import BASELINE, StudyResults, TrialResult
 from uvar_tune.commands.dashboard_notes import write_notes
 from uvar_tune.commands.links import command_line, mlflow_page, python
 from uvar_tune.config.schema import Config
@@ -53,8 +53,14 @@ class StudyOutcome:
 
     @property
     def succeeded(self) -> bool:
-        """Whether any trial has a score."""
-        return self.results.best is not None
+        """Whether any trial has a score, and the baseline did not end without one."""
+        return self.results.best is not None and self.lost_baseline is None
+
+    @property
+    def lost_baseline(self) -> TrialResult | None:
+        """The baseline if it ended without a score: then there is nothing to compare the others with."""
+        ended = (trial for trial in self.results.trials if trial.kind == BASELINE and trial.state in ("FAIL", "PRUNED"))
+        return next(ended, None)
 
 
 def summarize(
@@ -144,6 +150,20 @@ def summary_lines(outcome: StudyOutcome) -> list[str]:
         f"MLflow UI:        {mlflow_page(files)}",
         f"Optuna dashboard: {command_line(*dashboard)}",
         f"final run:        {command_line(python(), '-m', 'uvar_tune', 'train', outcome.export)}",
+        *_baseline_lines(outcome),
+    ]
+
+
+def _baseline_lines(outcome: StudyOutcome) -> list[str]:
+    """What is wrong if the baseline ended without a score, and what to do about it."""
+    lost = outcome.lost_baseline
+    if lost is None:
+        return []
+    ended = (lost.outcome or lost.state).replace("_", " ")
+    return [
+        f"no baseline: trial {lost.number} ended as {ended}, so the trials above compare with nothing; see "
+        f"{lost.directory / 'metrics.jsonl'}, mend the cause, and start the study anew under another --study name "
+        "(study.warm_start reuses its trials)"
     ]
 
 

@@ -31,7 +31,8 @@ def run_study(
         tracker: used instead of MLflow.
 
     Returns:
-        The results and the files written. `StudyOutcome.succeeded` is False if no trial has a score.
+        The results and the files written. `StudyOutcome.succeeded` is False if no trial has a score, or the baseline
+        ended without one.
 
     Raises:
         ConfigError: invalid input; found before anything is trained.
