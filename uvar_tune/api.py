@@ -43,6 +43,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     Raises:
         ConfigError: the first invalid key or value, with the nearest valid one.
     """
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    if not all(isinstance(text, str) for text in overrides):
+        raise ConfigError("overrides are a list of texts 'section.key=value'", where="overrides")
     if isinstance(source, Mapping):
         return config_from_mapping(source, overrides)
     return read_config(source, overrides)

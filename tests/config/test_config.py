@@ -390,6 +390,19 @@ def test_every_dotted_name_can_be_replaced():
         assert config.with_values({name: config.get(name)}) == config, name
 
 
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"nope": 1}, "unknown setting 'nope'"),
+        ({"nope.x": 1}, "unknown setting 'nope.x'"),
+        ({"loss.lamda_1": 1}, "did you mean 'loss.lambda_1'"),
+    ],
+)
+def test_unknown_name_cannot_be_replaced(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Config().with_values(values)
+
+
 def test_every_setting_has_a_description():
     for section, field in Config.model_fields.items():
         for name, setting in getattr(field.annotation, "model_fields", {}).items():

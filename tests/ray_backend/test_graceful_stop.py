@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from tests.helpers.faulty_study import attempt, in_this_process, records
+from uvar_tune.errors import ConfigError
 from uvar_tune.ray_backend.graceful_stop import GracefulShutdown
 from uvar_tune.specs import OutcomeKind
 
@@ -53,6 +56,23 @@ def test_a_second_stop_does_not_wait(signals):
 def test_where_nothing_runs_the_program_ends_at_once(signals):
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_study_outside_the_main_thread_is_refused():
+    """There Tune could only be ended by a signal whose default ends the whole process."""
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ConfigError, match="in the main thread of its process only"):
+        pool.submit(GracefulShutdown().run_tune, lambda: pytest.fail("it ran")).result()
+
+
+def test_handlers_and_environment_are_restored(monkeypatch):
+    monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    made = GracefulShutdown()
+    assert made.run_tune(lambda: signal.getsignal(signal.SIGUSR1)) is not before[2]
+    made.__exit__()
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert "TUNE_DISABLE_SIGINT_HANDLER" not in os.environ
 
 
 def test_unreported_rung_is_scored_on_resume(root):

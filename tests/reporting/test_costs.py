@@ -15,7 +15,7 @@ def test_cpu_seconds_add_up(results):
     scored = len(results.ranked())
     assert costs(results) == [Row("training", None, 42.0 * scored, 42.0), Row("evaluation", None, 21.0 * scored, 21.0)]
     (results.directory / "cost.jsonl").write_text(
-        '{"time": 1.0, "all processes": 100.0}\n{"time": 2.0, "all processes": 20.5}\n'
+        '{"time": 1.0, "all processes": 100.0}\n{"time": 2.0, "all processes": 20.5}\n{"time": 3.0, "all pro'  # a kill cut the last line
     )
     assert costs(results)[-1] == Row(ALL, None, 120.5, None)
 

@@ -13,7 +13,7 @@ from uvar_tune import provenance, seeds
 from uvar_tune.commands.checks import check_name, check_weights, is_config_error
 from uvar_tune.commands.session import RunSession
 from uvar_tune.config.schema import Config
-from uvar_tune.errors import ConfigError
+from uvar_tune.errors import ConfigError, InfrastructureError
 from uvar_tune.search.objectives import check_objective
 from uvar_tune.specs import OutcomeKind, TrialOutcome, TrialSpec, worker_config
 from uvar_tune.study_dir import StudyDirectory, resolve_root
@@ -115,6 +115,8 @@ def _train(session: RunSession, replay: bool) -> TrialOutcome:
             worker_retries=config.run.max_attempts - 1,
         )
         outcome = session.run_worker_group(spec, "training", config.training.images)
+    if outcome is None:
+        raise InfrastructureError("the workers ended without an outcome; the same command continues")
     if outcome.kind is OutcomeKind.COMPLETE:
         parameters = {**outcome.inference_parameters, **score_parameters(outcome.protocol, run_seeds)}
         session.tracker.finish_trial(0, status="FINISHED", metrics=outcome.scores, params=parameters)

@@ -34,6 +34,7 @@ from uvar_tune.config.sections.study import Constraint, StudyConfig
 from uvar_tune.config.sections.tokenizer import TokenizerConfig
 from uvar_tune.config.sections.training import TrainingConfig
 from uvar_tune.config.space_entry import SpaceEntry
+from uvar_tune.errors import ConfigError, nearest
 from uvar_tune.io.uri import redact_url
 
 __all__ = [
@@ -155,11 +156,13 @@ class Config(Section):
         """A new, validated Config with the values of these dotted names replaced.
 
         Raises:
-            ConfigError: the first invalid value.
+            ConfigError: the first unknown name or invalid value.
         """
         tree = self.model_dump()
         for dotted, value in values.items():
-            section, key = dotted.split(".", 1)
+            section, _, key = dotted.partition(".")
+            if key not in tree.get(section, {}):
+                raise ConfigError(f"unknown setting {dotted!r}", nearest=nearest(dotted, dotted_names()))
             tree[section][key] = value
         return Config(**tree)
 

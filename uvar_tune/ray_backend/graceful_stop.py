@@ -16,12 +16,14 @@ from typing import Any
 
 import ray
 
+from uvar_tune.errors import ConfigError
 from uvar_tune.ray_backend import _private
 from uvar_tune.ray_backend.health import LostRay
 
 logger = logging.getLogger(__name__)
 
 _SAVE_TIMEOUT_SEC = 12.0  # for workers to save a checkpoint and end
+_TUNE_VARIABLE = "TUNE_DISABLE_SIGINT_HANDLER"
 _CLOSE_SEC = 18.0  # Tune grants 10 s more to what has not ended; MLflow and Ray need the rest
 _DUPLICATE_SEC = 1.0  # a stop may arrive twice, for the process and for its group
 _FLAG_POLL_SEC = 0.5
@@ -86,6 +88,7 @@ class GracefulShutdown:
         self._end: Callable[[], None] | None = None  # ends the running call
         self._first_signal = 0.0
         self._previous: dict[int, Any] = {}
+        self._previous_variable = os.environ.get(_TUNE_VARIABLE)
 
     def __enter__(self) -> GracefulShutdown:
         self._key = stop_flag_key()
@@ -98,6 +101,10 @@ class GracefulShutdown:
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if self._previous_variable is None:
+            os.environ.pop(_TUNE_VARIABLE, None)
+        else:
+            os.environ[_TUNE_VARIABLE] = self._previous_variable
 
     @property
     def stop_requested(self) -> bool:
@@ -105,10 +112,16 @@ class GracefulShutdown:
         return self._requested.is_set()
 
     def run_tune(self, fit: Callable[[], Any]) -> Any:
-        """The result of Tune's ``fit``, which a signal ends early."""
-        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGUSR1, lambda *_: None)  # until Tune has its own: the default ends the process
+        """The result of Tune's ``fit``, which a signal ends early.
+
+        Raises:
+            ConfigError: this is not the main thread, in which alone Tune can be asked to end.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigError("a study runs in the main thread of its process only: call it there, or in a process")
+        os.environ[_TUNE_VARIABLE] = "1"
+        # until Tune has its own: the default ends the process
+        self._previous.setdefault(signal.SIGUSR1, signal.signal(signal.SIGUSR1, lambda *_: None))
         return self._run(fit, self.end_tune)
 
     def run_blocking(self, function: Callable[[], Any]) -> Any:

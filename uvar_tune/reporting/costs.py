@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
+from pathlib import Path
 from typing import NamedTuple
 
 from uvar_tune.analysis.results import StudyResults
@@ -43,9 +45,18 @@ def costs(results: StudyResults) -> list[Row]:
     ]
     rows += [Row(IDLE, results.idle_sec, None, None)] if results.idle_sec else []
     record = results.directory / "cost.jsonl"
-    commands = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
+    commands = _records(record)
     total = sum(seconds for command in commands for key, seconds in command.items() if key != "time")
     return [*rows, Row(ALL, None, total, None)] if commands else rows
+
+
+def _records(path: Path) -> list[dict[str, float]]:
+    """The lines of cost.jsonl; one that a kill or a full disk has cut is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def _wall(results: StudyResults) -> dict[str, float]:

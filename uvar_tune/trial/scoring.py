@@ -33,6 +33,7 @@ from uvar_tune.evaluation import (
     open_extractor,
     reference_features,
     save_grid,
+    scores_from_features,
     to_uint8,
 )
 from uvar_tune.evaluation.cfg_search import InferencePointSearch, SearchResult
@@ -211,10 +212,8 @@ class SampleScorer:
             features: of the images.
             only: a metric; no other is computed than it and those computed with it (`f1` needs precision and recall).
         """
-        inputs = self._inputs(features)
-        if only is not None:
-            inputs = replace(inputs, metrics=_COMPUTED_BY.get(only, (only,)))
-        return evaluate(inputs, ["fidelity"])
+        metrics = self._config.evaluation.metrics if only is None else _COMPUTED_BY.get(only, (only,))
+        return scores_from_features(features, self._reference, metrics=metrics, seed=self._seed)
 
     def diversity(self, samples: Samples, features: Features, vqvae, *, ssim: bool = False) -> dict[str, float]:
         """Density, coverage, codes in use, copies of training images, the Fréchet distance to held-out images.
