@@ -162,7 +162,7 @@ def _baseline_lines(outcome: StudyOutcome) -> list[str]:
     ended = (lost.outcome or lost.state).replace("_", " ")
     return [
         f"no baseline: trial {lost.number} ended as {ended}, so the trials above compare with nothing; see "
-        f"{lost.directory / 'metrics.jsonl'}, mend the cause, and start the study anew under another --study name "
+        f"{lost.directory / 'metrics.jsonl'}, remove the cause, and start another study (--study) "
         "(study.warm_start reuses its trials)"
     ]
 
