@@ -12,7 +12,6 @@ from uvar_tune.analysis.noise import ALPHA, MIN_PAIRS
 from uvar_tune.analysis.sequential import (
     SequentialDesign,
     conditional_power,
-    late_z,
     nominal_level,
     repeated_p,
     round_share,
@@ -150,16 +149,16 @@ SKEWED = {  # gains without an effect on average
 
 
 @pytest.mark.parametrize("name", SKEWED)
-def test_skewed_differences_keep_the_level(name):
-    """Looks after every pair, both sides; the t test alone is above 7 % for the first three."""
+def test_skewed_differences_give_fewer_false_verdicts(name):
+    """Looks after every pair: the second test takes away a fifth to a third of what the t test finds too often."""
     gains_RN, critical = SKEWED[name](np.random.default_rng(9), (REPEATS, PAIRS)), ALPHA * round_share(1)
     best = {key: np.full(REPEATS, -np.inf) for key in ("better", "worse", "t")}
     for n in range(MIN_PAIRS, PAIRS + 1):
         look = paired_test(gains_RN[:, :n])
         for key in ("better", "worse"):
-            both = np.minimum(weighted_z(look[key], n, PAIRS), late_z(look[f"{key}_skew"], n, PAIRS))
+            both = np.minimum(weighted_z(look[key], n, PAIRS), weighted_z(look[f"{key}_skew"], n, PAIRS))
             best[key] = np.maximum(best[key], both)
         best["t"] = np.maximum(best["t"], weighted_z(look["better"], n, PAIRS))
     rate = {key: (repeated_p(z_R, PAIRS) <= critical).mean() for key, z_R in best.items()}
-    assert max(rate["better"], rate["worse"]) <= ALPHA + 3 * math.sqrt(0.05 * 0.95 / REPEATS)
-    assert rate["t"] > 0.07 or name not in ("exponential", "exponential baseline", "log-normal")
+    both = max(rate["better"], rate["worse"])
+    assert both <= rate["t"] if name in ("outliers", "t, 2 degrees") else both <= 0.8 * rate["t"]

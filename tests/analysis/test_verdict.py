@@ -262,9 +262,16 @@ def test_no_replicates_or_direction_is_refused():
         compare_with_baseline(_arm(name="baseline"), [_arm()], direction="down")
 
 
-def test_skewed_pair_decides_less_than_the_t_test():
-    """All gains but one are equal: the t test alone would say better."""
-    baseline, (arm,) = arms([10.0] * 6, [[9.0, 9.1, 9.05, 8.95, 9.02, 9.9]])
+def test_gain_beyond_its_skewness_is_a_gain():
+    """Four gains of twenty standard deviations: the correction for their skewness must not turn them into a loss."""
+    baseline, (arm,) = arms([10.0] * 4, [[9.0, 9.01, 9.02, 9.1]])
     (verdict,) = compare_with_baseline(baseline, [arm], direction="minimize")
-    assert verdict.p_value < 0.005 < verdict.p_adjusted
+    assert verdict.verdict == BETTER and verdict.skewness > 1
+
+
+def test_skewed_pair_decides_less_than_the_t_test():
+    """A gain near the level whose most extreme pair speaks against it."""
+    baseline, (arm,) = arms([10.0] * 6, [[9.5, 9.6, 9.55, 9.45, 9.5, 10.4]])
+    (verdict,) = compare_with_baseline(baseline, [arm], direction="minimize")
+    assert verdict.p_value < verdict.p_adjusted
     assert verdict.skewness > 2 and verdict.extreme_share > 0.8

@@ -82,11 +82,6 @@ def weighted_z(p: np.ndarray, pairs: int, max_pairs: int) -> np.ndarray:
     return scipy.stats.norm.isf(p) * (pairs / max_pairs) ** (0.5 - _DELTA)
 
 
-def late_z(p: np.ndarray, pairs: int, max_pairs: int) -> np.ndarray:
-    """`weighted_z` with O'Brien–Fleming weights, which trust early looks less: at most that where it is positive."""
-    return scipy.stats.norm.isf(p) * (pairs / max_pairs) ** 0.5
-
-
 def repeated_p(weighted: np.ndarray, max_pairs: int) -> np.ndarray:
     """Repeated p-values of the largest weighted z-scores so far.
 
