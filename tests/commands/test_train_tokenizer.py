@@ -21,6 +21,7 @@ from uvar_tune.data import load_images
 from uvar_tune.errors import ConfigError
 from uvar_tune.evaluation.reconstruction import reconstruction
 from uvar_tune.specs import OutcomeKind, TokenizerSpec
+from uvar_tune.tracking.metric_names import metric_key
 from uvar_tune.tracking.metrics_log import open_metrics_log
 from uvar_tune.training import latest_valid, load_tokenizer, save_tokenizer
 from uvar_tune.training.tokenizer_io import check_tokenizer
@@ -123,14 +124,9 @@ def test_mlflow_has_curves_images_and_held_out_scores(trained, root):
         points = database.execute("select key, step from metrics where run_uuid = ?", (run,)).fetchall()
         params = dict(database.execute("select key, value from params where run_uuid = ?", (run,)))
     assert status == "FINISHED" and params["tokenizer.images"] == "1280" and "model.depth" not in params
-    for key in (
-        "loss/total",
-        "loss/vq",
-        "reconstruction_mse",
-        "code_usage",
-        *(f"code_usage/scale_{k}" for k in range(1, 5)),
-    ):
+    for key in map(metric_key, ("loss/total", "loss/vq", "reconstruction_mse", "code_usage")):
         assert sorted(step for name, step in points if name == key) == list(range(320, 1281, 320)), key
+    assert sorted(step for name, step in points if name == "scales/code_usage") == [1, 2, 3, 4]
     held_out = {name: step for name, step in points if name.startswith("held_out/")}
     assert {"held_out/reconstruction_mse", "held_out/code_usage"} <= set(held_out) and set(held_out.values()) == {1280}
     assert list((root / "mlartifacts" / run / "artifacts" / "samples").glob("reconstructions-*1280.png")), place
